@@ -1,0 +1,24 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+.venv/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable ".[test]"
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/python -m psld_jax.main --config configs/digits.py --mode sample --workdir runs/demo
+	$(BIN)/python -m psld_jax.main --config configs/digits.py --mode bench --workdir runs/demo
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf .venv build dist *.egg-info runs

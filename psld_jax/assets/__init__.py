@@ -1,0 +1,14 @@
+"""The small things that ship with the package."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import numpy as np
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """The 1,797 handwritten digits (UCI): images float32 ``[1797, 8, 8, 1]`` in [-1, 1], labels int ``[1797]``."""
+    with resources.files("psld_jax.assets").joinpath("digits.npz").open("rb") as file, np.load(file) as archive:
+        images, labels = archive["images"], archive["labels"]
+    return (images[..., None].astype(np.float32) / 8 - 1), labels.astype(np.int64)

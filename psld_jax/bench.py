@@ -1,0 +1,144 @@
+"""Compare samplers: error to the exact ODE solution, Frechet distance to the exact law, wall time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from psld_jax import grids, integrators, metrics, random
+from psld_jax.build import Model, sampler_hyper
+from psld_jax.errors import unknown
+from psld_jax.solve import sample, sample_ode
+from psld_jax.tableau import tabulate
+
+COLUMNS = ("sampler", "grid", "budget", "nfe", "rmse", "frechet", "seconds", "hyper")
+
+
+def select(names: Iterable[str]) -> tuple[str, ...]:
+    """Canonical names of the samplers to compare; ``("all",)`` means every one.
+
+    Raises:
+      ValueError: for an unknown sampler.
+    """
+    names = tuple(names)
+    if names == ("all",):
+        return integrators.available()
+    return tuple(integrators.get(name).name for name in names)
+
+
+def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
+    """Run every combination of sampler, grid and budget in ``config.bench``.
+
+    Root-mean-square error of ``x`` at ``t_end`` (before denoising) against the exact solution of the
+    probability-flow ODE from the same noise, for deterministic samplers; Frechet distance in pixel space to
+    the exact law of the data, after the denoising step if ``config.sampler.denoise``; seconds of the second
+    run. Combinations whose budget is below one step are left out.
+
+    Returns:
+      ``{"rows": [...], "floor": distance of exact samples, "num_samples": n}``.
+    """
+    if model.data is None:
+        raise ValueError("bench needs a model whose exact law is known, such as the digits")
+    samplers, sde, n = select(config.bench.samplers), model.sde, config.bench.num_samples
+    if sde.num_blocks == 1:
+        samplers = tuple(name for name in samplers if _applies(name, sde))
+    for grid in config.bench.grids:
+        if grid not in grids.available():
+            raise unknown("grid", grid, grids.available())
+    t_end, denoise = config.sampler.t_end, config.sampler.denoise
+    law = metrics.mixture_statistics(model.data, config.model.bandwidth)
+    keys = random.sample_keys(jax.random.key(config.seed), np.arange(n))
+    z_T = sde.prior_sample(keys, (n, *model.image_shape))
+    with jax.enable_x64(True):
+        z_64 = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float64), z_T)
+        exact, _ = sample_ode(
+            model.eps_fn,
+            sde,
+            z_64,
+            t_end=t_end,
+            solver="dopri8",
+            rtol=1e-7,
+            atol=1e-7,
+            denoise=False,
+            step_control="batch",
+        )
+        exact = np.asarray(exact[0])
+    rng = np.random.default_rng(config.seed)
+    chosen = model.data[rng.integers(len(model.data), size=n)]
+    noisy = chosen + config.model.bandwidth * rng.standard_normal(chosen.shape)
+    floor = metrics.frechet_distance(*metrics.statistics(noisy), *law)
+    rows = []
+    jobs = [(s, g, b) for b in config.bench.nfe for g in config.bench.grids for s in samplers]
+    for name, grid, budget in progress(jobs) if progress else jobs:
+        hyper = sampler_hyper(config, name)
+        integrator = integrators.get(name, **hyper)
+        if budget < integrator.nfe_per_step + denoise:
+            continue
+        options = {"sde": sde} if grid == "log_snr" else {}
+        times = grids.for_budget(grid, integrator, budget, denoise, t_end=t_end, **options)
+        table = tabulate(integrator, sde, times, denoise=denoise)
+        path = sample(model.eps_fn, table, z_T, keys, return_trajectory=True)
+        images, undenoised = np.asarray(path[0][-1]), np.asarray(path[0][len(times) - 1])
+        del path
+        sample(model.eps_fn, table, z_T, keys)[0].block_until_ready()
+        start = time.perf_counter()
+        sample(model.eps_fn, table, z_T, keys)[0].block_until_ready()
+        seconds = time.perf_counter() - start
+        finite = bool(np.isfinite(images).all())
+        rmse = None if integrator.stochastic else float(np.sqrt(np.mean((undenoised - exact) ** 2)))
+        distance = metrics.frechet_distance(*metrics.statistics(images), *law) if finite else float("inf")
+        values = (name, grid, int(budget), table.nfe, rmse, float(distance), seconds, hyper)
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return {"rows": rows, "floor": float(floor), "num_samples": int(n)}
+
+
+def _applies(name: str, sde: Any) -> bool:
+    try:
+        integrators.get(name).stages(sde, 0.5, 0.4)
+    except ValueError:
+        return False
+    return True
+
+
+def write_tables(rows: list[dict[str, Any]], directory: Path) -> None:
+    """Write ``bench.csv`` and ``bench.json``."""
+    with open(directory / "bench.csv", "w", newline="") as file:
+        writer: csv.DictWriter[str] = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({**row, "hyper": json.dumps(row["hyper"])} for row in rows)
+    (directory / "bench.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def rich_table(result: dict[str, Any]) -> Any:
+    """The Frechet distances (and errors of deterministic samplers) as a table, budgets across."""
+    from rich.table import Table
+
+    rows = result["rows"]
+    budgets = sorted({row["budget"] for row in rows})
+    table = Table(
+        title=f"Frechet distance to the exact law | RMSE to the exact ODE solution "
+        f"({result['num_samples']} samples; exact samples: {result['floor']:.2f})"
+    )
+    table.add_column("sampler")
+    table.add_column("grid")
+    for budget in budgets:
+        table.add_column(f"NFE <= {budget}", justify="right")
+    cells = {(row["sampler"], row["grid"], row["budget"]): row for row in rows}
+    for sampler, grid in sorted({(row["sampler"], row["grid"]) for row in rows}):
+        line = []
+        for budget in budgets:
+            row = cells.get((sampler, grid, budget))
+            if row is None:
+                line.append("-")
+            else:
+                error = "" if row["rmse"] is None else f" | {row['rmse']:.2g}"
+                line.append(f"{row['frechet']:.3g}{error}")
+        table.add_row(sampler, grid, *line)
+    return table

@@ -1,0 +1,168 @@
+"""What an integrator is: a name, hyper-parameters, and a host function that returns stages.
+
+One clock: forward time ``t``, data at 0. One step goes from ``t`` down to ``s``, ``h = t - s > 0``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from psld_jax.errors import unknown
+from psld_jax.sde import PSLD, LinearSDE
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage of a step: an optional network evaluation, then one affine update.
+
+    If ``tau`` is set, the network is evaluated at the current state and time ``tau``, and the prediction
+    ``q = U z + V eps`` is pushed on the history. Then ``z <- A z + sum_j B[j] q_{-j} + R xi`` with fresh
+    ``xi ~ N(0, I)``; ``R = None`` draws nothing.
+
+    Attributes:
+      A: ``[K, K]``.
+      B: ``[K, K]`` each; ``B[0]`` multiplies the newest prediction, ``B[1]`` the one before it, ...
+      R: ``[K, K]`` or ``None``.
+      tau: time of the evaluation, or ``None`` for no evaluation.
+      U, V: ``[K, K]``; default: ``q = eps``.
+    """
+
+    A: np.ndarray
+    B: tuple[np.ndarray, ...] = ()
+    R: np.ndarray | None = None
+    tau: float | None = None
+    U: np.ndarray | None = None
+    V: np.ndarray | None = None
+
+    def at(self, tau: float) -> Stage:
+        """The same stage, preceded by a fresh evaluation of the network at time ``tau``."""
+        return dataclasses.replace(self, tau=tau)
+
+
+StepFn = Callable[..., Sequence[Stage]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Integrator:
+    """A sampler as data. Create it with :func:`get`.
+
+    Attributes:
+      name: canonical name.
+      order: stated order of convergence of the global error (weak order for stochastic methods).
+      hyper: the hyper-parameters, complete with defaults.
+    """
+
+    name: str
+    order: int
+    hyper: dict[str, Any]
+    fn: StepFn = dataclasses.field(repr=False)
+
+    def stages(self, sde: LinearSDE, t: float, s: float) -> list[Stage]:
+        """The stages of one step from ``t`` to ``s``, float64.
+
+        Raises:
+          ValueError: if the method does not apply to ``sde`` (splitting needs K = 2), or a hyper-parameter is
+            out of range.
+        """
+        return list(self.fn(sde, t, s, **self.hyper))
+
+    @functools.cached_property
+    def _probe(self) -> list[Stage]:
+        return self.stages(PSLD(), 0.5, 0.4)
+
+    @property
+    def nfe_per_step(self) -> int:
+        """Network evaluations per step, counted from the stages."""
+        return sum(stage.tau is not None for stage in self._probe)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the method draws noise."""
+        return any(stage.R is not None for stage in self._probe)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    fn: StepFn
+    order: int
+    aliases: tuple[str, ...]
+
+
+_REGISTRY: dict[str, _Entry] = {}
+
+
+def register(name: str, *, order: int, aliases: tuple[str, ...] = ()) -> Callable[[StepFn], StepFn]:
+    """Decorator: make ``fn(sde, t, s, *, hyper=default, ...)`` available as integrator ``name``.
+
+    ``aliases`` are the paper's acronyms; :func:`get` accepts them in any case.
+    """
+
+    def decorate(fn: StepFn) -> StepFn:
+        if name in _REGISTRY:
+            raise ValueError(f"integrator {name!r} is registered twice")
+        _REGISTRY[name] = _Entry(fn, order, aliases)
+        return fn
+
+    return decorate
+
+
+@functools.cache
+def _discover() -> None:
+    """Import every module of this package: each registers its integrators."""
+    package = importlib.import_module("psld_jax.integrators")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def available() -> tuple[str, ...]:
+    """Canonical names of all integrators, sorted."""
+    _discover()
+    return tuple(sorted(_REGISTRY))
+
+
+def describe(name: str) -> str:
+    """The docstring of the integrator's step function: equation, source, order, NFE."""
+    return inspect.getdoc(_REGISTRY[get(name).name].fn) or ""
+
+
+def get(name: str, **hyper: Any) -> Integrator:
+    """The integrator ``name`` (or a paper acronym such as ``"ROBA"``) with the given hyper-parameters.
+
+    Raises:
+      ValueError: for an unknown name or hyper-parameter (with the nearest known one), or a value out of range.
+    """
+    _discover()
+    aliases = {alias.lower(): key for key, entry in _REGISTRY.items() for alias in entry.aliases}
+    key = name if name in _REGISTRY else aliases.get(str(name).lower(), name)
+    if key not in _REGISTRY:
+        raise unknown("integrator", name, _REGISTRY)
+    entry = _REGISTRY[key]
+    defaults = {p.name: p.default for p in inspect.signature(entry.fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for given in hyper:
+        if given not in defaults:
+            if not defaults:
+                raise ValueError(f"integrator {key!r} has no hyper-parameters, got {given!r}")
+            raise unknown(f"hyper-parameter of {key!r}", given, defaults)
+    integrator = Integrator(key, entry.order, {**defaults, **hyper}, entry.fn)
+    _ = integrator.nfe_per_step  # runs one step on the host, so that bad values are reported now
+    return integrator
+
+
+def real_number(name: str, value: Any, minimum: float = -np.inf) -> float:
+    """``value`` as a float, or a ``ValueError`` that names the hyper-parameter and its range."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not (np.isfinite(number) and number >= minimum):
+        bound = "" if minimum == -np.inf else f" >= {minimum:g}"
+        raise ValueError(f"{name}={value!r} must be a finite number{bound}")
+    return number

@@ -1,0 +1,93 @@
+"""Baselines: Euler, Euler-Maruyama, Heun, and the symmetric splitting SSCS."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from psld_jax.integrators.base import Stage, register
+from psld_jax.sde import LinearSDE, cholesky, linear_flow
+
+
+def euler_stage(sde: LinearSDE, t: float, h: float, *, stochastic: bool = False) -> Stage:
+    """One Euler update of length ``h`` from ``t``, coefficients frozen at ``t``, no noise, one evaluation.
+
+    ``z <- (I - h F + w h D Cskip) z + w h D C eps``, ``w = 1/2`` for the probability-flow ODE and 1 for the
+    drift of the reverse SDE.
+    """
+    f, d, weight = sde.drift(t), sde.diffusion(t), 1.0 if stochastic else 0.5
+    a = np.eye(sde.num_blocks) - h * f + weight * h * d @ sde.score_skip(t)
+    return Stage(a, (weight * h * d @ sde.score_matrix(t),)).at(t)
+
+
+@register("euler", order=1)
+def euler(sde: LinearSDE, t: float, s: float) -> list[Stage]:
+    """Euler's method on the probability-flow ODE ``dz/dt = F z - D score / 2``.
+
+    ``z <- (I - h F) z + (h/2) D C eps``. Order 1, NFE 1, deterministic, any K.
+    """
+    return [euler_stage(sde, t, t - s)]
+
+
+@register("heun", order=2)
+def heun(sde: LinearSDE, t: float, s: float) -> list[Stage]:
+    """Heun's method (trapezoidal rule with an Euler predictor) on the probability-flow ODE.
+
+    ``z' = z + h k(z, t)``, ``z <- z + (h/2)(k(z, t) + k(z', s))`` (Karras et al., 2022, algorithm 1).
+    Order 2, NFE 2, deterministic, any K.
+    """
+    h = t - s
+    predictor, slope = euler_stage(sde, t, h), euler_stage(sde, s, h)
+    # The old state is recovered from the predicted one, z = A^-1 (z' - B eps_0); then z <- (z + z' + h k_1) / 2.
+    back = np.linalg.inv(predictor.A)
+    corrector = Stage(0.5 * (back + slope.A), (0.5 * slope.B[0], -0.5 * back @ predictor.B[0]), tau=s)
+    return [predictor, corrector]
+
+
+@register("euler_maruyama", order=1, aliases=("EM",))
+def euler_maruyama(sde: LinearSDE, t: float, s: float) -> list[Stage]:
+    """Euler-Maruyama on the reverse SDE ``dz = (F z - D score) dt + G dw``.
+
+    ``z <- (I - h F) z + h D C eps + sqrt(h) G xi``. Weak order 1, NFE 1, one draw, any K.
+    """
+    h = t - s
+    drift = euler_stage(sde, t, h, stochastic=True)
+    return [Stage(drift.A, drift.B, np.sqrt(h) * sde.dispersion(t)).at(t)]
+
+
+@register("sscs", order=1, aliases=("SSCS",))
+def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact") -> list[Stage]:
+    """Symmetric splitting of the reverse SDE (CLD-SGM's SSCS: Dockhorn et al., ICLR 2022, section 3.3).
+
+    Half a step of the exact flow of ``dz = (-F - D Sigma_inf^-1) z + G dw`` (in reverse time), the score
+    step ``z <- (I + h D Sigma_inf^-1) z + h D score`` at ``t``, half a step again. Weak order 1 (the score step
+    is an Euler step at the start of the interval), NFE 1, two draws, any K.
+
+    Args:
+      beta_rule: ``"exact"`` integrates ``beta`` over each half-step. ``"original"`` reproduces the original PSLD
+        code, which uses the first half's integral for both (equal for a constant beta). Either way the jitter
+        is added to each half-step's covariance, as there.
+    """
+    if beta_rule not in ("exact", "original"):
+        raise ValueError(f"beta_rule={beta_rule!r} must be one of exact, original")
+    h, middle = t - s, (t + s) / 2
+    b = sde.beta_integral
+    first_half = b(t) - b(middle)
+    lengths = first_half, b(middle) - b(s) if beta_rule == "exact" else first_half
+    pull = sde.diffusion(t) @ np.linalg.inv(sde.prior_cov())
+    score = Stage(
+        np.eye(sde.num_blocks) + h * pull + h * sde.diffusion(t) @ sde.score_skip(t),
+        (h * sde.diffusion(t) @ sde.score_matrix(t),),
+    )
+    first, last = (_reverse_ou(sde, length) for length in lengths)
+    return [first, score.at(t), last]
+
+
+def _reverse_ou(sde: LinearSDE, length: float) -> Stage:
+    """Exact flow of ``dz = (-F - D Sigma_inf^-1) z + G dw`` over ``length`` units of ``int beta``.
+
+    Its drift is ``Sigma_inf F^T Sigma_inf^-1`` (time reversal of the stationary process), so it keeps
+    ``Sigma_inf``. The jitter is added to the covariance gained.
+    """
+    sigma, f, d = sde.prior_cov(), sde.unit_drift, sde.unit_diffusion
+    flow, cov = linear_flow(sigma @ f.T @ np.linalg.inv(sigma), d, length)
+    return Stage(flow, R=cholesky(cov + sde.jitter * np.eye(sde.num_blocks), sde.decomposition))

@@ -1,0 +1,54 @@
+"""Random numbers that depend on (seed, sample index, draw number) and on nothing else.
+
+Sample ``i`` owns the key ``fold_in(key, i)``; its draw ``d`` comes from ``fold_in(key_i, d)``. How samples
+are split into batches, over devices or over restarted runs therefore cannot change a single bit of noise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = Any
+
+#: Draw number of the prior. Steps of a sampler count 0, 1, 2, ..., so one key serves both.
+PRIOR_DRAW = 2**32 - 1
+
+
+def sample_keys(key: Array, indices: Array) -> Array:
+    """One key for each sample: ``fold_in(key, i)`` for ``i`` in ``indices`` (integers ``[n]``)."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(indices, jnp.uint32))
+
+
+def is_batch(key: Array) -> bool:
+    """Whether ``key`` is already one key per sample (``[n]`` typed keys, or ``[n, 2]`` raw ones)."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key.ndim == (1 if typed else 2)
+
+
+def per_sample(key: Array, n: int) -> Array:
+    """``key`` itself if it holds one key per sample, else ``sample_keys(key, 0..n-1)``.
+
+    Raises:
+      ValueError: if ``key`` holds another number of keys than ``n``.
+    """
+    if not is_batch(key):
+        return sample_keys(key, jnp.arange(n))
+    if len(key) != n:
+        raise ValueError(f"got {len(key)} random keys for a batch of {n}; pass one key, or one per sample")
+    return key
+
+
+def normal_like(keys: Array, draw: Array, state: Any) -> Any:
+    """Standard normal numbers shaped like ``state`` (leaves ``[n, ...]``): draw number ``draw`` of ``keys``."""
+    leaves, structure = jax.tree.flatten(state)
+
+    def one(key: Array) -> list[Array]:
+        key = jax.random.fold_in(key, draw)
+        return [
+            jax.random.normal(jax.random.fold_in(key, i), leaf.shape[1:], leaf.dtype) for i, leaf in enumerate(leaves)
+        ]
+
+    return jax.tree.unflatten(structure, jax.vmap(one)(keys))

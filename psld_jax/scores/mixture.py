@@ -1,0 +1,141 @@
+"""The exact score of a smoothed data set: a network-free ``eps_fn`` for tests, benches and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psld_jax import blocks
+from psld_jax.device import TimeFunction
+from psld_jax.sde import LinearSDE
+
+Array = Any
+
+# XLA's CPU backend multiplies one or two rows with other kernels than more: batches are padded to a multiple of
+# this many, so that a sample's bits do not depend on how many others it shares its batch with.
+_ROWS = 4
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MixtureScore:
+    """``eps_fn`` of a Gaussian mixture; make it with :func:`mixture`. A pytree: data are arguments, not constants.
+
+    Attributes:
+      points: centred data ``[blocks, m, d]``, zero-padded; half_norms: ``|x_i|^2 / 2``, infinite for padding.
+      center: the data's mean ``[d]``.
+      coefficients: function of time, ``[K, 2 K + 2]``: ``G``, ``H``, ``mu`` and ``S^-1 mu``.
+      shape: shape of one datum.
+    """
+
+    points: Array
+    half_norms: Array
+    center: Array
+    coefficients: TimeFunction
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, z: blocks.State, t: Array) -> blocks.State:
+        """``eps(z, t)`` for a state with leaves ``[n, *shape]`` and scalar ``t``; same structure and dtype."""
+        leaves = jax.tree.leaves(z)
+        dtype, n = leaves[0].dtype, leaves[0].shape[0]
+        matrix = self.coefficients(jnp.asarray(t, dtype))
+        k = matrix.shape[0]
+        if len(z) != k or len(leaves) != k or any(leaf.shape[1:] != self.shape for leaf in leaves):
+            raise ValueError(
+                f"this score takes a state of {k} arrays of shape [n, {', '.join(map(str, self.shape))}], "
+                f"got {[leaf.shape for leaf in leaves]}"
+            )
+        gain, skip, mu, sigma_mu = matrix[:, :k], matrix[:, k:-2], matrix[:, -2:-1], matrix[:, -1]
+        precision = jnp.dot(mu[:, 0], sigma_mu)
+        center = self.center.astype(dtype)
+        rows = [jnp.reshape(leaf, (n, -1)) - mu[i] * center for i, leaf in enumerate(leaves)]
+        a = sum(sigma_mu[i] * row for i, row in enumerate(rows))
+        a = jnp.pad(a, ((0, -n % _ROWS), (0, 0)))
+        mean = jnp.reshape((_posterior_mean(self, a, precision) + center)[:n], (n, *self.shape))
+        residual = blocks.like(z, (leaf - mu[i] * mean for i, leaf in enumerate(leaves)))
+        return blocks.add(blocks.apply(gain, residual), blocks.apply(skip, z))
+
+
+def _posterior_mean(score: MixtureScore, a: Array, precision: Array) -> Array:
+    """``sum_i w_i x_i`` with ``w_i`` proportional to ``exp(<a, x_i> - precision |x_i|^2 / 2)``, ``a [n, d]``.
+
+    One pass over the data by blocks with a running maximum, so memory is that of one block.
+    """
+
+    def step(carry, block):
+        top, total, weighted = carry
+        points, half_norms = block[0].astype(a.dtype), block[1].astype(a.dtype)
+        logits = jnp.dot(a, points.T, precision="highest") - precision * half_norms
+        new_top = jnp.maximum(top, logits.max(axis=1, keepdims=True))
+        weights, shrink = jnp.exp(logits - new_top), jnp.exp(top - new_top)
+        total = total * shrink + weights.sum(axis=1, keepdims=True)
+        weighted = weighted * shrink + jnp.dot(weights, points, precision="highest")
+        return (new_top, total, weighted), None
+
+    n, d = a.shape
+    start = (jnp.full((n, 1), -jnp.inf, a.dtype), jnp.zeros((n, 1), a.dtype), jnp.zeros((n, d), a.dtype))
+    (_, total, weighted), _ = jax.lax.scan(step, start, (score.points, score.half_norms))
+    return weighted / total
+
+
+def mixture(
+    data: Array, bandwidth: float, sde: LinearSDE, *, t_min: float = 1e-6, data_block: int = 8192
+) -> MixtureScore:
+    """Exact ``eps_fn`` of the data set smoothed with a Gaussian, for any K-block SDE.
+
+    For data ``x_i`` and bandwidth ``h`` the law of ``z_t`` is the mixture of ``N(mu_t x_i, S_t)`` with
+    ``S_t = Sigma_t + h^2 mu_t mu_t^T`` for each pixel. With ``xhat = E[x_i | z]``,
+    ``score = S^-1 (mu xhat - z)`` and ``eps = C^-1 (score - Cskip z)``.
+
+    Args:
+      data: ``[N, ...]``, finite.
+      bandwidth: standard deviation ``h > 0``, in the data's units.
+      sde: the diffusion.
+      t_min: smallest time at which the score can be evaluated (below it, NaN).
+      data_block: data points visited at a time: bounds the memory at ``n x data_block`` numbers.
+
+    Raises:
+      ValueError: for empty or non-finite data, or a bandwidth or block that is not positive.
+    """
+    data = np.asarray(data, np.float64)
+    if data.ndim < 2 or data.size == 0:
+        raise ValueError(f"data must be a non-empty array [N, ...], got shape {data.shape}")
+    bad = ~np.isfinite(data).reshape(len(data), -1).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"data has NaN or infinite values in {bad.sum()} of {len(data)} points, first at index {bad.argmax()}"
+        )
+    if not (np.isfinite(bandwidth) and bandwidth > 0):
+        raise ValueError(f"bandwidth={bandwidth} must be a finite number > 0")
+    if data_block < 1:
+        raise ValueError(f"data_block={data_block} must be >= 1")
+    flat = data.reshape(len(data), -1)
+    center = flat.mean(axis=0)
+    flat = flat - center  # small numbers in the exponent: less to lose in float32
+    size = min(data_block, len(flat))
+    count = -(-len(flat) // size)
+    points = np.zeros((count * size, flat.shape[1]))
+    points[: len(flat)] = flat
+    half_norms = np.full(count * size, np.inf)
+    half_norms[: len(flat)] = 0.5 * (flat**2).sum(axis=1)
+
+    def coefficients(t: np.ndarray) -> np.ndarray:
+        mu, out = sde.mean(t), sde.score_matrix(t)
+        total = sde.cov(t) + bandwidth**2 * mu @ np.swapaxes(mu, -1, -2)
+        gain = -np.linalg.solve(out, np.linalg.inv(total))
+        skip = -np.linalg.solve(out, sde.score_skip(t))
+        # eps = C^-1 (S^-1 (mu xhat - z) - Cskip z) = gain (z - mu xhat) + skip z
+        return np.concatenate([gain, skip, mu, np.linalg.solve(total, mu)], axis=-1)
+
+    dtype = jnp.result_type(float)
+    return MixtureScore(
+        points.reshape(count, size, -1).astype(dtype),
+        half_norms.reshape(count, size).astype(dtype),
+        center.astype(dtype),
+        TimeFunction(coefficients, t_min),
+        data.shape[1:],
+    )

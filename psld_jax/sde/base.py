@@ -1,0 +1,266 @@
+"""Linear diffusions of K blocks, ``dz = F_t z dt + G_t dw``, in float64.
+
+All of them here run on one clock: ``F_t = beta(t) F`` and ``D_t = G_t G_t^T = beta(t) D`` with constant
+matrices and a linear rate ``beta(t) = beta_min + (beta_max - beta_min) t``. In the operational time
+``b(t) = int_0^t beta`` the diffusion is autonomous, so everything is a matrix exponential.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from scipy.linalg import expm, solve_continuous_lyapunov
+
+from psld_jax import blocks, random
+from psld_jax.device import TimeFunction, to_device
+
+Array = Any
+DECOMPOSITIONS = ("lower", "upper")
+
+
+def cholesky(cov: np.ndarray, decomposition: str = "lower") -> np.ndarray:
+    """Triangular ``L`` with ``L L^T = cov`` for positive semi-definite ``cov [..., K, K]``.
+
+    ``decomposition`` is ``"lower"`` or ``"upper"``. A vanishing pivot gives a vanishing column, so
+    singular covariances (no noise in one block) are fine.
+
+    Raises:
+      ValueError: if a pivot is negative beyond rounding, or NaN.
+    """
+    cov = np.asarray(cov, np.float64)
+    if decomposition == "upper":
+        return cholesky(cov[..., ::-1, ::-1])[..., ::-1, ::-1]
+    rest, scale = cov.copy(), np.abs(cov).max(initial=0.0)
+    factor = np.zeros_like(cov)
+    for j in range(cov.shape[-1]):
+        pivot = rest[..., j, j]
+        if not np.all(pivot >= -1e-12 * scale):
+            raise ValueError(f"covariance is not positive semi-definite: pivot {j} is {np.min(pivot)}")
+        root = np.sqrt(np.maximum(pivot, 0.0))
+        column = rest[..., j:, j] / np.where(root > 0, root, np.inf)[..., None]
+        factor[..., j:, j] = column
+        rest[..., j:, j:] -= column[..., :, None] * column[..., None, :]
+    return factor
+
+
+def linear_flow(f: np.ndarray, d: np.ndarray, length: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Transition ``e^{F b}`` and covariance ``int_0^b e^{F u} D e^{F^T u} du`` of ``dz = F z db + D^1/2 dw``.
+
+    The block exponential of Van Loan (1978) over a piece short enough to be accurate, then doubling,
+    ``Q(2 b) = Psi Q Psi^T + Q``: a sum of positive terms at every length.
+
+    Args:
+      f, d: ``[K, K]``.
+      length: ``b >= 0``, ``[...]``.
+
+    Returns:
+      Float64 ``[..., K, K]`` each.
+    """
+    length, k = np.asarray(length, np.float64), len(f)
+    reach = np.max(np.abs(length), initial=0.0) * np.linalg.norm(f, 2)
+    doublings = max(0, int(np.ceil(np.log2(max(reach, 1e-300) / 0.5))))
+    block = np.block([[-f, d], [np.zeros((k, k)), f.T]])
+    exp = expm((length / 2**doublings)[..., None, None] * block)
+    psi = np.swapaxes(exp[..., k:, k:], -1, -2)
+    noise = psi @ exp[..., :k, k:]
+    for _ in range(doublings):
+        noise = psi @ noise @ np.swapaxes(psi, -1, -2) + noise
+        psi = psi @ psi
+    return psi, (noise + np.swapaxes(noise, -1, -2)) / 2
+
+
+class LinearSDE:
+    """A linear diffusion of K blocks, from its constant matrices.
+
+    ``dz = beta(t) F z dt + sqrt(beta(t)) G dw``, ``D = G G^T`` (Pandey & Mandt, ICCV 2023, eq. 3, and any
+    other time-changed linear SDE: variance-preserving, critically damped or higher-order Langevin).
+    Subclasses with a known transition override :meth:`transition` and :meth:`noise_cov`; this class
+    computes them with matrix exponentials and serves as the check on those closed forms.
+
+    Time is forward time: data at ``t = 0``, noise at ``t = 1``. Every method of time takes a float or a
+    float64 array ``[...]`` and returns float64 ``[..., K, K]``.
+
+    ``unit_drift`` and ``unit_diffusion`` hold the constant matrices.
+
+    Args:
+      drift: ``[K, K]``, the constant ``F``; all eigenvalues in the open left half-plane.
+      diffusion: ``[K, K]``, the constant ``D``, symmetric positive semi-definite.
+      beta_min, beta_max: rates at ``t = 0`` and ``t = 1`` (per unit of time).
+      initial_cov: ``[K, K]``, ``Sigma_0``, the covariance of the state at ``t = 0`` given ``x_0``.
+      decomposition: ``"lower"`` or ``"upper"`` triangular factor of the covariance.
+      jitter: added to the diagonal of every marginal covariance.
+
+    Raises:
+      ValueError: for rates that are negative or vanish together, matrices of the wrong shape, an
+        unknown decomposition, a negative jitter, or a drift without a stationary law.
+    """
+
+    def __init__(
+        self,
+        drift: Array,
+        diffusion: Array,
+        *,
+        beta_min: float,
+        beta_max: float,
+        initial_cov: Array | None = None,
+        decomposition: str = "lower",
+        jitter: float = 0.0,
+    ):
+        self.unit_drift, self.unit_diffusion = np.array(drift, np.float64), np.array(diffusion, np.float64)
+        if (
+            self.unit_drift.ndim != 2
+            or self.unit_drift.shape[0] != self.unit_drift.shape[1]
+            or self.unit_diffusion.shape != self.unit_drift.shape
+        ):
+            raise ValueError(
+                "drift and diffusion must be square matrices of equal size, "
+                f"got {np.shape(drift)} and {np.shape(diffusion)}"
+            )
+        for name, beta in (("beta_min", beta_min), ("beta_max", beta_max)):
+            if not (np.isfinite(beta) and beta >= 0):
+                raise ValueError(f"{name}={beta} must be a finite number >= 0")
+        if beta_min == beta_max == 0:
+            raise ValueError("beta_min = beta_max = 0 diffuses nothing; at least one must be > 0")
+        if decomposition not in DECOMPOSITIONS:
+            raise ValueError(f"decomposition={decomposition!r} must be one of {', '.join(DECOMPOSITIONS)}")
+        if not (np.isfinite(jitter) and jitter >= 0):
+            raise ValueError(f"jitter={jitter} must be a finite number >= 0")
+        if not np.all(np.linalg.eigvals(self.unit_drift).real < 0):
+            raise ValueError(
+                f"drift={self.unit_drift.tolist()} has an eigenvalue outside the left half-plane: no stationary law"
+            )
+        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+        self.decomposition, self.jitter = decomposition, float(jitter)
+        k = self.num_blocks
+        self.initial_cov = np.zeros((k, k)) if initial_cov is None else np.array(initial_cov, np.float64)
+
+    @property
+    def num_blocks(self) -> int:
+        """K: 1 for position alone, 2 for position and momentum."""
+        return self.unit_drift.shape[0]
+
+    def state(self, *parts: Any) -> blocks.State:
+        """The state tuple of K blocks: :class:`PhaseState` for K = 2, a plain tuple otherwise."""
+        if len(parts) != self.num_blocks:
+            raise ValueError(f"a state of this SDE has {self.num_blocks} blocks, got {len(parts)}")
+        return blocks.PhaseState(*parts) if len(parts) == 2 else tuple(parts)
+
+    # --- coefficients of the SDE ---------------------------------------------------------------
+
+    def beta(self, t: Array) -> Array:
+        """Rate ``beta(t)``, ``[...]``, per unit of time."""
+        return self.beta_min + (self.beta_max - self.beta_min) * np.asarray(t, np.float64)
+
+    def beta_integral(self, t: Array) -> Array:
+        """``b(t) = int_0^t beta``, ``[...]``, dimensionless."""
+        t = np.asarray(t, np.float64)
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+
+    def drift(self, t: Array) -> np.ndarray:
+        """``F_t``, ``[..., K, K]``."""
+        return self.beta(t)[..., None, None] * self.unit_drift
+
+    def diffusion(self, t: Array) -> np.ndarray:
+        """``D_t = G_t G_t^T``, ``[..., K, K]``."""
+        return self.beta(t)[..., None, None] * self.unit_diffusion
+
+    def dispersion(self, t: Array) -> np.ndarray:
+        """``G_t``, the lower Cholesky factor of ``D_t``, ``[..., K, K]``."""
+        return cholesky(self.diffusion(t))
+
+    # --- the kernel p(z_t | x_0) -----------------------------------------------------------------
+
+    def transition(self, s: Array, t: Array) -> np.ndarray:
+        """``Psi(s, t)``: carries ``dz = F z dt`` from time ``t`` to time ``s`` (either order), ``[..., K, K]``."""
+        return expm((self.beta_integral(s) - self.beta_integral(t))[..., None, None] * self.unit_drift)
+
+    def noise_cov(self, t: Array, s: Array = 0.0) -> np.ndarray:
+        """Covariance of ``z_t`` given ``z_s``, ``s <= t``: ``int_s^t Psi(t, u) D_u Psi(t, u)^T du``, ``[..., K, K]``.
+
+        See :func:`linear_flow`: no cancellation near ``t = s``.
+        """
+        return linear_flow(self.unit_drift, self.unit_diffusion, self.beta_integral(t) - self.beta_integral(s))[1]
+
+    def mean(self, t: Array) -> np.ndarray:
+        """``mu_t = Psi(t, 0) e_1``: the kernel has mean ``mu_t x_0``, ``[..., K, 1]``."""
+        return self.transition(t, 0.0)[..., :, :1]
+
+    def cov(self, t: Array, cov0: Array | None = None) -> np.ndarray:
+        """Kernel covariance ``Sigma_t = Psi(t,0) cov0 Psi(t,0)^T + noise + jitter I``, ``[..., K, K]``.
+
+        ``cov0`` defaults to the SDE's own ``Sigma_0``; pass zeros for denoising score matching (DSM).
+        """
+        start = self.initial_cov if cov0 is None else np.asarray(cov0, np.float64)
+        if start.shape != self.unit_drift.shape:
+            raise ValueError(f"cov0 has shape {start.shape}, expected {self.unit_drift.shape}")
+        psi = self.transition(t, 0.0)
+        spread = psi @ start @ np.swapaxes(psi, -1, -2)
+        return spread + self.noise_cov(t) + self.jitter * np.eye(self.num_blocks)
+
+    def factor(self, t: Array, cov0: Array | None = None) -> np.ndarray:
+        """``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``."""
+        return cholesky(self.cov(t, cov0), self.decomposition)
+
+    def score_matrix(self, t: Array, cov0: Array | None = None) -> np.ndarray:
+        """``C_t = -L_t^{-T}``: ``score(z, t) = Cskip_t z + C_t eps(z, t)``, ``[..., K, K]``."""
+        return -np.swapaxes(np.linalg.inv(self.factor(t, cov0)), -1, -2)
+
+    def score_skip(self, t: Array) -> np.ndarray:
+        """``Cskip_t``, ``[..., K, K]``: zero unless the network is preconditioned."""
+        return np.zeros(np.shape(t) + self.unit_drift.shape)
+
+    # --- the prior --------------------------------------------------------------------------------
+
+    def prior_cov(self) -> np.ndarray:
+        """``Sigma_inf``, ``[K, K]``: solves ``F S + S F^T + D = 0``."""
+        return solve_continuous_lyapunov(self.unit_drift, -self.unit_diffusion)
+
+    def prior_sample(self, key: Array, shape: tuple[int, ...], dtype: Any = None) -> blocks.State:
+        """Draw ``z_T ~ N(0, Sigma_inf)``: K blocks of ``shape`` (batch first), on the device.
+
+        ``key`` is one key (sample ``i`` uses ``fold_in(key, i)``) or one key per sample. ``dtype`` defaults to
+        float32.
+        """
+        if len(shape) < 1 or shape[0] < 1:
+            raise ValueError(f"shape={shape} needs a leading batch axis of at least 1")
+        leaf = jax.ShapeDtypeStruct(shape, np.float32 if dtype is None else dtype)
+        keys = random.per_sample(key, shape[0])
+        xi = random.normal_like(keys, random.PRIOR_DRAW, self.state(*[leaf] * self.num_blocks))
+        return blocks.apply(to_device(cholesky(self.prior_cov()), leaf.dtype), xi)
+
+    def perturb(self, x0: Array, t: Array, eps: blocks.State) -> blocks.State:
+        """``z_t = mu_t x_0 + L_t eps``, on the device.
+
+        Args:
+          x0: data, a pytree with leaves ``[n, ...]``.
+          t: one time or ``[n]`` times in ``[1e-6, 1]``. Known numbers are turned into coefficients in float64;
+            traced ones go through a spline (:class:`TimeFunction`).
+          eps: standard normal state, K blocks shaped like ``x0``.
+
+        Returns:
+          The state, in the dtype of ``x0``.
+        """
+        if len(eps) != self.num_blocks:
+            raise ValueError(f"eps has {len(eps)} blocks, this SDE has {self.num_blocks}")
+        dtype = jax.tree.leaves(x0)[0].dtype
+        if isinstance(t, Tracer):
+            kernel = self._kernel_of_time(t).astype(dtype)
+        else:
+            t = np.asarray(t, np.float64)
+            if not np.all((t >= 0) & (t <= 1)):
+                raise ValueError(f"t must lie in [0, 1], got {t.min()} to {t.max()}")
+            kernel = to_device(self._kernel(t), dtype)
+        mu, factor = kernel[..., :1], kernel[..., 1:]
+        mean = blocks.apply(mu, (x0,))
+        return self.state(*blocks.add(mean, tuple(blocks.apply(factor, eps))))
+
+    def _kernel(self, t: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.mean(t), self.factor(t)], axis=-1)
+
+    @functools.cached_property
+    def _kernel_of_time(self) -> TimeFunction:
+        return TimeFunction(self._kernel)
