@@ -39,10 +39,11 @@ def propagate(
     for i in range(table.nfe):
         j = _at(jacobian, float(table.tau[i]))
         shift = np.zeros(k) if offset is None else np.asarray(offset(float(table.tau[i])))
-        before = np.eye(size)
-        before[:k, :k] = table.P[i]
-        m, c = before @ m, before @ c @ before.T
-        c[:k, :k] += table.Rpre[i] @ table.Rpre[i].T
+        if table.P is not None and table.Rpre is not None:
+            before = np.eye(size)
+            before[:k, :k] = table.P[i]
+            m, c = before @ m, before @ c @ before.T
+            c[:k, :k] += table.Rpre[i] @ table.Rpre[i].T
         push = np.zeros((size, size))
         push[:k, :k] = np.eye(k)
         push[k : 2 * k, :k] = table.U[i] + table.V[i] @ j
@@ -53,7 +54,8 @@ def propagate(
         after[:k, :k] = table.A[i]
         after[:k, k:] = np.concatenate(list(table.B[i]), axis=1)
         m, c = after @ m, after @ c @ after.T
-        c[:k, :k] += table.R[i] @ table.R[i].T
+        if table.R is not None:
+            c[:k, :k] += table.R[i] @ table.R[i].T
     return m[:k], c[:k, :k]
 
 

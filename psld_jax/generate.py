@@ -68,10 +68,12 @@ def generate_states(
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
     table = None if adaptive else make_table(model, sampler, nfe, grid, t_end, denoise, **hyper)
     key = jax.random.key(seed)
+    size = min(batch_size, n)
     parts, counts = [], []
-    for start in range(0, n, batch_size):
-        keys = random.sample_keys(key, jnp.arange(start, min(start + batch_size, n)))
-        z_T = model.sde.prior_sample(keys, (len(keys), *model.image_shape))
+    for start in range(0, n, size):
+        # The last batch is filled up with samples beyond n: one shape, so one program and the same bits.
+        keys = random.sample_keys(key, jnp.arange(start, start + size))
+        z_T = model.sde.prior_sample(keys, (size, *model.image_shape))
         if table is None:
             z, count = sample_ode(
                 model.eps_fn,
@@ -87,7 +89,7 @@ def generate_states(
             z, count = sample(model.eps_fn, table, z_T, keys), np.full(len(keys), table.nfe)
         parts.append(jax.tree.map(np.asarray, z))
         counts.append(np.asarray(count))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), np.concatenate(counts)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts), np.concatenate(counts)[:n]
 
 
 def generate(model: Model, sampler: str = "reduced_oba", **options: Any) -> np.ndarray:

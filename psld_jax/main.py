@@ -82,8 +82,7 @@ def _trajectories(model: Any, config: Any, workdir: Path) -> None:
         paths[f"{integrators.get(name).name}, {table.nfe} NFE"] = [
             np.asarray(leaf[:, :, row, column, 0]) for leaf in path
         ]
-        ends = [tau for tau, end in zip(table.tau, table.step_end, strict=True) if end]
-        times[list(paths)[-1]] = np.append(ends, c.t_end)
+        times[list(paths)[-1]] = table.times
     row, column = (size // 2 for size in model.image_shape[:2])
     plots.save_trajectories(workdir / "trajectories.png", paths, times, np.unique(model.data[:, row, column, 0]))
 

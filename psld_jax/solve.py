@@ -87,20 +87,21 @@ def sample(
         if key is None:
             raise ValueError(f"this sampler draws noise {table.num_draws} times: pass key=... or noise=...")
         keys = random.per_sample(key, n)
-    z_T = jax.tree.map(jnp.asarray, z_T)
     return _run(
         _as_pytree(eps_fn),
-        to_device(table, dtype),
-        z_T,
+        to_device(table.rows(), dtype),
+        jnp.asarray(table.last_rows) if return_trajectory else None,
+        jax.tree.map(jnp.asarray, z_T),
         keys,
         noise,
-        trajectory=return_trajectory,
         unroll=unroll,
     )
 
 
-@partial(jax.jit, static_argnames=("trajectory", "unroll"))
-def _run(eps_fn, table: Tableau, z_T, keys, noise, *, trajectory: bool, unroll: int):
+@partial(jax.jit, static_argnames="unroll")
+def _run(eps_fn, rows, last_rows, z_T, keys, noise, *, unroll: int):
+    """The scan over the rows of a table. What a sampler lacks is ``None``, so it is not in the program."""
+
     def draw(number: Array, z: blocks.State) -> blocks.State:
         if noise is not None:
             return jax.tree.map(lambda xi: xi[number], noise)
@@ -109,26 +110,25 @@ def _run(eps_fn, table: Tableau, z_T, keys, noise, *, trajectory: bool, unroll: 
     def add_noise(z: blocks.State, matrix: Array, number: Array) -> blocks.State:
         return jax.lax.cond(number >= 0, lambda z: blocks.add(z, blocks.apply(matrix, draw(number, z))), lambda z: z, z)
 
-    def body(carry, row: Tableau):
+    def body(carry, row: dict[str, Any]):
         z, history = carry
-        if table.has_pre:
-            z = add_noise(blocks.apply(row.P, z), row.Rpre, row.pre_draw)
-        eps = blocks.like(z, eps_fn(z, row.tau))
-        q = blocks.add(blocks.apply(row.U, z), blocks.apply(row.V, eps))
+        if row["P"] is not None:
+            z = add_noise(blocks.apply(row["P"], z), row["Rpre"], row["pre_draw"])
+        eps = blocks.like(z, eps_fn(z, row["tau"]))
+        q = blocks.add(blocks.apply(row["U"], z), blocks.apply(row["V"], eps))
         history = (q, *history[:-1])
-        terms = [blocks.apply(row.A, z)] + [blocks.apply(row.B[j], q) for j, q in enumerate(history)]
+        terms = [blocks.apply(row["A"], z)] + [blocks.apply(row["B"][j], q) for j, q in enumerate(history)]
         z = blocks.add(*terms)
-        if table.has_post:
-            z = add_noise(z, row.R, row.post_draw)
-        return (z, history), (z if trajectory else None)
+        if row["R"] is not None:
+            z = add_noise(z, row["R"], row["post_draw"])
+        return (z, history), (None if last_rows is None else z)
 
     empty = jax.tree.map(jnp.zeros_like, z_T)
-    carry = (z_T, (empty,) * table.B.shape[1])
-    (z, _), path = jax.lax.scan(body, carry, table, unroll=unroll)
-    if not trajectory:
+    carry = (z_T, (empty,) * rows["B"].shape[1])
+    (z, _), path = jax.lax.scan(body, carry, rows, unroll=unroll)
+    if last_rows is None:
         return z
-    ends = np.flatnonzero(table.step_end)
-    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[ends]]), z_T, path)
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[last_rows]]), z_T, path)
 
 
 #: Adaptive Runge-Kutta methods by name.

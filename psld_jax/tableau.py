@@ -31,42 +31,52 @@ class Tableau:
 
     Attributes:
       tau: ``[S]`` evaluation times.
-      P, Rpre: ``[S, K, K]``, the update before the evaluation.
+      P, Rpre, pre_draw: ``[S, K, K]``, ``[S, K, K]``, ``[S]``: the update before the evaluation and the number of the
+        draw it uses (-1: none); all ``None`` in a sampler that has no such update.
       U, V: ``[S, K, K]``, the prediction ``q = U z + V eps``.
-      A, R: ``[S, K, K]``, the update after it; B: ``[S, H, K, K]``, newest prediction first.
-      pre_draw, post_draw: ``[S]`` integers, the number of the draw used, or -1 for none.
-      step_end: ``[S]`` whether a step (or the denoising step) ends with this row.
-      num_draws, num_steps: total draws; steps of the grid plus the denoising step.
+      A, B: ``[S, K, K]``, ``[S, H, K, K]``: the update after it, newest prediction first.
+      R, post_draw: ``[S, K, K]``, ``[S]``: its noise and the number of the draw; ``None`` in a sampler without.
+      last_rows: ``[num_steps]`` integers, the row with which each step ends.
+      times: ``[num_steps + 1]`` forward time before the first step and after each (0 after the denoising step).
+      num_draws: total draws of noise.
     """
 
     tau: Array
-    P: Array
-    Rpre: Array
+    P: Array | None
+    Rpre: Array | None
+    pre_draw: Array | None
     U: Array
     V: Array
     A: Array
     B: Array
-    R: Array
-    pre_draw: Array
-    post_draw: Array
-    step_end: tuple[bool, ...]
+    R: Array | None
+    post_draw: Array | None
+    last_rows: Array
+    times: Array
     num_draws: int
-    num_steps: int
-    num_blocks: int
-    has_pre: bool
-    has_post: bool
 
     @property
     def nfe(self) -> int:
-        """Exact number of network evaluations."""
-        return len(self.step_end)
+        """Exact number of network evaluations: one a row."""
+        return len(self.tau)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the grid, plus one if there is a denoising step."""
+        return len(self.last_rows)
+
+    @property
+    def num_blocks(self) -> int:
+        """K."""
+        return self.A.shape[-1]
+
+    def rows(self) -> dict[str, Array | None]:
+        """The fields with one entry a row: what the scan runs over."""
+        return {name: getattr(self, name) for name in _ROW_FIELDS}
 
 
-jax.tree_util.register_dataclass(
-    Tableau,
-    data_fields=["tau", "P", "Rpre", "U", "V", "A", "B", "R", "pre_draw", "post_draw"],
-    meta_fields=["step_end", "num_draws", "num_steps", "num_blocks", "has_pre", "has_post"],
-)
+_ROW_FIELDS = ("tau", "P", "Rpre", "pre_draw", "U", "V", "A", "B", "R", "post_draw")
+jax.tree_util.register_dataclass(Tableau, data_fields=[*_ROW_FIELDS, "last_rows", "times"], meta_fields=["num_draws"])
 
 
 class _Row:
@@ -78,7 +88,6 @@ class _Row:
         self.tau: float | None = None
         self.U, self.V = np.zeros((k, k)), np.eye(k)
         self.A, self.B, self.R = np.eye(k), [], None
-        self.step_end = False
 
     def absorb(self, stage: Stage) -> None:
         if stage.tau is not None:
@@ -115,7 +124,6 @@ def _rows_of_step(stages: list[Stage], k: int) -> list[_Row]:
         rows[-1].absorb(stage)
     if rows[-1].tau is None:
         raise ValueError("an integrator must evaluate the network at least once per step")
-    rows[-1].step_end = True
     return rows
 
 
@@ -126,19 +134,31 @@ def tabulate(integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool 
       integrator: from ``psld_jax.integrators.get``.
       sde: the diffusion the network was trained for.
       grid: descending forward times ``[N + 1]`` in ``(0, 1]``.
-      denoise: add the original's final step: one Euler step from ``t_end`` to 0 without noise, with the
-        reverse-SDE drift for stochastic samplers and the ODE drift for deterministic ones (1 evaluation).
+      denoise: add the final step of :func:`denoising`.
 
     Raises:
       ValueError: for an invalid grid, or an integrator that does not apply to ``sde``.
     """
     grid = grids.validate(grid)
-    k = sde.num_blocks
-    rows: list[_Row] = []
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
-        rows += _rows_of_step(integrator.stages(sde, t, s), k)
-    if denoise:
-        rows += _rows_of_step([euler_stage(sde, grid[-1], grid[-1], stochastic=integrator.stochastic)], k)
+    steps = [integrator.stages(sde, t, s) for t, s in zip(grid[:-1], grid[1:], strict=True)]
+    if not denoise:
+        return _assemble(steps, grid, sde.num_blocks)
+    last = [euler_stage(sde, grid[-1], grid[-1], stochastic=integrator.stochastic)]
+    return _assemble([*steps, last], np.append(grid, 0.0), sde.num_blocks)
+
+
+def denoising(sde: LinearSDE, t_end: float, stochastic: bool) -> Tableau:
+    """The original's final step alone: one Euler step from ``t_end`` to 0 without noise, 1 evaluation.
+
+    It uses the drift of the reverse SDE after stochastic samplers, of the probability-flow ODE after
+    deterministic ones.
+    """
+    return _assemble([[euler_stage(sde, t_end, t_end, stochastic=stochastic)]], np.array([t_end, 0.0]), sde.num_blocks)
+
+
+def _assemble(steps: list[list[Stage]], times: np.ndarray, k: int) -> Tableau:
+    by_step = [_rows_of_step(stages, k) for stages in steps]
+    rows = [row for step in by_step for row in step]
     draws, zero = 0, np.zeros((k, k))
     pre, post = np.full(len(rows), -1), np.full(len(rows), -1)
     for i, row in enumerate(rows):
@@ -146,25 +166,24 @@ def tabulate(integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool 
             if noise is not None:
                 numbers[i], draws = draws, draws + 1
     depth = max(len(row.B) for row in rows)
+    has_pre = any(row.Rpre is not None or not np.array_equal(row.P, np.eye(k)) for row in rows)
+    has_post = any(row.R is not None for row in rows)
 
     def stack(name: str) -> np.ndarray:
         return np.stack([zero if getattr(row, name) is None else getattr(row, name) for row in rows])
 
     return Tableau(
         tau=np.array([row.tau for row in rows], np.float64),
-        P=stack("P"),
-        Rpre=stack("Rpre"),
+        P=stack("P") if has_pre else None,
+        Rpre=stack("Rpre") if has_pre else None,
+        pre_draw=pre if has_pre else None,
         U=stack("U"),
         V=stack("V"),
         A=stack("A"),
         B=np.stack([np.stack([*row.B, *[zero] * (depth - len(row.B))]) for row in rows]),
-        R=stack("R"),
-        pre_draw=pre,
-        post_draw=post,
-        step_end=tuple(row.step_end for row in rows),
+        R=stack("R") if has_post else None,
+        post_draw=post if has_post else None,
+        last_rows=np.cumsum([len(step) for step in by_step]) - 1,
+        times=times,
         num_draws=draws,
-        num_steps=len(grid) - 1 + denoise,
-        num_blocks=k,
-        has_pre=any(row.Rpre is not None or not np.array_equal(row.P, np.eye(k)) for row in rows),
-        has_post=any(row.R is not None for row in rows),
     )

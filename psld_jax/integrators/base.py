@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax.errors import unknown
-from psld_jax.sde import PSLD, LinearSDE
+from psld_jax.sde import PSLD, VPSDE, LinearSDE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,6 +49,9 @@ class Stage:
 
 StepFn = Callable[..., Sequence[Stage]]
 
+# A matrix among the hyper-parameters fixes K, so there is an SDE to probe with for K = 2 and 1.
+_PROBES: tuple[LinearSDE, ...] = (PSLD(), VPSDE())
+
 
 @dataclasses.dataclass(frozen=True)
 class Integrator:
@@ -76,7 +79,14 @@ class Integrator:
 
     @functools.cached_property
     def _probe(self) -> list[Stage]:
-        return self.stages(PSLD(), 0.5, 0.4)
+        """The stages of some step: their pattern is the same for every SDE the method applies to."""
+        errors = []
+        for sde in _PROBES:
+            try:
+                return self.stages(sde, 0.5, 0.4)
+            except ValueError as error:
+                errors.append(error)
+        raise errors[0]
 
     @property
     def nfe_per_step(self) -> int:

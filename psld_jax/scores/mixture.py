@@ -15,9 +15,9 @@ from psld_jax.sde import LinearSDE
 
 Array = Any
 
-# XLA's CPU backend multiplies one or two rows with other kernels than more: batches are padded to a multiple of
-# this many, so that a sample's bits do not depend on how many others it shares its batch with.
-_ROWS = 4
+# Samples go through in tiles of this many rows, padded. XLA chooses kernels by shape, so only products of one fixed
+# shape make a sample's bits independent of how many others share its batch; and memory is that of one tile.
+_TILE = 64
 
 
 @jax.tree_util.register_dataclass
@@ -54,8 +54,9 @@ class MixtureScore:
         center = self.center.astype(dtype)
         rows = [jnp.reshape(leaf, (n, -1)) - mu[i] * center for i, leaf in enumerate(leaves)]
         a = sum(sigma_mu[i] * row for i, row in enumerate(rows))
-        a = jnp.pad(a, ((0, -n % _ROWS), (0, 0)))
-        mean = jnp.reshape((_posterior_mean(self, a, precision) + center)[:n], (n, *self.shape))
+        tiles = jnp.reshape(jnp.pad(a, ((0, -n % _TILE), (0, 0))), (-1, _TILE, a.shape[1]))
+        mean = jax.lax.map(lambda tile: _posterior_mean(self, tile, precision), tiles)
+        mean = jnp.reshape((jnp.reshape(mean, (-1, a.shape[1])) + center)[:n], (n, *self.shape))
         residual = blocks.like(z, (leaf - mu[i] * mean for i, leaf in enumerate(leaves)))
         return blocks.add(blocks.apply(gain, residual), blocks.apply(skip, z))
 
@@ -63,7 +64,7 @@ class MixtureScore:
 def _posterior_mean(score: MixtureScore, a: Array, precision: Array) -> Array:
     """``sum_i w_i x_i`` with ``w_i`` proportional to ``exp(<a, x_i> - precision |x_i|^2 / 2)``, ``a [n, d]``.
 
-    One pass over the data by blocks with a running maximum, so memory is that of one block.
+    One pass over the data by blocks with a running maximum, so memory is ``n`` times one block.
     """
 
     def step(carry, block):
@@ -96,7 +97,7 @@ def mixture(
       bandwidth: standard deviation ``h > 0``, in the data's units.
       sde: the diffusion.
       t_min: smallest time at which the score can be evaluated (below it, NaN).
-      data_block: data points visited at a time: bounds the memory at ``n x data_block`` numbers.
+      data_block: data points visited at a time: bounds the working memory at ``64 x data_block`` numbers.
 
     Raises:
       ValueError: for empty or non-finite data, or a bandwidth or block that is not positive.
