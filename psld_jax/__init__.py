@@ -3,11 +3,11 @@
 The data flow is config -> sde -> tableau (float64, host) -> scan (device) -> samples -> metrics.
 """
 
-from psld_jax import analysis, grids, integrators, metrics, scores, sde
+from psld_jax import analysis, assets, blocks, grids, integrators, metrics, scores, sde
 from psld_jax.analysis import stability
 from psld_jax.blocks import PhaseState
 from psld_jax.build import Model, load
-from psld_jax.generate import generate
+from psld_jax.generate import generate, generate_states
 from psld_jax.random import sample_keys
 from psld_jax.solve import sample, sample_ode
 from psld_jax.tableau import Tableau, tabulate
@@ -17,7 +17,10 @@ __all__ = [
     "PhaseState",
     "Tableau",
     "analysis",
+    "assets",
+    "blocks",
     "generate",
+    "generate_states",
     "grids",
     "integrators",
     "load",

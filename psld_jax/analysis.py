@@ -82,28 +82,26 @@ def estimate_jacobian(eps_fn: Callable, z: blocks.State, t: float, key: Array) -
 
     Returns float64 ``[K, K]``, averaged over samples and pixels.
     """
-    k = len(z)
-    out = np.zeros((k, k))
-    zeros = jax.tree.map(jnp.zeros_like, z)
     time = jnp.asarray(t, jax.tree.leaves(z)[0].dtype)
-    for j in range(k):
-        leaves, structure = jax.tree.flatten(z[j])
-        probe = jax.tree.unflatten(
-            structure,
-            [
-                jax.random.rademacher(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
-                for i, leaf in enumerate(leaves)
-            ],
-        )
-        tangent = blocks.like(z, (probe if i == j else zeros[i] for i in range(k)))
-        _, out_tangent = jax.jvp(lambda z: tuple(eps_fn(z, time)), (z,), (tangent,))
-        for i in range(k):
-            dots = [
-                (float(jnp.vdot(a, b)), a.size)
-                for a, b in zip(jax.tree.leaves(out_tangent[i]), jax.tree.leaves(probe), strict=True)
-            ]
-            out[i, j] = sum(d for d, _ in dots) / sum(size for _, size in dots)
-    return out
+    return np.asarray(_hutchinson(blocks.as_pytree(eps_fn), z, time, key), np.float64)
+
+
+@jax.jit
+def _hutchinson(eps_fn, z, t, key):
+    leaves, structure = jax.tree.flatten(z[0])
+    size = sum(leaf.size for leaf in leaves)
+    keys = jax.random.split(key, len(leaves))
+    signs = [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    probe = jax.tree.unflatten(structure, signs)
+    zeros = jax.tree.map(jnp.zeros_like, z)
+
+    def column(j: int) -> Array:
+        tangent = blocks.like(z, (probe if i == j else zero for i, zero in enumerate(zeros)))
+        _, moved = jax.jvp(lambda z: tuple(eps_fn(z, t)), (z,), (tangent,))
+        products = [jax.tree.map(jnp.vdot, block, probe) for block in moved]
+        return jnp.stack([sum(jax.tree.leaves(product)) / size for product in products])
+
+    return jnp.stack([column(j) for j in range(len(z))], axis=1)
 
 
 def step_maps(

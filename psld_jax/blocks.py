@@ -48,3 +48,8 @@ def apply(matrix: Array, state: State) -> State:
 def add(*states: State) -> State:
     """Sum of states, leaf by leaf."""
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *states)
+
+
+def as_pytree(fn: Any) -> Any:
+    """``fn`` for use as an argument of ``jax.jit``: a plain function becomes a static ``Partial``, a pytree stays."""
+    return jax.tree_util.Partial(fn) if jax.tree_util.all_leaves([fn]) else fn

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from psld_jax import assets, integrators, scores
 from psld_jax.errors import unknown
@@ -50,6 +52,44 @@ def load_config(name: str) -> Any:
     return module.get_config()
 
 
+def fields(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of every field of a configuration, sections included."""
+    names = []
+    for key, value in config.items():
+        names.append(prefix + key)
+        if isinstance(value, ConfigDict):
+            names += fields(value, f"{prefix}{key}.")
+    return names
+
+
+def override(config: Any, values: dict[str, Any]) -> Any:
+    """A locked copy of ``config`` with the given fields (dotted names) replaced.
+
+    Raises:
+      ValueError: for an unknown field (with the nearest known one), or a value of the wrong type.
+    """
+    config = config.copy_and_resolve_references()
+    for name, value in values.items():
+        if name not in fields(config):
+            raise unknown("config field", name, fields(config))
+        try:
+            config.update_from_flattened_dict({name: value})
+        except TypeError as error:
+            raise ValueError(f"config.{name}={value!r} has the wrong type: {error}") from None
+    return config.lock()
+
+
+def check_overrides(argv: list[str]) -> None:
+    """Raise a ``ValueError`` for the first ``--config.FIELD`` of a command line that does not exist."""
+    arguments = dict(re.findall(r"^--?(config[\w.]*)=?(.*)$", "\n".join(argv), re.MULTILINE))
+    position = [i for i, argument in enumerate(argv) if argument in ("--config", "-config")]
+    path = arguments.pop("config", "") or (argv[position[-1] + 1] if position and position[-1] + 1 < len(argv) else "")
+    known = fields(load_config(path))
+    for name in arguments:
+        if name.removeprefix("config.") not in known:
+            raise unknown("config field", name.removeprefix("config."), known)
+
+
 def build_sde(config: Any) -> LinearSDE:
     """The SDE that ``config.sde`` describes."""
     c = config.sde
@@ -82,12 +122,14 @@ def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
     return {key: value for key, value in config.sampler.hyper.items() if key in known}
 
 
-def load(name: str) -> Model:
+def load(name: str, overrides: dict[str, Any] | None = None) -> Model:
     """Open a model: ``load("digits")`` is the embedded data set with its exact score.
 
+    ``overrides`` replaces fields of the configuration: ``load("digits", {"sde.gamma": 0.25, "sde.nu": 4.25})``.
+
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name or field (with the nearest known one), or a value out of range.
     """
     if name != "digits":
         raise unknown("model", name, ("digits",))
-    return build_model(load_config(name))
+    return build_model(override(load_config(name), overrides or {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -57,9 +58,13 @@ def generate_states(
     batch_size: int = 256,
     rtol: float = 1e-4,
     atol: float = 1e-4,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     **hyper: Any,
 ) -> tuple[blocks.State, np.ndarray]:
-    """Like :func:`generate`, but returns all K blocks, and the NFE of each sample ``[n]``."""
+    """Like :func:`generate`, but returns all K blocks, and the NFE of each sample ``[n]``.
+
+    ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``.
+    """
     for name, value in (("n", n), ("batch_size", batch_size)):
         if value < 1 or value != int(value):
             raise ValueError(f"{name}={value} must be an integer >= 1")
@@ -70,7 +75,7 @@ def generate_states(
     key = jax.random.key(seed)
     size = min(batch_size, n)
     parts, counts = [], []
-    for start in range(0, n, size):
+    for start in progress(range(0, n, size)):
         # The last batch is filled up with samples beyond n: one shape, so one program and the same bits.
         keys = random.sample_keys(key, jnp.arange(start, start + size))
         z_T = model.sde.prior_sample(keys, (size, *model.image_shape))
@@ -94,6 +99,9 @@ def generate_states(
 
 def generate(model: Model, sampler: str = "reduced_oba", **options: Any) -> np.ndarray:
     """Images from a model, float32 NHWC in [-1, 1].
+
+    Image ``i`` is a function of ``(seed, i)``, whatever ``n`` and ``batch_size`` are (to the bit for the exact score;
+    a network may round differently in batches of another shape).
 
     Args:
       model: from ``psld_jax.load``.

@@ -2,132 +2,44 @@
 
 from __future__ import annotations
 
-import json
-import platform
+import logging
 import sys
-import time
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console
-from rich.progress import track
 
-from psld_jax import bench, build, integrators, metrics, plots
-from psld_jax.generate import generate_states, make_table
-from psld_jax.solve import SOLVERS, sample
+from psld_jax import build, modes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/digits.py.")
-_MODE = flags.DEFINE_enum("mode", "sample", ["sample", "bench"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "sample", list(modes.MODES), "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results; made if it does not exist.")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on, for reports."""
-    names = ("psld_jax", "jax", "jaxlib", "numpy", "scipy", "diffrax")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
-
-
-def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
-    """Draw samples; leave samples.png and, in phase space, trajectories.png. Returns the report."""
-    c, model = config.sampler, build.build_model(config)
-    hyper = {} if c.name in SOLVERS else build.sampler_hyper(config, c.name)
-    start = time.perf_counter()
-    state, nfe = generate_states(
-        model,
-        c.name,
-        nfe=c.nfe,
-        n=config.sampling.num_samples,
-        seed=config.seed,
-        grid=c.grid,
-        t_end=c.t_end,
-        denoise=c.denoise,
-        batch_size=config.sampling.batch_size,
-        rtol=c.rtol,
-        atol=c.atol,
-        **hyper,
-    )
-    seconds = time.perf_counter() - start
-    report = {
-        "sampler": c.name,
-        "hyper": hyper,
-        "nfe_mean": float(np.mean(nfe)),
-        "num_samples": len(nfe),
-        "seconds": seconds,
-    }
-    if model.data is not None and len(nfe) > 1:
-        law = metrics.mixture_statistics(model.data, config.model.bandwidth)
-        report["frechet"] = float(metrics.frechet_distance(*metrics.statistics(state[0]), *law))
-    title = f"{c.name}, {report['nfe_mean']:.0f} evaluations"
-    plots.save_samples(workdir / "samples.png", state, title)
-    if model.sde.num_blocks == 2 and c.name not in SOLVERS:
-        _trajectories(model, config, workdir)
-    console.print(f"{len(nfe)} samples by {title} in {seconds:.1f} s (compilation included)")
-    return report
-
-
-def _trajectories(model: Any, config: Any, workdir: Path) -> None:
-    """Trajectories of one pixel in phase space by a few samplers, from the same noise."""
-    c, paths, times = config.sampler, {}, {}
-    z_T = model.sde.prior_sample(jax.random.key(config.seed), (24, *model.image_shape))
-    for name in dict.fromkeys((c.name, "reduced_velocity_verlet", "ddim")):
-        hyper = build.sampler_hyper(config, name)
-        table = make_table(model, name, c.nfe, c.grid, c.t_end, False, **hyper)
-        path = sample(model.eps_fn, table, z_T, jax.random.key(config.seed), return_trajectory=True)
-        row, column = (size // 2 for size in model.image_shape[:2])
-        paths[f"{integrators.get(name).name}, {table.nfe} NFE"] = [
-            np.asarray(leaf[:, :, row, column, 0]) for leaf in path
-        ]
-        times[list(paths)[-1]] = table.times
-    row, column = (size // 2 for size in model.image_shape[:2])
-    plots.save_trajectories(workdir / "trajectories.png", paths, times, np.unique(model.data[:, row, column, 0]))
-
-
-def run_bench(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
-    """Compare samplers; leave bench.csv, bench.json and error_vs_nfe.png. Returns the report."""
-    model = build.build_model(config)
-    result = bench.bench(model, config, lambda jobs: track(jobs, "comparing samplers", console=console, transient=True))
-    bench.write_tables(result["rows"], workdir)
-    plots.save_curves(
-        workdir / "error_vs_nfe.png",
-        result["rows"],
-        {"rmse": "RMSE to the exact ODE solution", "frechet": "Frechet distance to the exact law"},
-    )
-    console.print(bench.rich_table(result))
-    return result
+def _parse(argv: list[str]) -> list[str]:
+    """Parse the flags; an override that the configuration refuses ends with one line that names the nearest field."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        try:
+            build.check_overrides(argv)
+        except ValueError as better:
+            sys.exit(f"error: {better}")
+        sys.exit(f"error: {error}")
 
 
 def main(argv: list[str]) -> None:
-    """Parse, dispatch, and write the report."""
+    """Dispatch to the mode; bad input ends with one line on stderr and exit status 1."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    config, workdir, console = _CONFIG.value, Path(str(_WORKDIR.value)), Console()
-    start = time.perf_counter()
+    logging.getLogger("jax").setLevel(logging.WARNING)  # absl's default would report every absent accelerator
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        run = {"sample": run_sample, "bench": run_bench}[_MODE.value]
-        result = run(config, workdir, console)
+        modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), Console())
     except ValueError as error:
         sys.exit(f"error: {error}")
-    report = workdir / "report.json"
-    content = json.loads(report.read_text()) if report.exists() else {}
-    content[_MODE.value] = {
-        **result,
-        "total_seconds": time.perf_counter() - start,
-        "command": sys.argv,
-        "config": json.loads(config.to_json()),
-        "versions": versions(),
-    }
-    temporary = report.with_name(".report.json")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(report)
-    console.print(f"results in {workdir}")
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=_parse)

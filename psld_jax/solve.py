@@ -41,9 +41,15 @@ def _check_state(z: Any, num_blocks: int) -> tuple[int, Any]:
     return jnp.shape(leaves[0])[0], dtypes.pop()
 
 
-def _as_pytree(eps_fn: EpsFn) -> EpsFn:
-    """Plain functions become static leaves of a ``Partial``; callables that are pytrees stay what they are."""
-    return jax.tree_util.Partial(eps_fn) if jax.tree_util.all_leaves([eps_fn]) else eps_fn
+def evaluate(eps_fn: EpsFn, z: blocks.State, t: Array) -> blocks.State:
+    """``eps_fn(z, t)`` as a state of the type of ``z``; a ``ValueError`` at trace time if it does not fit ``z``."""
+    eps = eps_fn(z, t)
+    if not isinstance(eps, tuple) or jax.tree.map(jnp.shape, tuple(eps)) != jax.tree.map(jnp.shape, tuple(z)):
+        raise ValueError(
+            f"eps_fn returned {jax.tree.map(jnp.shape, eps)}; it must return a state like its input, "
+            f"{jax.tree.map(jnp.shape, z)}"
+        )
+    return blocks.like(z, eps)
 
 
 def sample(
@@ -88,7 +94,7 @@ def sample(
             raise ValueError(f"this sampler draws noise {table.num_draws} times: pass key=... or noise=...")
         keys = random.per_sample(key, n)
     return _run(
-        _as_pytree(eps_fn),
+        blocks.as_pytree(eps_fn),
         to_device(table.rows(), dtype),
         jnp.asarray(table.last_rows) if return_trajectory else None,
         jax.tree.map(jnp.asarray, z_T),
@@ -114,7 +120,7 @@ def _run(eps_fn, rows, last_rows, z_T, keys, noise, *, unroll: int):
         z, history = carry
         if row["P"] is not None:
             z = add_noise(blocks.apply(row["P"], z), row["Rpre"], row["pre_draw"])
-        eps = blocks.like(z, eps_fn(z, row["tau"]))
+        eps = evaluate(eps_fn, z, row["tau"])
         q = blocks.add(blocks.apply(row["U"], z), blocks.apply(row["V"], eps))
         history = (q, *history[:-1])
         terms = [blocks.apply(row["A"], z)] + [blocks.apply(row["B"][j], q) for j, q in enumerate(history)]
@@ -165,7 +171,7 @@ def sample_ode(
       denoise: add the Euler step from ``t_end`` to 0 (1 evaluation).
       step_control: ``"sample"`` chooses steps for each sample alone, so that no sample depends on its batch;
         ``"batch"`` shares them (the original's behaviour; cheaper for tight reference solutions).
-      max_steps: bound on the steps, rejected ones included.
+      max_steps: bound on the steps, rejected ones included. The first step is a hundredth of the interval.
 
     Returns:
       The final state, and the true NFE of each sample, int ``[n]``.
@@ -191,7 +197,7 @@ def sample_ode(
     final = to_device(np.stack([last.A, last.B[0]]), dtype) if denoise else None
     times = to_device(np.array([t_start, t_end, rtol, atol]), dtype)
     return _run_ode(
-        _as_pytree(eps_fn),
+        blocks.as_pytree(eps_fn),
         TimeFunction(velocity, t_end * (1 - 1e-5), t_start),
         final,
         jax.tree.map(jnp.asarray, z_T),
@@ -210,7 +216,7 @@ def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_s
     def field(t, z, _):
         matrix = velocity(t)
         k = matrix.shape[0]
-        eps = blocks.like(z, eps_fn(z, t))
+        eps = evaluate(eps_fn, z, t)
         return blocks.add(blocks.apply(matrix[:, :k], z), blocks.apply(matrix[:, k:], eps))
 
     def solve(z):
@@ -219,7 +225,7 @@ def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_s
             method,
             t_start,
             t_end,
-            None,
+            0.01 * (t_end - t_start),
             z,
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
             saveat=diffrax.SaveAt(t1=True),
@@ -228,7 +234,7 @@ def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_s
         z = jax.tree.map(lambda leaf: leaf[0], solution.ys)
         nfe = evaluations(method, solution.stats["num_steps"])
         if final is not None:
-            eps = blocks.like(z, eps_fn(z, t_end))
+            eps = evaluate(eps_fn, z, t_end)
             z = blocks.add(blocks.apply(final[0], z), blocks.apply(final[1], eps))
             nfe = nfe + 1
         return z, nfe
@@ -241,6 +247,6 @@ def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_s
 
 
 def evaluations(method: Any, num_steps: Array) -> Array:
-    """Evaluations of an adaptive solve: two to choose the first step, then the stages of every step."""
+    """Evaluations of an adaptive solve: the stages of every step; FSAL methods reuse the last one in the next step."""
     tableau = method.tableau
-    return 2 + num_steps * tableau.num_stages - tableau.fsal * (num_steps - 1)
+    return num_steps * tableau.num_stages - tableau.fsal * (num_steps - 1)

@@ -1,0 +1,171 @@
+"""The product as a user meets it: models by name, generate, and the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import psld_jax as pj
+from psld_jax import build, modes
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "sampling.num_samples": 9,
+    "sampler.nfe": 10,
+    "bench.nfe": (13, 25),
+    "bench.num_samples": 64,
+    "data.num_points": 100,
+    "bench.samplers": ("ddim", "EM", "reduced_oba", "naive_baoab"),
+}
+
+
+def run(mode, workdir, **overrides):
+    from rich.console import Console
+
+    config = build.override(build.load_config("digits"), {**SMALL, **overrides})
+    with jax.enable_x64(False):
+        modes.run(mode, config, workdir, Console(quiet=True))
+    return json.loads((workdir / "report.json").read_text())
+
+
+def test_sample_leaves_pictures_and_a_report(tmp_path):
+    report = run("sample", tmp_path)["sample"]
+    assert report["nfe_mean"] == 10 and report["num_samples"] == 9 and report["sampler"] == "reduced_oba"
+    assert report["config"]["sampler"]["nfe"] == 10 and report["versions"]["jax"] == jax.__version__
+    picture = plt.imread(tmp_path / "samples.png")
+    assert picture.std() > 0.1
+    assert {p.name for p in tmp_path.iterdir()} == {"samples.png", "trajectories.png", "report.json"}
+
+
+def test_bench_compares_and_keeps_the_other_mode_s_report(tmp_path):
+    run("sample", tmp_path)
+    report = run("bench", tmp_path)
+    assert set(report) == {"sample", "bench"}
+    rows = {(row["sampler"], row["budget"]): row for row in report["bench"]["rows"]}
+    assert set(rows) == {
+        (name, b) for name in ("ddim", "euler_maruyama", "reduced_oba", "naive_baoab") for b in (13, 25)
+    }
+    for (name, budget), row in rows.items():
+        assert row["nfe"] == budget  # 12 k + 1: nobody's budget is cut
+        assert row["seconds"] > 0 and row["frechet"] > 0
+        assert (row["rmse"] is None) == pj.integrators.get(name).stochastic
+    assert rows["ddim", 25]["rmse"] < rows["ddim", 13]["rmse"]
+    assert rows["euler_maruyama", 25]["frechet"] < rows["euler_maruyama", 13]["frechet"]
+    lines = (tmp_path / "bench.csv").read_text().splitlines()
+    assert lines[0].startswith("sampler,grid,budget,nfe,rmse,frechet,seconds") and len(lines) == 9
+    assert (tmp_path / "error_vs_nfe.png").stat().st_size > 10_000
+
+
+def test_bench_s_numbers_are_those_of_the_library(tmp_path):
+    rows = run("bench", tmp_path, **{"bench.samplers": ("heun",), "bench.nfe": (13,)})["bench"]["rows"]
+    config = build.override(build.load_config("digits"), SMALL)
+    model = build.build_model(config)
+    with jax.enable_x64(False):
+        images = pj.generate_states(model, "heun", nfe=13, n=64, seed=0)[0][0]
+    law = pj.metrics.mixture_statistics(model.data, config.model.bandwidth)
+    distance = pj.metrics.frechet_distance(*pj.metrics.statistics(images), *law)
+    # The same samples, denoised in another program: a few float32 roundings.
+    np.testing.assert_allclose(rows[0]["frechet"], distance, rtol=1e-3)
+
+
+def test_adaptive_samplers_and_vp_go_through_the_same_door(tmp_path):
+    report = run(
+        "sample", tmp_path, **{"sampler.name": "rk45", "sde.name": "vpsde", "sde.beta_min": 0.1, "sde.beta_max": 20.0}
+    )
+    assert report["sample"]["nfe_mean"] > 20 and report["sample"]["frechet"] < 20
+
+
+def command(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "psld_jax.main", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_command_itself(tmp_path):
+    done = command(
+        "--config=configs/digits.py",
+        "--mode=sample",
+        f"--workdir={tmp_path / 'new' / 'folder'}",
+        "--config.sampler.name=ddim",
+        "--config.sampler.nfe=5",
+        "--config.sampling.num_samples=4",
+        "--config.data.num_points=50",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "new" / "folder" / "report.json").read_text())
+    assert report["sample"]["nfe_mean"] == 5 and report["sample"]["sampler"] == "ddim"
+
+
+def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path):
+    done = command("--config=configs/digits.py", f"--workdir={tmp_path}", "--config.sampler.nmae=ddim")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "unknown config field 'sampler.nmae'. Did you mean 'sampler.name'?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sampler.name": "reduced_obaa"}, "Did you mean 'reduced_oba'"),
+        ({"sampler.nfe": 1}, "nfe=1 is too small"),
+        ({"sampler.grid": "cubic"}, "unknown grid 'cubic'"),
+        ({"sampler.t_end": 0.0}, "t_end=0.0"),
+        ({"sampler.t_end": 1.5}, "t_end=1.5"),
+        ({"sampler.hyper.lam_s": -1.0}, "lam_s=-1.0"),
+        ({"sampler.hyper.noise_scaling": "steps"}, "step, mean_time"),
+        ({"sde.gamma": 4.01}, "gamma = nu = 4.01"),
+        ({"sde.beta_min": -8.0}, "beta_min=-8.0"),
+        ({"sde.name": "psdl"}, "Did you mean 'psld'"),
+        ({"sampling.num_samples": 0}, "n=0"),
+        ({"data.num_points": 2000}, "num_points=2000"),
+        ({"model.bandwidth": 0.0}, "bandwidth=0.0"),
+    ],
+)
+def test_bad_configurations_are_named_before_anything_is_left(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run("sample", tmp_path, **overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_fields_and_wrong_types_are_named_in_python_too():
+    config = build.load_config("digits")
+    with pytest.raises(ValueError, match="unknown config field 'sde.gama'. Did you mean 'sde.gamma'"):
+        build.override(config, {"sde.gama": 0.1})
+    with pytest.raises(ValueError, match="sampler.nfe='fifty' has the wrong type"):
+        build.override(config, {"sampler.nfe": "fifty"})
+    with pytest.raises(ValueError, match="unknown model 'digit'. Did you mean 'digits'"):
+        pj.load("digit")
+    with pytest.raises(ValueError, match="unknown config 'digitz'"):
+        build.load_config("digitz")
+    with pytest.raises(ValueError, match="has no hyper-parameters, got 'lam'"):
+        pj.integrators.get("euler", lam=1.0)
+    with pytest.raises(ValueError, match="Did you mean 'lam_s'"):
+        pj.integrators.get("reduced_oba", lams=1.0)
+    with pytest.raises(ValueError, match="lam=nan"):
+        pj.integrators.get("lambda_ddim_ii", lam=float("nan"))
+
+
+def test_generate_is_deterministic_clipped_and_keeps_its_promises(digits_model):
+    with jax.enable_x64(False):
+        images = pj.generate(digits_model, sampler="reduced_oba", nfe=50, n=6, seed=0, lam_s=0.5)
+        again = pj.generate(digits_model, sampler="ROBA", nfe=50, n=3, seed=0, lam_s=0.5)
+        other = pj.generate(digits_model, sampler="reduced_oba", nfe=50, n=3, seed=1, lam_s=0.5)
+    assert images.shape == (6, 8, 8, 1) and images.dtype == np.float32
+    assert images.min() >= -1 and images.max() <= 1
+    np.testing.assert_array_equal(images[:3], again)
+    assert np.abs(again - other).max() > 0.1
+    with pytest.raises(ValueError, match="unknown sampler 'roba2'"):
+        pj.generate(digits_model, "roba2")
+    with pytest.raises(ValueError, match="no hyper-parameters, got"):
+        pj.generate(digits_model, "rk45", lam=1.0)
+
+
+def test_the_embedded_digits_are_the_uci_digits():
+    images, labels = pj.assets.digits()
+    assert images.shape == (1797, 8, 8, 1) and images.min() == -1 and images.max() == 1
+    np.testing.assert_array_equal(np.bincount(labels), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180])

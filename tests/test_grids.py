@@ -1,0 +1,76 @@
+"""Time grids and their errors."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import psld_jax as pj
+
+SDE = pj.sde.PSLD()
+
+
+@given(
+    name=st.sampled_from(pj.grids.available()),
+    n_steps=st.integers(1, 60),
+    t_end=st.floats(1e-5, 0.5),
+    t_start=st.floats(0.6, 1.0),
+)
+def test_every_grid_descends_from_start_to_end(name, n_steps, t_end, t_start):
+    options = {"sde": SDE} if name == "log_snr" else {}
+    grid = pj.grids.get(name)(n_steps, t_end=t_end, t_start=t_start, **options)
+    assert grid.shape == (n_steps + 1,) and grid.dtype == np.float64
+    np.testing.assert_allclose([grid[0], grid[-1]], [t_start, t_end], rtol=1e-14)
+    np.testing.assert_array_equal(pj.grids.validate(grid), grid)
+
+
+def test_grids_are_what_they_are_called():
+    np.testing.assert_allclose(np.diff(pj.grids.uniform(10)), -0.0999, rtol=1e-12)
+    np.testing.assert_allclose(pj.grids.power(10, rho=1.0), pj.grids.uniform(10), rtol=1e-12)
+    roots = pj.grids.power(10, rho=7.0) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(roots), np.diff(roots)[0], rtol=1e-10)
+    steps = np.diff(pj.grids.quadratic(10))
+    np.testing.assert_allclose(np.diff(steps), np.diff(steps)[0], rtol=1e-10)  # step lengths fall linearly
+    assert steps[0] < steps[-1] < 0  # the largest first
+    for sde in (SDE, pj.sde.VPSDE()):
+        grid = pj.grids.log_snr(10, sde=sde)
+        mu = sde.mean(grid)
+        snr = (np.swapaxes(mu, 1, 2) @ np.linalg.inv(sde.cov(grid)) @ mu)[:, 0, 0]
+        np.testing.assert_allclose(np.diff(np.log(snr)), np.log(snr[-1] / snr[0]) / 10, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([0.1, 0.5, 1.0], r"strictly descending.*grid\[::-1\]"),
+        ([1.0, 0.5, 0.5], r"grid\[1\] = 0.5 is followed by 0.5"),
+        ([1.0, 0.5, 0.0], "1.0 to 0.0"),
+        ([1.5, 0.5], r"\(0, 1\]"),
+        ([1.0, np.nan, 0.1], "finite"),
+        ([1.0], "at least 2"),
+        ([[1.0, 0.5]], "one-dimensional"),
+    ],
+)
+def test_bad_grids_are_named(grid, message):
+    with pytest.raises(ValueError, match=message):
+        pj.tabulate(pj.integrators.get("euler"), SDE, np.array(grid))
+
+
+@pytest.mark.parametrize("t_end", [0.0, -1e-3, 1.0, 2.0])
+@pytest.mark.parametrize("name", ["uniform", "quadratic", "power"])
+def test_bad_ends_are_named(name, t_end):
+    with pytest.raises(ValueError, match=f"0 < t_end < t_start <= 1, got t_end={t_end}"):
+        pj.grids.get(name)(10, t_end=t_end)
+
+
+def test_other_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="unknown grid 'quadratc'. Did you mean 'quadratic'?"):
+        pj.grids.for_budget("quadratc", pj.integrators.get("euler"), 10)
+    with pytest.raises(ValueError, match="n_steps=0"):
+        pj.grids.uniform(0)
+    with pytest.raises(ValueError, match="rho=-1.0"):
+        pj.grids.power(5, rho=-1.0)
+    with pytest.raises(ValueError, match="sde="):
+        pj.grids.log_snr(5)
+    with pytest.raises(ValueError, match="nfe=10.5"):
+        pj.grids.for_budget("uniform", pj.integrators.get("euler"), 10.5)

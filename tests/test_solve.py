@@ -1,0 +1,200 @@
+"""The scan and the adaptive solver: any pytree, clear errors, true counts."""
+
+import chex
+import closed_forms
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import psld_jax as pj
+from psld_jax.device import TimeFunction
+
+PSLD, VP = pj.sde.PSLD(), pj.sde.VPSDE()
+TABLES = {
+    (name, sde.num_blocks): pj.tabulate(pj.integrators.get(name), sde, pj.grids.quadratic(3))
+    for name, sde in (("reduced_baoab", PSLD), ("sscs", PSLD), ("heun", PSLD), ("sscs", VP), ("ddim", VP))
+}
+SHAPES = st.lists(st.integers(1, 3), min_size=0, max_size=3).map(tuple)
+TREES = st.recursive(
+    SHAPES,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=2),
+        st.dictionaries(st.sampled_from("ab"), inner, min_size=1, max_size=2),
+    ),
+    max_leaves=3,
+)
+
+
+def is_shape(node):
+    return isinstance(node, tuple)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    case=st.sampled_from(sorted(TABLES)),
+    tree=TREES,
+    n=st.integers(1, 3),
+    dtype=st.sampled_from([jnp.float32, jnp.float64]),
+)
+def test_any_pytree_goes_through_and_each_leaf_is_on_its_own(case, tree, n, dtype):
+    table = TABLES[case]
+    k = case[1]
+    rng = np.random.default_rng(0)
+
+    def array(shape, *lead):
+        return jnp.asarray(rng.standard_normal((*lead, n, *shape)), dtype)
+
+    z = tuple(jax.tree.map(array, tree, is_leaf=is_shape) for _ in range(k))
+    noise = tuple(jax.tree.map(lambda s: array(s, table.num_draws), tree, is_leaf=is_shape) for _ in range(k))
+    out = pj.sample(closed_forms.smooth_eps, table, z, noise=noise)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, z)
+    chex.assert_tree_all_finite(out)
+    # Leaf by leaf it is the sampler of that leaf alone: nothing leaks between leaves.
+    leaves = [jax.tree.leaves(block) for block in z], [jax.tree.leaves(block) for block in noise]
+    for i, expected in enumerate(zip(*map(jax.tree.leaves, out), strict=True)):
+        alone = pj.sample(
+            closed_forms.smooth_eps,
+            table,
+            tuple(block[i] for block in leaves[0]),
+            noise=tuple(block[i] for block in leaves[1]),
+        )
+        tolerance = 1e-5 if dtype == jnp.float32 else 1e-12
+        chex.assert_trees_all_close(alone, tuple(expected), rtol=tolerance, atol=tolerance)
+
+
+def test_integer_keys_draws_and_blocks_that_do_not_fit_are_named():
+    table = TABLES["reduced_baoab", 2]
+    z = PSLD.prior_sample(jax.random.key(0), (3, 4))
+    run, eps = pj.sample, closed_forms.smooth_eps
+    with pytest.raises(ValueError, match="1 blocks.*has 2"):
+        run(eps, table, (z.x,), jax.random.key(0))
+    with pytest.raises(ValueError, match="tuple of 2 blocks, got ArrayImpl"):
+        run(eps, table, z.x, jax.random.key(0))
+    with pytest.raises(ValueError, match="floating dtype.*int"):
+        run(eps, table, jax.tree.map(lambda leaf: leaf.astype(int), z), jax.random.key(0))
+    with pytest.raises(ValueError, match="one floating dtype.*float32.*float64"):
+        run(eps, table, pj.PhaseState(z.x, z.m.astype(jnp.float64)), jax.random.key(0))
+    with pytest.raises(ValueError, match="same structure and shapes"):
+        run(eps, table, pj.PhaseState(z.x, z.m[:, :2]), jax.random.key(0))
+    with pytest.raises(ValueError, match="same leading batch axis"):
+        run(eps, table, ({"a": z.x, "b": z.x[:2]},) * 2, jax.random.key(0))
+    with pytest.raises(ValueError, match="pass key=... or noise=..."):
+        run(eps, table, z)
+    with pytest.raises(ValueError, match=r"noise must hold 3 draws.*\(3, 3, 4\).*\(2, 3, 4\)"):
+        run(eps, table, z, noise=jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), z))
+    with pytest.raises(ValueError, match="2 random keys for a batch of 3"):
+        run(eps, table, z, jax.random.split(jax.random.key(0), 2))
+
+
+def test_an_eps_fn_that_returns_the_wrong_thing_is_named():
+    z = PSLD.prior_sample(jax.random.key(0), (3, 4))
+    with pytest.raises(ValueError, match="eps_fn returned"):
+        pj.sample(lambda z, t: z[0], TABLES["heun", 2], z)
+    with pytest.raises(ValueError, match="eps_fn returned"):
+        pj.sample(lambda z, t: (z[0], z[1][:, :2]), TABLES["heun", 2], z)
+
+
+def test_raw_and_typed_keys_give_the_same_samples():
+    z = PSLD.prior_sample(jax.random.key(0), (3, 4))
+    typed = pj.sample(closed_forms.smooth_eps, TABLES["sscs", 2], z, jax.random.key(7))
+    raw = pj.sample(closed_forms.smooth_eps, TABLES["sscs", 2], z, jax.random.PRNGKey(7))
+    chex.assert_trees_all_equal(typed, raw)
+
+
+def test_the_scan_can_be_differentiated_through_its_table():
+    """What a tuner needs: the gradient of the result by the coefficients."""
+    table = TABLES["heun", 2]
+    z = PSLD.prior_sample(jax.random.key(0), (3, 4), jnp.float64)
+
+    def loss(table):
+        return sum(jnp.sum(leaf**2) for leaf in pj.sample(closed_forms.smooth_eps, table, z))
+
+    gradient = jax.grad(loss, allow_int=True)(table)
+    step = 1e-6
+    bumped = jax.tree.map(lambda leaf: leaf, table)
+    bumped.A[1, 0, 0] += step
+    up = loss(bumped)
+    bumped.A[1, 0, 0] -= 2 * step
+    np.testing.assert_allclose(gradient.A[1, 0, 0], (up - loss(bumped)) / (2 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sde", [PSLD, VP], ids=["psld", "vp"])
+@pytest.mark.parametrize("solver", ["rk23", "rk45", "tsit5", "dopri8"])
+def test_adaptive_solution_is_the_closed_form(solver, sde):
+    data = closed_forms.GaussianData(sde)
+
+    def eps(z, t):
+        jacobian, shift = time(t)[:, :-1], time(t)[:, -1]
+        return pj.blocks.add(pj.blocks.apply(jacobian, z), sde.state(*(c * jnp.ones_like(z[0]) for c in shift)))
+
+    def affine(t):
+        rows = [np.concatenate([data.jacobian(u), data.offset(u)[:, None]], axis=1) for u in t]
+        return np.stack(rows)
+
+    time = TimeFunction(affine, 1e-3)
+    z = sde.prior_sample(jax.random.key(1), (5, 3), jnp.float64)
+    out, nfe = pj.sample_ode(eps, sde, z, t_end=0.02, solver=solver, rtol=1e-6, atol=1e-6, denoise=False)
+    matrix, shift = data.ode_flow(1.0, 0.02)
+    exact = np.einsum("kl,l...->k...", matrix, np.stack(z)) + shift[..., None]
+    np.testing.assert_allclose(np.stack(out), exact, rtol=2e-4, atol=2e-4)
+    assert nfe.shape == (5,) and nfe.dtype == jnp.int64
+
+
+@pytest.mark.parametrize("solver", ["rk23", "rk45", "tsit5", "dopri8"])
+@pytest.mark.parametrize("denoise", [True, False])
+def test_adaptive_nfe_is_the_number_of_calls(solver, denoise):
+    calls = []
+
+    def count(t):
+        calls.append(float(t))
+        return t
+
+    def eps(z, t):
+        # The time goes through the host, so that no evaluation whose value is used can be left out of the count.
+        return closed_forms.smooth_eps(z, jax.pure_callback(count, jax.ShapeDtypeStruct(t.shape, t.dtype), t))
+
+    z = PSLD.prior_sample(jax.random.key(0), (3, 4), jnp.float64)
+    _, nfe = pj.sample_ode(eps, PSLD, z, solver=solver, rtol=1e-4, atol=1e-4, denoise=denoise, step_control="batch")
+    assert len(calls) == nfe[0]
+
+
+def test_step_control_by_sample_is_independent_of_the_batch():
+    z = PSLD.prior_sample(jax.random.key(0), (4, 6), jnp.float64)
+    z = jax.tree.map(lambda leaf: leaf * jnp.asarray([1.0, 1.0, 30.0, 1.0])[:, None], z)
+    together, nfe = pj.sample_ode(closed_forms.smooth_eps, PSLD, z)
+    alone, nfe_alone = pj.sample_ode(closed_forms.smooth_eps, PSLD, jax.tree.map(lambda leaf: leaf[:1], z))
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:1], together), alone, rtol=1e-12)
+    assert nfe[0] == nfe_alone[0] and nfe[2] > nfe[0]
+    shared, _ = pj.sample_ode(closed_forms.smooth_eps, PSLD, z, step_control="batch")
+    assert np.abs(np.asarray(shared[0][0] - alone[0][0])).max() > 1e-9  # the original's: it does depend
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "rk54"}, "unknown ODE solver 'rk54'. Did you mean 'rk45'"),
+        ({"rtol": 0.0}, "rtol=0.0"),
+        ({"t_end": 0.0}, "t_end=0.0"),
+        ({"t_end": 1.0}, "t_end < t_start"),
+        ({"step_control": "pixel"}, "one of sample, batch"),
+    ],
+)
+def test_bad_solver_options_are_named(options, message):
+    z = PSLD.prior_sample(jax.random.key(0), (2, 4))
+    with pytest.raises(ValueError, match=message):
+        pj.sample_ode(closed_forms.smooth_eps, PSLD, z, **options)
+
+
+def test_time_functions_are_accurate_and_refuse_what_is_not_smooth():
+    fn = TimeFunction(lambda t: np.stack([1 / np.sqrt(t), np.exp(-8 * t)], axis=-1))
+    t = np.geomspace(1e-6, 1.0, 1001)
+    exact = np.stack([1 / np.sqrt(t), np.exp(-8 * t)], axis=-1)
+    # 1e-9 of the largest entry at that time.
+    assert (np.abs(fn(jnp.asarray(t)) - exact).max(axis=1) / exact.max(axis=1)).max() < 1e-9
+    with pytest.raises(ValueError, match="is it smooth"):
+        TimeFunction(lambda t: np.abs(np.sin(1 / t)))
+    with pytest.raises(ValueError, match="0 < t_min < t_max"):
+        TimeFunction(lambda t: t, t_min=0.0)
