@@ -15,7 +15,7 @@ demo: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/basedpyright --level error
 
 test: lint
 	$(BIN)/python -m pytest -q

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.table import Table
 
 from psld_jax import grids, integrators, metrics, random
 from psld_jax.build import Model, sampler_hyper
@@ -124,29 +125,19 @@ def write_tables(rows: list[dict[str, Any]], directory: Path) -> None:
     (directory / "bench.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def rich_table(result: dict[str, Any]) -> Any:
-    """The Frechet distances (and errors of deterministic samplers) as a table, budgets across."""
-    from rich.table import Table
-
-    rows = result["rows"]
-    budgets = sorted({row["budget"] for row in rows})
-    table = Table(
-        title=f"Frechet distance to the exact law | RMSE to the exact ODE solution "
-        f"({result['num_samples']} samples; exact samples: {result['floor']:.2f})"
-    )
-    table.add_column("sampler")
-    table.add_column("grid")
+def rich_table(result: dict[str, Any], column: str, title: str) -> Table:
+    """``column`` of the rows as a table, budgets across, the best sampler (by geometric mean) first."""
+    rows = [row for row in result["rows"] if row[column] is not None]
+    budgets, grids_used = sorted({row["budget"] for row in rows}), {row["grid"] for row in rows}
+    floor = f"; exact samples {result['floor']:.3g}" if column == "frechet" else ""
+    table = Table(title=f"{title}, {result['num_samples']} samples{floor}")
+    table.add_column("sampler", no_wrap=True)
     for budget in budgets:
-        table.add_column(f"NFE <= {budget}", justify="right")
-    cells = {(row["sampler"], row["grid"], row["budget"]): row for row in rows}
-    for sampler, grid in sorted({(row["sampler"], row["grid"]) for row in rows}):
-        line = []
-        for budget in budgets:
-            row = cells.get((sampler, grid, budget))
-            if row is None:
-                line.append("-")
-            else:
-                error = "" if row["rmse"] is None else f" | {row['rmse']:.2g}"
-                line.append(f"{row['frechet']:.3g}{error}")
-        table.add_row(sampler, grid, *line)
+        table.add_column(f"NFE {budget}", justify="right", no_wrap=True)
+    cells: dict[str, dict[int, float]] = {}
+    for row in rows:
+        name = row["sampler"] if len(grids_used) == 1 else f"{row['sampler']}, {row['grid']}"
+        cells.setdefault(name, {})[row["budget"]] = row[column]
+    for name in sorted(cells, key=lambda name: float(np.mean(np.log(list(cells[name].values()))))):
+        table.add_row(name, *(f"{cells[name][b]:.3g}" if b in cells[name] else "-" for b in budgets))
     return table

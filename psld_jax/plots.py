@@ -11,10 +11,17 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
-# Colour-blind safe (Okabe & Ito), then repeated with other markers and line styles.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES = ("-", "--", ":", "-.")
+# Colour-blind safe (Okabe & Ito). Colour and line tell the family of a sampler, the marker its scheme.
+_FAMILIES = (
+    ("conjugate_", "#CC79A7", "-"),
+    ("naive_", "#E69F00", ":"),
+    ("reduced_", "#D55E00", "-"),
+    ("lambda_", "#0072B2", "-"),
+    ("conjugate", "#0072B2", "--"),
+    ("ddim", "#0072B2", "--"),
+    ("", "#000000", "-."),
+)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def image_grid(images: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -54,54 +61,63 @@ def save_trajectories(path: Path, paths: dict[str, Any], grid_times: dict[str, n
     figure, axes = plt.subplots(1, columns, figsize=(4 * columns, 4.2), squeeze=False, sharex=True, sharey=True)
     for axis, (name, path_) in zip(axes[0], paths.items(), strict=True):
         x, m = np.asarray(path_[0]), np.asarray(path_[1])
-        times = grid_times[name]
-        axis.plot(x, m, color="0.8", lw=0.7, zorder=1)
-        colours = np.broadcast_to(times[:, None], x.shape)
-        points = axis.scatter(x, m, c=colours, s=7, cmap="viridis", zorder=2, vmin=0, vmax=1)
-        axis.plot(data, np.zeros_like(data), "|", color="#D55E00", ms=8, zorder=0)
-        axis.set_title(name)
+        axis.plot(x, m, color="0.75", lw=0.8, zorder=1)
+        colours = np.broadcast_to(grid_times[name][:, None], x.shape)
+        points = axis.scatter(x, m, c=colours, s=9, cmap="viridis", zorder=2, vmin=0, vmax=1)
+        axis.plot(x[-1], m[-1], "o", color="#D55E00", ms=5, zorder=3, label="sample")
+        axis.plot(data, np.full_like(data, -1.9), "|", color="#D55E00", ms=10, label="pixel values in the data")
+        axis.set_title(name, fontsize=10)
         axis.set_xlabel("position x")
     axes[0][0].set_ylabel("momentum m")
+    axes[0][0].legend(fontsize=7, loc="upper left")
     figure.colorbar(points, ax=list(axes[0]), label="forward time t", fraction=0.02)
-    _save(figure, path, tight=False)
-
-
-def save_curves(path: Path, rows: list[dict[str, Any]], panels: dict[str, str]) -> None:
-    """Save log-log curves against NFE, one panel for each column of ``rows`` in ``panels`` (column -> label)."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 6.5), squeeze=False)
-    names = sorted({(row["sampler"], row["grid"]) for row in rows})
-    grids = sorted({grid for _, grid in names})
-    for axis, (column, label) in zip(axes[0], panels.items(), strict=True):
-        for i, (sampler, grid) in enumerate(names):
-            points = sorted(
-                (row["nfe"], row[column])
-                for row in rows
-                if row["sampler"] == sampler
-                and row["grid"] == grid
-                and row.get(column) is not None
-                and np.isfinite(row[column])
-            )
-            if points:
-                axis.loglog(
-                    *zip(*points, strict=True),
-                    color=_COLOURS[i % len(_COLOURS)],
-                    marker=_MARKERS[i // len(_COLOURS) % len(_MARKERS)],
-                    ls=_LINES[i // len(_COLOURS) % len(_LINES)],
-                    ms=4,
-                    lw=1.2,
-                    label=sampler if len(grids) == 1 else f"{sampler}, {grid}",
-                )
-        axis.set_xlabel("network evaluations (NFE)")
-        axis.set_ylabel(label)
-        axis.grid(True, which="both", alpha=0.25)
-        axis.legend(fontsize=7, ncol=2)
     _save(figure, path)
 
 
-def _save(figure: Any, path: Path, tight: bool = True) -> None:
-    if tight:
-        figure.tight_layout()
+def save_curves(path: Path, rows: list[dict[str, Any]], panels: dict[str, str], floors: dict[str, float]) -> None:
+    """Save log-log curves against NFE, one panel for each column of ``rows`` in ``panels`` (column -> label).
+
+    ``floors`` draws a line at what perfect samples would reach (column -> value). Values more than a thousand times
+    the smallest are off the picture.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels) + 3, 6), squeeze=False)
+    names = sorted({(row["sampler"], row["grid"]) for row in rows})
+    grids = sorted({grid for _, grid in names})
+    seen: dict[tuple[str, str], int] = {}
+    styles = {}
+    for sampler, grid in names:
+        colour, line = next((colour, line) for prefix, colour, line in _FAMILIES if sampler.startswith(prefix))
+        number = seen[colour, line] = seen.get((colour, line), -1) + 1
+        styles[sampler, grid] = {"color": colour, "ls": line, "marker": _MARKERS[number % len(_MARKERS)]}
+    handles: dict[str, Any] = {}
+    for axis, (column, label) in zip(axes[0], panels.items(), strict=True):
+        values = [row[column] for row in rows if row[column] is not None and np.isfinite(row[column])]
+        for sampler, grid in names:
+            points = sorted(
+                (row["nfe"], row[column])
+                for row in rows
+                if (row["sampler"], row["grid"]) == (sampler, grid) and row[column] is not None
+            )
+            if points:
+                name = sampler if len(grids) == 1 else f"{sampler}, {grid}"
+                handles[name] = axis.loglog(*zip(*points, strict=True), ms=5, lw=1.2, **styles[sampler, grid])[0]
+        if column in floors:
+            handles["exact samples"] = axis.axhline(floors[column], color="0.6", lw=1)
+        ticks = sorted({row["nfe"] for row in rows})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        if values:
+            axis.set_ylim(0.7 * min(values), min(1.5 * max(values), 1e3 * min(values)))
+        axis.set_xlabel("network evaluations (NFE)")
+        axis.set_ylabel(label)
+        axis.grid(True, alpha=0.25)
+    figure.legend(handles.values(), handles.keys(), loc="center right", fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1 - 2.3 / figure.get_figwidth(), 1))
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png", bbox_inches=None if tight else "tight")
+    figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
     plt.close(figure)
     temporary.replace(path)

@@ -52,8 +52,8 @@ class MixtureScore:
         gain, skip, mu, sigma_mu = matrix[:, :k], matrix[:, k:-2], matrix[:, -2:-1], matrix[:, -1]
         precision = jnp.dot(mu[:, 0], sigma_mu)
         center = self.center.astype(dtype)
-        rows = [jnp.reshape(leaf, (n, -1)) - mu[i] * center for i, leaf in enumerate(leaves)]
-        a = sum(sigma_mu[i] * row for i, row in enumerate(rows))
+        rows = tuple(jnp.reshape(leaf, (n, -1)) - mu[i] * center for i, leaf in enumerate(leaves))
+        a = blocks.apply(sigma_mu[None], rows)[0]
         tiles = jnp.reshape(jnp.pad(a, ((0, -n % _TILE), (0, 0))), (-1, _TILE, a.shape[1]))
         mean = jax.lax.map(lambda tile: _posterior_mean(self, tile, precision), tiles)
         mean = jnp.reshape((jnp.reshape(mean, (-1, a.shape[1])) + center)[:n], (n, *self.shape))

@@ -1,0 +1,33 @@
+"""The README's Python runs as it stands."""
+
+import re
+from pathlib import Path
+
+import jax
+
+import psld_jax as pj
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_every_python_block_runs():
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    with jax.enable_x64(False):
+        for block in code:
+            exec(block, names)
+    assert names["images"].shape == (64, 8, 8, 1)
+    assert names["table"].nfe == 50 and names["z"].x.shape == (16, 8, 8, 1)
+
+
+def test_every_sampler_is_in_the_table_with_its_cost():
+    rows = re.findall(r"^\| (`[a-z`_, 0-9]+) \|.*\| ([0-9, ]+|by tolerance) \|$", README, re.MULTILINE)
+    costs = {}
+    for names, numbers in rows:
+        names = re.findall(r"`(\w+)`", names)
+        numbers = [int(n) for n in re.findall(r"\d+", numbers)] or [None]
+        costs.update(zip(names, numbers * len(names) if len(numbers) == 1 else numbers, strict=True))
+    adaptive = {name for name, cost in costs.items() if cost is None}
+    assert adaptive == set(pj.solve.SOLVERS)
+    expected = {name: pj.integrators.get(name).nfe_per_step for name in pj.integrators.available()}
+    assert {name: cost for name, cost in costs.items() if cost is not None} == expected
