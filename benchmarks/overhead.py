@@ -1,7 +1,7 @@
 """What the sampler costs beyond its network: time of ``sample`` over NFE times the time of the bare jitted network.
 
 Run: ``python benchmarks/overhead.py``. Samplers and network are timed by turns; medians and quartiles are printed.
-The network is a chain of matrix products that costs some 25 ms a call on two cores.
+The network is a chain of matrix products that costs some 20 to 30 ms a call on two cores.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 
 import psld_jax as pj
 
-NFE, BATCH, FEATURES, DEPTH, ROUNDS = 20, 64, 1024, 5, 15
+NFE, BATCH, FEATURES, DEPTH, ROUNDS = 20, 32, 1024, 12, 15
 SAMPLERS = ("ddim", "reduced_velocity_verlet", "heun", "reduced_oba", "reduced_baoab", "euler_maruyama", "sscs")
 
 

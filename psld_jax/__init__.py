@@ -3,16 +3,17 @@
 The data flow is config -> sde -> tableau (float64, host) -> scan (device) -> samples -> metrics.
 """
 
-from psld_jax import analysis, assets, blocks, grids, integrators, metrics, scores, sde
+from psld_jax import analysis, assets, blocks, grids, integrators, metrics, models, scores, sde
 from psld_jax.analysis import stability
 from psld_jax.blocks import PhaseState
-from psld_jax.build import Model, load
+from psld_jax.build import Classifier, Model, load
 from psld_jax.generate import generate, generate_states
 from psld_jax.random import sample_keys
 from psld_jax.solve import sample, sample_ode
 from psld_jax.tableau import Tableau, tabulate
 
 __all__ = [
+    "Classifier",
     "Model",
     "PhaseState",
     "Tableau",
@@ -25,6 +26,7 @@ __all__ = [
     "integrators",
     "load",
     "metrics",
+    "models",
     "sample",
     "sample_keys",
     "sample_ode",

@@ -70,9 +70,8 @@ def gaussian_jacobian(sde: LinearSDE, variance: float) -> Jacobian:
     """
 
     def jacobian(t: float) -> np.ndarray:
-        mu = sde.mean(t)
-        total = sde.cov(t) + variance * mu @ np.swapaxes(mu, -1, -2)
-        return -np.linalg.solve(sde.score_matrix(t), np.linalg.inv(total) + sde.score_skip(t))
+        total = sde.total_cov(t, np.sqrt(variance))
+        return -np.linalg.pinv(sde.score_matrix(t)) @ (np.linalg.inv(total) + sde.score_skip(t))
 
     return jacobian
 

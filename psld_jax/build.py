@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
-from psld_jax import assets, integrators, scores
+from psld_jax import assets, checkpoint, integrators, scores
 from psld_jax.errors import unknown
+from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
 
 _HERE = Path(__file__).resolve().parent
+
+
+NETWORKS = ("ncsnpp", "ncsnpp_clf")
+MODELS = ("mixture", *NETWORKS, "saved")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +40,16 @@ class Model:
     config: Any
     image_shape: tuple[int, ...]
     data: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A classifier of noisy states: ``logits_fn(z, t)`` gives ``[n, n_classes]`` for a state and a scalar time."""
+
+    sde: LinearSDE
+    logits_fn: Callable[..., Any]
+    config: Any
+    image_shape: tuple[int, ...]
 
 
 def config_directory() -> Path:
@@ -90,20 +109,60 @@ def check_overrides(argv: list[str]) -> None:
             raise unknown("config field", name.removeprefix("config."), known)
 
 
+def from_dict(values: dict[str, Any]) -> Any:
+    """The default configuration with the values of a configuration that was stored as JSON.
+
+    Raises:
+      ValueError: for a field that does not exist (with the nearest that does), or a value of the wrong type.
+    """
+    default = load_config("default")
+    flat = {}
+    for section, content in values.items():
+        entries = content.items() if isinstance(content, dict) else [(None, content)]
+        for key, value in entries:
+            name = section if key is None else f"{section}.{key}"
+            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return override(default, {name: tuple(v) if isinstance(v, list) else v for name, v in flat.items()})
+
+
 def build_sde(config: Any) -> LinearSDE:
-    """The SDE that ``config.sde`` describes."""
+    """The SDE that ``config.sde`` describes, preconditioned if ``config.model.data_std`` is positive."""
     c = config.sde
     if c.name == "psld":
-        return PSLD(c.gamma, c.nu, c.beta_min, c.beta_max, c.kappa, c.decomposition, c.jitter)
-    if c.name == "vpsde":
-        return VPSDE(c.beta_min, c.beta_max, c.jitter)
-    raise unknown("config.sde.name", c.name, ("psld", "vpsde"))
+        sde = PSLD(c.gamma, c.nu, c.beta_min, c.beta_max, c.kappa, c.decomposition, c.jitter)
+    elif c.name == "vpsde":
+        sde = VPSDE(c.beta_min, c.beta_max, c.jitter)
+    else:
+        raise unknown("config.sde.name", c.name, ("psld", "vpsde"))
+    return sde if config.model.data_std == 0 else sde.preconditioned(config.model.data_std)
 
 
-def build_model(config: Any) -> Model:
-    """The model that ``config.model`` and ``config.data`` describe."""
-    if config.model.name != "mixture":
-        raise unknown("config.model.name", config.model.name, ("mixture",))
+def network_options(config: Any) -> NCSNppConfig:
+    """The options of NCSN++ in ``config.model``."""
+    return NCSNppConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(NCSNppConfig)})
+
+
+def abstract_network(config: Any) -> NCSNpp | NCSNppClassifier:
+    """The network that ``config.model`` describes, with shapes in place of arrays: nothing is allocated."""
+    options, m = network_options(config), config.model
+    if m.name == "ncsnpp":
+        return nnx.eval_shape(lambda: NCSNpp(options, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: NCSNppClassifier(options, m.n_classes, rngs=nnx.Rngs(0)))
+
+
+def build_model(config: Any) -> Model | Classifier:
+    """The model that ``config`` describes: the exact score of its data, or a network with its weights.
+
+    Raises:
+      ValueError: for unknown names, values out of range, or weights that are missing or do not fit.
+    """
+    name = config.model.name
+    if name not in MODELS:
+        raise unknown("config.model.name", name, MODELS)
+    return _mixture_model(config) if name == "mixture" else _saved_model(config)
+
+
+def _mixture_model(config: Any) -> Model:
     if config.data.name != "digits":
         raise unknown("config.data.name", config.data.name, ("digits",))
     sde = build_sde(config)
@@ -116,20 +175,76 @@ def build_model(config: Any) -> Model:
     return Model(sde, eps_fn, config, data.shape[1:], data)
 
 
+def _saved_model(config: Any) -> Model | Classifier:
+    """The network in ``config.model.checkpoint``; a configuration that describes a network must agree with it."""
+    m = config.model
+    if not m.checkpoint:
+        raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
+    stored, params = checkpoint.read_converted(m.checkpoint, m.weights or None)
+    stored = from_dict(stored)
+    with stored.unlocked():
+        stored.model.checkpoint, stored.model.weights = m.checkpoint, m.weights
+    if m.name != "saved":
+        differences = [
+            f"{section}.{key} is {config[section][key]!r}, stored is {value!r}"
+            for section in ("model", "sde")
+            for key, value in stored[section].items()
+            if config[section][key] != value
+        ]
+        if differences:
+            raise ValueError(
+                f"the configuration disagrees with {m.checkpoint}: {'; '.join(differences)}. "
+                "config.model.name='saved' takes what is stored"
+            )
+    merged = config.copy_and_resolve_references()
+    with merged.unlocked():
+        merged.model, merged.sde = stored.model, stored.sde
+    return _network_model(merged.lock(), params)
+
+
+def _network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
+    """The network that ``config.model`` describes with the arrays ``params``, a nested dict."""
+    sde, net = build_sde(config), abstract_network(config)
+    graph, state = nnx.split(net)
+    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
+    if given != expected:
+        wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
+        listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
+        raise ValueError(f"the weights do not fit the configuration in {len(wrong)} arrays: {listed}")
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
+    net, m = nnx.merge(graph, state), config.model
+    shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
+    if m.name == "ncsnpp_clf":
+        return Classifier(sde, scores.classifier(net), config, shape)
+    return Model(sde, scores.network(net, sde), config, shape)
+
+
 def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
     """The hyper-parameters in ``config.sampler.hyper`` that integrator ``name`` has."""
     known = integrators.get(name).hyper
     return {key: value for key, value in config.sampler.hyper.items() if key in known}
 
 
-def load(name: str, overrides: dict[str, Any] | None = None) -> Model:
-    """Open a model: ``load("digits")`` is the embedded data set with its exact score.
+def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) -> Any:
+    """Open a model: ``load("digits")`` is the embedded data set with its exact score, ``load(DIR)`` a saved network.
 
-    ``overrides`` replaces fields of the configuration: ``load("digits", {"sde.gamma": 0.25, "sde.nu": 4.25})``.
+    Args:
+      name: ``"digits"``, or a directory that the converter wrote.
+      overrides: fields of the configuration to replace: ``load("digits", {"sde.gamma": 0.25, "sde.nu": 4.25})``,
+        ``load(DIR, {"model.weights": "online", "model.dtype": "bfloat16"})``.
+
+    Returns:
+      A :class:`Model`, or a :class:`Classifier` if that is what the directory holds.
 
     Raises:
-      ValueError: for an unknown name or field (with the nearest known one), or a value out of range.
+      ValueError: for an unknown name or field (with the nearest known one), a value out of range, or a directory that
+        holds no model.
     """
-    if name != "digits":
-        raise unknown("model", name, ("digits",))
-    return build_model(override(load_config(name), overrides or {}))
+    if name == "digits":
+        return build_model(override(load_config("digits"), overrides or {}))
+    if not Path(name).is_dir():
+        raise unknown("model", str(name), ("digits", "a directory with a model"))
+    overrides = dict(overrides or {})
+    stored, params = checkpoint.read_converted(name, overrides.pop("model.weights", None))
+    return _network_model(override(from_dict(stored), {**overrides, "model.checkpoint": str(name)}), params)

@@ -28,9 +28,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
+def _sampled(config: Any) -> build.Model:
+    model = build.build_model(config)
+    if not isinstance(model, build.Model):
+        raise ValueError("a classifier cannot be sampled from; give a score network")
+    return model
+
+
 def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Draw samples; leave samples.png and, in phase space, trajectories.png. Returns the report."""
-    c, model = config.sampler, build.build_model(config)
+    c, model = config.sampler, _sampled(config)
     hyper = {} if c.name in SOLVERS else build.sampler_hyper(config, c.name)
     start = time.perf_counter()
     state, nfe = generate_states(
@@ -50,6 +57,8 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - start
     report = {
+        "model": json.loads(model.config.model.to_json()),
+        "sde": json.loads(model.config.sde.to_json()),
         "sampler": c.name,
         "hyper": hyper,
         "nfe_mean": float(np.mean(nfe)),
@@ -61,7 +70,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         report["frechet"] = float(metrics.frechet_distance(*metrics.statistics(state[0]), *law))
     title = f"{c.name}, {report['nfe_mean']:.0f} evaluations"
     plots.save_samples(workdir / "samples.png", state, title)
-    if model.sde.num_blocks == 2 and c.name not in SOLVERS:
+    if model.data is not None and model.sde.num_blocks == 2 and c.name not in SOLVERS:
         _trajectories(model, config, workdir)
     console.print(f"{len(nfe)} samples by {title} in {seconds:.1f} s (compilation included)")
     return report
@@ -86,7 +95,7 @@ def _trajectories(model: Any, config: Any, workdir: Path) -> None:
 
 def run_bench(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Compare samplers; leave bench.csv, bench.json and error_vs_nfe.png. Returns the report."""
-    model = build.build_model(config)
+    model = _sampled(config)
     result = bench.bench(
         model, config, partial(track, description="comparing samplers", console=console, transient=True)
     )

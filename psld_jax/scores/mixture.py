@@ -125,11 +125,11 @@ def mixture(
     half_norms[: len(flat)] = 0.5 * (flat**2).sum(axis=1)
 
     def coefficients(t: np.ndarray) -> np.ndarray:
-        mu, out = sde.mean(t), sde.score_matrix(t)
-        total = sde.cov(t) + bandwidth**2 * mu @ np.swapaxes(mu, -1, -2)
-        gain = -np.linalg.solve(out, np.linalg.inv(total))
-        skip = -np.linalg.solve(out, sde.score_skip(t))
-        # eps = C^-1 (S^-1 (mu xhat - z) - Cskip z) = gain (z - mu xhat) + skip z
+        mu, total = sde.mean(t), sde.total_cov(t, bandwidth)
+        # eps = C^-1 (S^-1 (mu xhat - z) - Cskip z) = gain (z - mu xhat) + skip z. A preconditioned C has rank one, and
+        # what it multiplies lies in its range.
+        inverse = np.linalg.inv(sde.score_matrix(t)) if sde.data_std is None else np.linalg.pinv(sde.score_matrix(t))
+        gain, skip = -inverse @ np.linalg.inv(total), -inverse @ sde.score_skip(t)
         return np.concatenate([gain, skip, mu, np.linalg.solve(total, mu)], axis=-1)
 
     dtype = jnp.result_type(float)

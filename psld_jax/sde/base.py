@@ -7,8 +7,9 @@ matrices and a linear rate ``beta(t) = beta_min + (beta_max - beta_min) t``. In 
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -84,7 +85,7 @@ class LinearSDE:
     Time is forward time: data at ``t = 0``, noise at ``t = 1``. Every method of time takes a float or a
     float64 array ``[...]`` and returns float64 ``[..., K, K]``.
 
-    ``unit_drift`` and ``unit_diffusion`` hold the constant matrices.
+    ``unit_drift`` and ``unit_diffusion`` hold the constant matrices; ``data_std`` is set by :meth:`preconditioned`.
 
     Args:
       drift: ``[K, K]``, the constant ``F``; all eigenvalues in the open left half-plane.
@@ -136,6 +137,7 @@ class LinearSDE:
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
         self.decomposition, self.jitter = decomposition, float(jitter)
         k = self.num_blocks
+        self.data_std: float | None = None
         self.initial_cov = np.zeros((k, k)) if initial_cov is None else np.array(initial_cov, np.float64)
 
     @property
@@ -205,13 +207,52 @@ class LinearSDE:
         """``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``."""
         return cholesky(self.cov(t, cov0), self.decomposition)
 
+    # --- what the network predicts: score(z, t) = Cskip z + C eps(Cin z, t) -------------------------
+
+    def preconditioned(self, data_std: float) -> Self:
+        """The same diffusion for a network preconditioned in phase space, for data of that standard deviation.
+
+        With ``Stilde = Sigma + data_std^2 mu mu^T`` the Gaussian-optimal score is ``-Stilde^-1 z``; what is left over
+        has rank one. So ``Cskip = -Stilde^-1``, ``Cin = Stilde^(-1/2)``, and the first column of ``C`` is
+        ``Sigma^-1 mu (data_std^-2 + mu^T Sigma^-1 mu)^(-1/2)``: the network predicts one block, ``eps = (N, 0)``.
+        Inputs and targets have unit variance at every time. For K = 1 and a variance-exploding SDE these are the
+        ``c_skip``, ``c_out``, ``c_in`` of Karras et al. (2022, table 1).
+
+        Raises:
+          ValueError: unless ``data_std`` is finite and > 0.
+        """
+        if not (np.isfinite(data_std) and data_std > 0):
+            raise ValueError(f"data_std={data_std} must be a finite number > 0")
+        sde = copy.copy(self)
+        sde.data_std = float(data_std)
+        return sde
+
+    def total_cov(self, t: Array, data_std: float) -> np.ndarray:
+        """``Stilde_t = Sigma_t + data_std^2 mu_t mu_t^T``: covariance for Gaussian data, ``[..., K, K]``."""
+        mu = self.mean(t)
+        return self.cov(t) + data_std**2 * mu @ np.swapaxes(mu, -1, -2)
+
     def score_matrix(self, t: Array, cov0: Array | None = None) -> np.ndarray:
-        """``C_t = -L_t^{-T}``: ``score(z, t) = Cskip_t z + C_t eps(z, t)``, ``[..., K, K]``."""
-        return -np.swapaxes(np.linalg.inv(self.factor(t, cov0)), -1, -2)
+        """``C_t = -L_t^{-T}``, ``[..., K, K]``, or as in :meth:`preconditioned`."""
+        if self.data_std is None:
+            return -np.swapaxes(np.linalg.inv(self.factor(t, cov0)), -1, -2)
+        mu = self.mean(t)
+        pull = np.linalg.solve(self.cov(t, cov0), mu)
+        scale = (self.data_std**-2 + np.swapaxes(mu, -1, -2) @ pull) ** -0.5
+        return np.concatenate([pull * scale, np.zeros((*np.shape(t), self.num_blocks, self.num_blocks - 1))], axis=-1)
 
     def score_skip(self, t: Array) -> np.ndarray:
-        """``Cskip_t``, ``[..., K, K]``: zero unless the network is preconditioned."""
-        return np.zeros(np.shape(t) + self.unit_drift.shape)
+        """``Cskip_t``, ``[..., K, K]``: zero unless the network is :meth:`preconditioned`."""
+        if self.data_std is None:
+            return np.zeros(np.shape(t) + self.unit_drift.shape)
+        return -np.linalg.inv(self.total_cov(t, self.data_std))
+
+    def input_matrix(self, t: Array) -> np.ndarray:
+        """``Cin_t``, ``[..., K, K]``: the identity unless the network is :meth:`preconditioned`."""
+        if self.data_std is None:
+            return np.broadcast_to(np.eye(self.num_blocks), np.shape(t) + self.unit_drift.shape)
+        values, vectors = np.linalg.eigh(self.total_cov(t, self.data_std))
+        return (vectors * values[..., None, :] ** -0.5) @ np.swapaxes(vectors, -1, -2)
 
     # --- the prior --------------------------------------------------------------------------------
 

@@ -1,0 +1,9 @@
+"""Converting the authors' PyTorch checkpoints, without PyTorch and without executing anything from the file."""
+
+from psld_jax.checkpoint import read_converted, read_index
+
+from .conversion import convert
+from .reader import Checkpoint, Tensor, read_checkpoint
+from .structure import Structure, infer
+
+__all__ = ["Checkpoint", "Structure", "Tensor", "convert", "infer", "read_checkpoint", "read_converted", "read_index"]

@@ -1,0 +1,51 @@
+"""Command line: ``python -m convert --checkpoint F.ckpt --config NAME|PATH|auto --output DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from .conversion import WEIGHTS, convert
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="convert", description="Convert a PyTorch checkpoint of NCSN++ to JAX.")
+    parser.add_argument("--checkpoint", required=True, help="file that PyTorch Lightning or torch.save wrote")
+    parser.add_argument("--config", required=True, help="configuration, e.g. configs/cifar10.py, or auto")
+    parser.add_argument("--output", required=True, help="directory to make")
+    parser.add_argument("--weights", choices=WEIGHTS, help="default: ema; online for a classifier, which has no EMA")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 1 for what is wrong with the input, 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    console = Console(stderr=True)
+
+    def progress(items: Iterable[Any], label: str) -> Iterable[Any]:
+        return track(items, label, console=console, transient=True)
+
+    try:
+        index = convert(**vars(arguments), progress=progress)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    counts = ", ".join(f"{len(network)} parameters ({name})" for name, network in index["parameters"].items())
+    print(f"{counts} from {arguments.checkpoint} (sha256 {index['source']['sha256']}) in {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary directory is removed then too
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The configuration of a conversion: given, or built from the file and ``--set``; checked against the file."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from psld_jax import build
+from psld_jax.errors import unknown
+from psld_jax.models import NCSNppConfig
+
+from .pickle_vm import clip
+from .structure import Structure
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(NCSNppConfig)}
+_NAMES = {False: "ncsnpp", True: "ncsnpp_clf"}
+_SDE_FIELDS = {
+    "psld": ("beta_min", "beta_max", "gamma", "nu", "kappa", "decomposition"),
+    "vpsde": ("beta_min", "beta_max"),
+}
+
+
+def network(config: Any) -> tuple[NCSNppConfig, int | None]:
+    """The network that ``config.model`` describes, and the number of classes if it is a classifier.
+
+    Raises:
+      ValueError: if ``config.model.name`` is neither ``ncsnpp`` nor ``ncsnpp_clf``, or for values out of range.
+    """
+    model = config.model
+    if model.name not in _NAMES.values():
+        raise unknown("config.model.name", model.name, _NAMES.values())
+    return build.network_options(config), model.n_classes if model.name == _NAMES[True] else None
+
+
+def resolve(name: str, overrides: Sequence[str], structure: Structure) -> Any:
+    """The configuration by name or path (or ``auto``) with overrides ``field=value``, in agreement with the file.
+
+    Args:
+      name: of a configuration; ``auto`` takes from the file what it tells.
+      overrides: such as ``model.image_size=32``.
+      structure: what the file implies.
+
+    Raises:
+      ValueError: for an unknown field or a value of the wrong type; with ``auto``, for what the file cannot tell,
+        listed with the flags that give it; where the configuration and the file disagree, with both values.
+    """
+    values = dict(_parse(override) for override in overrides)
+    config = build.load_config("default" if name == "auto" else name)
+    if name == "auto":
+        _update(config, "model", {"name": _NAMES[structure.n_classes is not None], **_DEFAULTS, **structure.fields})
+        if structure.n_classes is not None:
+            _update(config, "model", {"n_classes": structure.n_classes})
+        _ask(structure, values)
+    for field, value in values.items():
+        section, _, key = field.partition(".")
+        _update(config, section, {key: _cast(config, field, value)})
+    if name == "auto" and "model.attn_resolutions" not in values:
+        _update(config, "model", {"attn_resolutions": structure.attn_resolutions(config.model.image_size)})
+    _compare(config, structure)
+    return config
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    field, equals, text = override.partition("=")
+    if not equals or not text:
+        raise ValueError(f"--set {clip(override)}: FIELD=VALUE is expected, for example model.image_size=32")
+    try:
+        return field, ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return field, text
+
+
+def _cast(config: Any, field: str, value: Any) -> Any:
+    """The value in the type that the field has."""
+    section, _, key = field.partition(".")
+    known = {f"{part}.{name}" for part in config if hasattr(config[part], "keys") for name in config[part]}
+    known |= {f"model.{name}" for name in _DEFAULTS}
+    if field not in known:
+        raise unknown("field", field, known)
+    default = config[section].get(key, _DEFAULTS.get(key))
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list, int)):
+        return (value,) if isinstance(value, int) else tuple(value)
+    if type(value) is not type(default):
+        raise ValueError(
+            f"--set {field}={clip(str(value))}: a {type(default).__name__} is expected, for example {default!r}"
+        )
+    return value
+
+
+def _update(config: Any, section: str, values: dict[str, Any]) -> None:
+    with config.unlocked():
+        for key, value in values.items():
+            if key in config[section]:
+                del config[section][key]  # or its type could not change, from list to tuple
+            config[section][key] = value
+
+
+def _ask(structure: Structure, values: dict[str, Any]) -> None:
+    """Refuse to guess what the shapes do not tell."""
+    needed = [f"model.{field}" for field in structure.open]
+    if structure.n_classes is None:
+        sde = values.get("sde.name")
+        needed += ["sde.name", *[f"sde.{field}" for field in _SDE_FIELDS.get(str(sde), _SDE_FIELDS["psld"])]]
+    if values.get("model.fir") is False and "model.fir_kernel" in needed:
+        needed.remove("model.fir_kernel")
+    missing = [field for field in needed if field not in values]
+    if missing:
+        told = ", ".join(f"{field}={value}" for field, value in structure.fields.items())
+        told += f", attention at levels {structure.attention} (0 is full resolution)"
+        flags = " ".join(f"--set {field}=VALUE" for field in missing)
+        raise ValueError(f"the file tells {told}; it cannot tell {', '.join(missing)}. Add: {flags}")
+
+
+def _compare(config: Any, structure: Structure) -> None:
+    """Raise if the configuration contradicts the file."""
+    options, n_classes = network(config)
+    kind = {"name": _NAMES[structure.n_classes is not None], "n_classes": structure.n_classes}
+    implied: dict[str, Any] = kind | structure.fields
+    given = {"name": config.model.name, "n_classes": n_classes}
+    given |= {name: getattr(options, name) for name in structure.fields}
+    attention = structure.attn_resolutions(options.image_size)
+    sizes = [options.size(level) for level in range(len(structure.fields["ch_mult"]))]
+    if {size for size in sizes if size in options.attn_resolutions} != set(attention):
+        given["attn_resolutions"], implied["attn_resolutions"] = options.attn_resolutions, attention
+    differences = [
+        f"model.{name} is {given[name]!r}, the file implies {implied[name]!r}"
+        for name in implied
+        if given[name] != implied[name]
+    ]
+    if differences:
+        raise ValueError("the configuration disagrees with the file: " + "; ".join(differences))

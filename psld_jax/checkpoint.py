@@ -1,0 +1,150 @@
+"""A model as a directory: Orbax parameters, configuration, and an index of what came from where.
+
+``config.json``, ``index.json``, and one Orbax directory for each set of weights, ``ema`` or ``online``.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+_CONFIG = "config.json"
+_INDEX = "index.json"
+
+
+@contextlib.contextmanager
+def new_directory(output: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """A temporary directory beside ``output`` that becomes it at the end, or disappears if anything is raised.
+
+    Raises:
+      ValueError: if ``output`` exists and is not an empty directory, unless ``overwrite`` is set and it holds a
+        converted checkpoint.
+    """
+    final = Path(output).absolute()
+    check_output(final, overwrite)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (final.with_name(f".{final.name}.{kind}-{uuid.uuid4().hex}") for kind in ("new", "old"))
+    try:
+        temporary.mkdir()
+        yield temporary
+        try:
+            if final.exists():
+                final.rename(old)
+            temporary.rename(final)
+        except BaseException:
+            if old.exists() and not final.exists():
+                old.rename(final)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_output(output: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """``ValueError`` if :func:`new_directory` would refuse that output."""
+    output = Path(output)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"{output} exists already; choose another output directory, or --overwrite")
+    if not (output / _INDEX).is_file():
+        raise ValueError(f"{output} holds something else than a converted checkpoint: it is not overwritten")
+
+
+def write_parameters(directory: Path, weights: str, parameters: dict[str, Any]) -> None:
+    """Write one set of weights, a nested dict of arrays, below ``directory``."""
+
+    def save() -> None:
+        # Weights hardly compress, and compressing them takes more memory than they do.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+            checkpointer.save((directory / weights).absolute(), args=ocp.args.PyTreeSave(parameters))
+
+    # Orbax writes in threads of its own, which an interrupt would leave at work while the directory is removed.
+    # Leaving the executor waits for them.
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        executor.submit(save).result()
+
+
+def write_description(directory: Path, config: dict[str, Any], index: dict[str, Any]) -> None:
+    """Write the configuration and the index."""
+    for name, content in ((_CONFIG, config), (_INDEX, index)):
+        (directory / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Where a converted checkpoint came from: ``source`` (file, SHA-256, ...) and, by weights and path, each parameter.
+
+    Raises:
+      ValueError: if the directory holds no converted checkpoint.
+    """
+    index = _read_json(Path(directory), _INDEX)
+    if not isinstance(index, dict) or not index.get("parameters"):
+        raise ValueError(f"{directory} holds no converted checkpoint: {_INDEX} names no parameters")
+    return index
+
+
+def read_converted(
+    directory: str | os.PathLike[str], weights: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the parameters of a converted checkpoint.
+
+    Args:
+      directory: the converter's output.
+      weights: ``"ema"`` or ``"online"``; ``None`` takes the EMA if it is there.
+
+    Returns:
+      The configuration as a dict, and the parameters as a nested dict of float32 numpy arrays, as
+      ``nnx.to_pure_dict(nnx.state(network))`` has them.
+
+    Raises:
+      ValueError: if the directory holds no converted checkpoint, not those weights, or arrays that its index does not
+        describe.
+    """
+    directory = Path(directory).absolute()
+    config, index = _read_json(directory, _CONFIG), read_index(directory)
+    available = list(index["parameters"])
+    chosen = weights or available[0]
+    if chosen not in available:
+        raise ValueError(f"{directory} holds no {chosen!r} weights; it has {', '.join(available)}")
+    described, stored = index["parameters"][chosen], directory / chosen
+    skeleton: dict[str, Any] = {}
+    for path in described:
+        *branches, leaf = path.split("/")
+        node = skeleton
+        for branch in branches:
+            node = node.setdefault(branch, {})
+        node[leaf] = ocp.RestoreArgs(restore_type=np.ndarray)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.restore(stored, args=ocp.args.PyTreeRestore(restore_args=skeleton))
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{stored} is damaged or incomplete: {error}") from error
+    shapes = {path: list(array.shape) for path, array in flatten(tree).items()}
+    if shapes != {path: entry["shape"] for path, entry in described.items()}:
+        raise ValueError(f"{stored} does not hold what {_INDEX} describes: convert the checkpoint again")
+    return config, tree
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The arrays of a nested dict by path, joined with ``/``."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        result |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def _read_json(directory: Path, name: str) -> dict[str, Any]:
+    try:
+        return json.loads((directory / name).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{directory} holds no converted checkpoint ({name}: {error})") from None

@@ -1,0 +1,17 @@
+"""Score networks: NCSN++, its noise-conditional classifier, and FIR resampling, in flax.nnx, channels last."""
+
+from psld_jax.models.layers import Frozen
+from psld_jax.models.ncsnpp import NCSNpp, NCSNppClassifier
+from psld_jax.models.original import SourceParameter, source_parameters
+from psld_jax.models.structure import Entry, NCSNppConfig, plan
+
+__all__ = [
+    "Entry",
+    "Frozen",
+    "NCSNpp",
+    "NCSNppClassifier",
+    "NCSNppConfig",
+    "SourceParameter",
+    "plan",
+    "source_parameters",
+]

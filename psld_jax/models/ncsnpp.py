@@ -1,0 +1,173 @@
+"""NCSN++, the score network of Song et al. (2021) and Pandey & Mandt (2023), and its noise-conditional classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from psld_jax.models import fir, layers
+from psld_jax.models.structure import Entry, NCSNppConfig, plan
+
+Array = Any
+
+
+class Encoder(nnx.Module):
+    """What both networks share: time embedding, way down, middle. ``layers`` holds the plan's modules by name.
+
+    ``dropout`` below stands for the keyword arguments ``deterministic`` and ``rngs`` of the residual blocks.
+    """
+
+    def __init__(self, config: NCSNppConfig, entries: tuple[Entry, ...], rngs: nnx.Rngs):
+        self.config = config
+        self.act = layers.ACTIVATIONS[config.nonlinearity]
+        self.layers: Any = nnx.Dict({entry.name: layers.build(entry, config, rngs) for entry in entries})
+
+    def inputs(self, z: Array, t: Array, deterministic: bool, rngs: nnx.Rngs | None) -> tuple[Array, Array]:
+        """``z`` in the dtype of the activations and ``t`` ``[n or 1]`` in that of the parameters, once checked."""
+        c = self.config
+        if z.ndim != 4 or z.shape[1:] != (c.image_size, c.image_size, c.in_ch):
+            raise ValueError(f"z has shape {z.shape}, expected [n, {c.image_size}, {c.image_size}, {c.in_ch}]")
+        if jnp.shape(t) not in ((), (1,), (len(z),)):
+            raise ValueError(f"t has shape {jnp.shape(t)}, expected a scalar or [{len(z)}]")
+        if not deterministic and rngs is None and c.dropout > 0:
+            raise ValueError("deterministic=False draws dropout masks: pass rngs=nnx.Rngs(dropout=seed)")
+        dtype = jnp.bfloat16 if c.dtype == "bfloat16" else self.param_dtype
+        return z.astype(dtype), jnp.reshape(jnp.asarray(t, self.param_dtype), (-1,))
+
+    @property
+    def param_dtype(self) -> Any:
+        """float32, unless the parameters have been cast."""
+        return self.layers["stem"].kernel.dtype
+
+    def embed(self, t: Array) -> Array | None:
+        """Time embedding ``[n, 4 nf]`` of ``t [n]``; ``None`` without noise conditioning."""
+        if not self.config.noise_cond:
+            return None
+        if self.config.embedding_type == "fourier":
+            h = self.layers["fourier"](jnp.log(t))
+        else:
+            h = layers.positional(t, self.config.nf)
+        return self.layers["temb_1"](self.act(self.layers["temb_0"](h)))
+
+    def down(self, z: Array, temb: Array | None, **dropout: Any) -> list[Array]:
+        """The way down: the activations that the way up will take, last the lowest resolution's."""
+        c = self.config
+        pyramid, skips = z, [self.layers["stem"](z)]
+        for level in range(c.levels):
+            for i in range(c.num_res_blocks):
+                h = self.layers[f"down_{level}_block_{i}"](skips[-1], temb, **dropout)
+                if f"down_{level}_attn_{i}" in self.layers:
+                    h = self.layers[f"down_{level}_attn_{i}"](h)
+                skips.append(h)
+            if level < c.levels - 1:
+                h = self.resample(f"down_{level}_resample", skips[-1], temb, **dropout)
+                if c.progressive_input == "input_skip":
+                    pyramid = fir.downsample_2d(pyramid, c.taps)
+                    h = self.layers[f"down_{level}_combine"](pyramid, h)
+                elif c.progressive_input == "residual":
+                    pyramid = self.layers[f"down_{level}_pyramid"](pyramid)
+                    pyramid = h = layers.merge(pyramid, h, c.skip_rescale)
+                skips.append(h)
+        return skips
+
+    def middle(self, h: Array, temb: Array | None, **dropout: Any) -> Array:
+        """Block, attention, block at the lowest resolution."""
+        h = self.layers["mid_block_0"](h, temb, **dropout)
+        h = self.layers["mid_attn"](h)
+        return self.layers["mid_block_1"](h, temb, **dropout)
+
+    def resample(self, name: str, h: Array, temb: Array | None, **dropout: Any) -> Array:
+        """A step between two resolutions: a residual block for ``biggan``, a plain layer for ``ddpm``."""
+        if self.config.resblock_type == "biggan":
+            return self.layers[name](h, temb, **dropout)
+        return self.layers[name](h)
+
+
+class NCSNpp(Encoder):
+    """The score network ``eps(z, t)``: NCSN++, a U-Net with optional input and output pyramids.
+
+    Song et al. (2021), appendix H. The network is :func:`psld_jax.models.plan` built in order; compute dtype is
+    ``config.dtype``. Fourier frequencies are :class:`psld_jax.models.Frozen`, all other arrays ``nnx.Param``.
+
+    Args:
+      config: the options, :class:`psld_jax.models.NCSNppConfig`.
+      rngs: stream ``params`` initialises.
+    """
+
+    def __init__(self, config: NCSNppConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, plan(config), rngs)
+
+    def __call__(self, z: Array, t: Array, *, deterministic: bool = True, rngs: nnx.Rngs | None = None) -> Array:
+        """Predicted noise.
+
+        Args:
+          z: the state, channels ``[x, m]``, ``[n, image_size, image_size, in_ch]``.
+          t: forward time in (0, 1], a scalar or ``[n]``.
+          deterministic: ``False`` applies dropout.
+          rngs: stream ``dropout``, where dropout is applied.
+
+        Returns:
+          float32 (the parameters' dtype) ``[n, image_size, image_size, out_ch]``; ``in_ch`` channels instead with
+          ``progressive="output_skip"``.
+
+        Raises:
+          ValueError: for a wrong shape, or dropout without ``rngs``.
+        """
+        c, dropout = self.config, {"deterministic": deterministic, "rngs": rngs}
+        z, t = self.inputs(z, t, deterministic, rngs)
+        temb = self.embed(t)
+        skips = self.down(z, temb, **dropout)
+        h = self.middle(skips[-1], temb, **dropout)
+        pyramid = None
+        for level in reversed(range(c.levels)):
+            for i in range(c.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self.layers[f"up_{level}_block_{i}"](h, temb, **dropout)
+            if f"up_{level}_attn" in self.layers:
+                h = self.layers[f"up_{level}_attn"](h)
+            if c.progressive == "output_skip":
+                image = self.head(f"up_{level}", h)
+                pyramid = image if pyramid is None else fir.upsample_2d(pyramid, c.taps) + image
+            elif c.progressive == "residual" and pyramid is None:
+                pyramid = self.head(f"up_{level}", h).astype(h.dtype)
+            elif c.progressive == "residual":
+                pyramid = self.layers[f"up_{level}_pyramid"](pyramid)
+                pyramid = h = layers.merge(pyramid, h, c.skip_rescale)
+            if level > 0:
+                h = self.resample(f"up_{level}_resample", h, temb, **dropout)
+        return pyramid if c.progressive == "output_skip" else self.head("out", h)
+
+    def head(self, name: str, h: Array) -> Array:
+        """Norm, act, 3x3 convolution, in the dtype of the parameters so that the output is not rounded."""
+        h = self.act(self.layers[f"{name}_norm"](h.astype(self.param_dtype)))
+        return self.layers[f"{name}_conv"](h)
+
+
+class NCSNppClassifier(Encoder):
+    """The classifier ``p(y | z, t)``: way down and middle of NCSN++, then one linear layer without bias.
+
+    Pandey & Mandt (2023), class-conditional sampling. The last activation is flattened in the order C, H, W, so that
+    the original's weights fit as they are (transposed).
+
+    Args:
+      config: the options; ``out_ch`` is ignored and ``progressive`` must be ``none``.
+      n_classes: number of logits.
+      rngs: stream ``params`` initialises.
+
+    Raises:
+      ValueError: for fewer than one class, or with an output pyramid.
+    """
+
+    def __init__(self, config: NCSNppConfig, n_classes: int, *, rngs: nnx.Rngs):
+        super().__init__(config, plan(config, n_classes), rngs)
+
+    def __call__(self, z: Array, t: Array, *, deterministic: bool = True, rngs: nnx.Rngs | None = None) -> Array:
+        """Logits, float32 (the parameters' dtype) ``[n, n_classes]``; arguments and errors as for :class:`NCSNpp`."""
+        dropout = {"deterministic": deterministic, "rngs": rngs}
+        z, t = self.inputs(z, t, deterministic, rngs)
+        temb = self.embed(t)
+        h = self.middle(self.down(z, temb, **dropout)[-1], temb, **dropout)
+        h = jnp.transpose(h, (0, 3, 1, 2)).reshape(len(h), -1)
+        return self.layers["classifier"](h.astype(self.param_dtype))

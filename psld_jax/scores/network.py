@@ -1,0 +1,109 @@
+"""From a network on images to an ``eps_fn`` on states."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from psld_jax import blocks
+from psld_jax.device import TimeFunction
+from psld_jax.sde import PSLD, LinearSDE
+
+Array = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NetworkScore:
+    """``eps_fn`` of a network; make it with :func:`network`. A pytree whose leaves are the network's arrays.
+
+    Attributes:
+      state: the network's arrays; graph: the rest of it, static.
+      inputs: function of time, ``Cin [K, K]``, or ``None``.
+      predicted: the blocks of eps that the network predicts, in the order of its channels; the others are zero.
+    """
+
+    state: Any
+    inputs: TimeFunction | None
+    graph: Any = dataclasses.field(metadata={"static": True})
+    predicted: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, z: blocks.State, t: Array) -> blocks.State:
+        """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype."""
+        dtype = z[0].dtype
+        t = jnp.asarray(t, dtype)
+        fed = z if self.inputs is None else blocks.apply(self.inputs(t), z)
+        net = nnx.merge(self.graph, self.state)
+        out = net(jnp.concatenate(fed, axis=-1), t).astype(dtype)
+        parts = dict(zip(self.predicted, jnp.split(out, len(self.predicted), axis=-1), strict=True))
+        return blocks.like(z, (parts.get(k, jnp.zeros_like(leaf)) for k, leaf in enumerate(z)))
+
+
+def predicted_blocks(sde: LinearSDE, in_ch: int, out_ch: int) -> tuple[int, ...]:
+    """Which blocks of eps a network of ``in_ch`` and ``out_ch`` channels predicts for ``sde``.
+
+    All of them; or, preconditioned, one that stands for all; or half of them, where the diffusion needs the score of
+    one block only (momentum for ``gamma = 0`` and a lower factor, position for ``nu = 0`` and an upper one).
+
+    Raises:
+      ValueError: for channels that fit none of these.
+    """
+    k = sde.num_blocks
+    if in_ch % k:
+        raise ValueError(f"in_ch={in_ch} must be divisible by {k}: the network takes {k} blocks side by side")
+    if sde.data_std is not None:
+        if out_ch * k != in_ch:
+            raise ValueError(f"out_ch={out_ch} must be {in_ch // k}: a preconditioned network predicts one block")
+        return (0,)
+    if out_ch == in_ch:
+        return tuple(range(k))
+    if isinstance(sde, PSLD) and 2 * out_ch == in_ch:
+        if sde.gamma == 0 and sde.decomposition == "lower":
+            return (1,)
+        if sde.nu == 0 and sde.decomposition == "upper":
+            return (0,)
+    raise ValueError(
+        f"out_ch={out_ch} does not fit in_ch={in_ch}: a network predicts all {in_ch} channels; half of them only with "
+        f"gamma = 0 and decomposition 'lower', or nu = 0 and 'upper', or preconditioned ({sde!r} is neither)"
+    )
+
+
+def network(net: nnx.Module, sde: LinearSDE) -> NetworkScore:
+    """Make an ``eps_fn`` of ``net(z, t)``, e.g. :class:`psld_jax.models.NCSNpp`.
+
+    The network sees the K blocks side by side on the channel axis, through ``Cin`` if ``sde`` is preconditioned. A
+    network that predicts half of the blocks is filled up with zeros, see :func:`predicted_blocks`. Networks of the same
+    configuration are the same program: other weights do not recompile.
+
+    Raises:
+      ValueError: for channels that do not fit ``sde``.
+    """
+    graph, state = nnx.split(net)
+    config: Any = getattr(net, "config")  # noqa: B009 (declared by the networks, not by nnx.Module)
+    out_ch = config.in_ch if config.progressive == "output_skip" else config.out_ch
+    inputs = None if sde.data_std is None else TimeFunction(lambda t: np.asarray(sde.input_matrix(t)))
+    return NetworkScore(state, inputs, graph, predicted_blocks(sde, config.in_ch, out_ch))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NetworkLogits:
+    """``logits(z, t)`` of a classifier network; make it with :func:`classifier`. A pytree, like the score's."""
+
+    state: Any
+    graph: Any = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, z: blocks.State, t: Array) -> Array:
+        """Logits of ``p(y | z, t)``, float32 ``[n, n_classes]``, for a state of arrays ``[n, H, W, C]``."""
+        return nnx.merge(self.graph, self.state)(jnp.concatenate(z, axis=-1), t)
+
+
+def classifier(net: nnx.Module) -> NetworkLogits:
+    """Make a ``logits(z, t)`` of ``net(z, t)``, e.g. :class:`psld_jax.models.NCSNppClassifier`."""
+    graph, state = nnx.split(net)
+    return NetworkLogits(state, graph)
