@@ -33,9 +33,9 @@ def fill(network, arrays):
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def random(network, dtype=jnp.float32):
+def random(network, dtype=jnp.float32, seed=0):
     """The abstract network with random weights that keep the size of activations."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(network))}
     weights = {
         path: rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])) + (path[-1] == "scale")

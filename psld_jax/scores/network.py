@@ -26,22 +26,32 @@ class NetworkScore:
       state: the network's arrays; graph: the rest of it, static.
       inputs: function of time, ``Cin [K, K]``, or ``None``.
       predicted: the blocks of eps that the network predicts, in the order of its channels; the others are zero.
+      tile: samples that go through the network at a time; 0 for all.
     """
 
     state: Any
     inputs: TimeFunction | None
     graph: Any = dataclasses.field(metadata={"static": True})
     predicted: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    tile: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
         """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype."""
         dtype = z[0].dtype
         t = jnp.asarray(t, dtype)
         fed = z if self.inputs is None else blocks.apply(self.inputs(t), z)
-        net = nnx.merge(self.graph, self.state)
-        out = net(jnp.concatenate(fed, axis=-1), t).astype(dtype)
+        out = self._run(jnp.concatenate(fed, axis=-1), t).astype(dtype)
         parts = dict(zip(self.predicted, jnp.split(out, len(self.predicted), axis=-1), strict=True))
         return blocks.like(z, (parts.get(k, jnp.zeros_like(leaf)) for k, leaf in enumerate(z)))
+
+    def _run(self, images: Array, t: Array) -> Array:
+        net, n = nnx.merge(self.graph, self.state), len(images)
+        if not 0 < self.tile < n:
+            return net(images, t)
+        padded = jnp.pad(images, [(0, -n % self.tile), *[(0, 0)] * (images.ndim - 1)])
+        tiles = jnp.reshape(padded, (-1, self.tile, *images.shape[1:]))
+        out = jax.lax.map(lambda tile: net(tile, t), tiles)
+        return jnp.reshape(out, (-1, *out.shape[2:]))[:n]
 
 
 def predicted_blocks(sde: LinearSDE, in_ch: int, out_ch: int) -> tuple[int, ...]:
@@ -73,21 +83,36 @@ def predicted_blocks(sde: LinearSDE, in_ch: int, out_ch: int) -> tuple[int, ...]
     )
 
 
-def network(net: nnx.Module, sde: LinearSDE) -> NetworkScore:
+# On a CPU, XLA's wide convolutions reach their best rate at a few samples; and products of one shape make a sample's
+# bits independent of its batch. Accelerators want the whole batch.
+_CPU_TILE = 4
+
+
+def network(net: nnx.Module, sde: LinearSDE, *, tile: int | None = None) -> NetworkScore:
     """Make an ``eps_fn`` of ``net(z, t)``, e.g. :class:`psld_jax.models.NCSNpp`.
 
     The network sees the K blocks side by side on the channel axis, through ``Cin`` if ``sde`` is preconditioned. A
     network that predicts half of the blocks is filled up with zeros, see :func:`predicted_blocks`. Networks of the same
     configuration are the same program: other weights do not recompile.
 
+    Args:
+      net: the network.
+      sde: the diffusion it was trained for.
+      tile: samples that go through the network at a time (larger batches are cut up and padded), 0 for all. The default
+        is 4 on a CPU and 0 elsewhere.
+
     Raises:
-      ValueError: for channels that do not fit ``sde``.
+      ValueError: for channels that do not fit ``sde``, or a negative tile.
     """
+    if tile is None:
+        tile = _CPU_TILE if jax.default_backend() == "cpu" else 0
+    if tile < 0:
+        raise ValueError(f"tile={tile} must be an integer >= 0")
     graph, state = nnx.split(net)
     config: Any = getattr(net, "config")  # noqa: B009 (declared by the networks, not by nnx.Module)
     out_ch = config.in_ch if config.progressive == "output_skip" else config.out_ch
     inputs = None if sde.data_std is None else TimeFunction(lambda t: np.asarray(sde.input_matrix(t)))
-    return NetworkScore(state, inputs, graph, predicted_blocks(sde, config.in_ch, out_ch))
+    return NetworkScore(state, inputs, graph, predicted_blocks(sde, config.in_ch, out_ch), tile)
 
 
 @jax.tree_util.register_dataclass
