@@ -18,7 +18,7 @@ lint: .venv/.installed
 	$(BIN)/basedpyright --level error
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 clean:
 	rm -rf .venv build dist *.egg-info runs
