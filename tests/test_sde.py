@@ -49,6 +49,9 @@ def test_kernel_matches_the_original(case):
         scale = np.abs(inverse).max(axis=(1, 2), keepdims=True)
         # 1e-7: the same cancellation, amplified by the inverse at t = 1e-5.
         assert np.abs((-sde.score_matrix(T, cov0) - inverse) / scale).max() < 1e-7
+        coefficients = PSLD_GOLDEN[f"{p}{start}__coeff"].reshape(2, 2, -1).transpose(2, 0, 1)
+        scale = np.abs(coefficients).max(axis=(1, 2), keepdims=True)
+        assert np.abs((sde.factor(T, cov0) - coefficients) / scale).max() < 1e-7
         # The original perturbs momentum of HSM and DSM starts from its own draw; all its means are Psi(t, 0) z_0.
         z0 = np.stack([PSLD_GOLDEN[p + "x_0"], PSLD_GOLDEN[p + "m_0"]], axis=1).astype(np.float64)
         mean = np.einsum("nij,njchw->nichw", sde.transition(T, 0.0), z0)
@@ -69,6 +72,30 @@ def test_drift_and_diffusion_match_the_original(case):
     np.testing.assert_allclose(
         np.broadcast_to(diagonal[..., None, None, None], golden_diffusion.shape), golden_diffusion, rtol=1e-10
     )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c["prefix"])
+@pytest.mark.parametrize("ode", [False, True], ids=["sde", "ode"])
+def test_reverse_drift_matches_the_original(case, ode):
+    """In the original's reverse time, ``-F z + w D C eps`` at ``t = 1 - t_rev``, with the HSM kernel."""
+    sde, p = golden_data.build_sde(case["sde"]), case["prefix"]
+    t = 1 - PSLD_GOLDEN["t_rev"]
+    u = np.stack(np.split(PSLD_GOLDEN[p + "u"], 2, axis=1), axis=1)
+    x, m, time = *(u[:, i].astype(np.float32) for i in (0, 1)), t.astype(np.float32)[:, None, None, None]
+    if not case["half_eps"]:
+        eps = np.stack([np.tanh(x), np.tanh(m)], axis=1) * (0.5 + time[:, None])
+    else:
+        half = np.tanh(x + m) * (0.5 + time)
+        eps = np.stack([np.zeros_like(half), half] if sde.gamma == 0 else [half, np.zeros_like(half)], axis=1)
+    score = np.einsum("nij,nj...->ni...", sde.score_matrix(t), eps)
+    weight = 0.5 if ode else 1.0
+    ours = -np.einsum("nij,nj...->ni...", sde.drift(t), u) + weight * np.einsum(
+        "nij,nj...->ni...", sde.diffusion(t), score
+    )
+    golden = np.stack(np.split(PSLD_GOLDEN[f"{p}rev_tanh_pf{int(ode)}_drift"], 2, axis=1), axis=1)
+    # 3e-7: its inverse coefficients and eps are float32.
+    scale = np.abs(golden).max(axis=(1, 2, 3, 4), keepdims=True)
+    assert np.abs((ours - golden) / scale).max() < 3e-7
 
 
 @pytest.mark.parametrize("case", VP_DESCRIPTION["cases"], ids=lambda c: c["prefix"])
