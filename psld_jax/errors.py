@@ -1,9 +1,12 @@
-"""Error messages that name the value, what is allowed, and the nearest match."""
+"""Checks of arguments, and messages that name the value, what is allowed, and the nearest match."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> ValueError:
@@ -12,3 +15,9 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ValueError(f"unknown {what} {value!r}.{hint} Allowed: {', '.join(allowed)}")
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether ``value`` is a whole number of at least ``least``; 10.0 is one, ``True`` and ``"10"`` are not."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and value >= least and float(value).is_integer()

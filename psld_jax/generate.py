@@ -11,7 +11,7 @@ import numpy as np
 
 from psld_jax import blocks, grids, integrators, random
 from psld_jax.build import Model
-from psld_jax.errors import unknown
+from psld_jax.errors import is_count, unknown
 from psld_jax.solve import SOLVERS, sample, sample_ode
 from psld_jax.tableau import Tableau, tabulate
 
@@ -66,8 +66,8 @@ def generate_states(
     ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``.
     """
     for name, value in (("n", n), ("batch_size", batch_size)):
-        if value < 1 or value != int(value):
-            raise ValueError(f"{name}={value} must be an integer >= 1")
+        if not is_count(value):
+            raise ValueError(f"{name}={value!r} must be an integer >= 1")
     adaptive = sampler in SOLVERS
     if adaptive and hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")

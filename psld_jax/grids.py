@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from psld_jax.errors import unknown
+from psld_jax.errors import is_count, unknown
 
 if TYPE_CHECKING:
     from psld_jax.integrators import Integrator
@@ -38,8 +38,8 @@ def validate(grid: Any) -> np.ndarray:
 
 
 def _check(n_steps: int, t_end: float, t_start: float) -> None:
-    if n_steps < 1 or n_steps != int(n_steps):
-        raise ValueError(f"n_steps={n_steps} must be an integer >= 1")
+    if not is_count(n_steps):
+        raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
 
@@ -122,9 +122,9 @@ def for_budget(name: str, integrator: Integrator, nfe: int, denoise: bool = True
     fn = get(name)
     cost = integrator.nfe_per_step
     least = cost + denoise
-    if nfe < least or nfe != int(nfe):
+    if not is_count(nfe, least):
         raise ValueError(
-            f"nfe={nfe} is too small for {integrator.name!r}: one step costs {cost}"
+            f"nfe={nfe!r} is too small for {integrator.name!r}: one step costs {cost}"
             f"{' and the denoising step 1' if denoise else ''}; use an integer nfe >= {least}"
         )
     return fn((nfe - denoise) // cost, **options)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = Any
 
@@ -32,8 +33,10 @@ def per_sample(key: Array, n: int) -> Array:
     """``key`` itself if it holds one key per sample, else ``sample_keys(key, 0..n-1)``.
 
     Raises:
-      ValueError: if ``key`` holds another number of keys than ``n``.
+      ValueError: if ``key`` is no random key, or holds another number of keys than ``n``.
     """
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise ValueError(f"key={key!r} is not a random key; make one with jax.random.key(seed)")
     if not is_batch(key):
         return sample_keys(key, jnp.arange(n))
     if len(key) != n:

@@ -146,6 +146,8 @@ def test_unknown_fields_and_wrong_types_are_named_in_python_too():
         pj.integrators.get("euler", lam=1.0)
     with pytest.raises(ValueError, match="Did you mean 'lam_s'"):
         pj.integrators.get("reduced_oba", lams=1.0)
+    with pytest.raises(ValueError, match="B='big' must be a finite number"):
+        pj.integrators.get("conjugate", B="big")
     with pytest.raises(ValueError, match="lam=nan"):
         pj.integrators.get("lambda_ddim_ii", lam=float("nan"))
 

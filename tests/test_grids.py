@@ -72,5 +72,7 @@ def test_other_bad_arguments_are_named():
         pj.grids.power(5, rho=-1.0)
     with pytest.raises(ValueError, match="sde="):
         pj.grids.log_snr(5)
+    with pytest.raises(ValueError, match="n_steps='10'"):
+        pj.grids.uniform("10")
     with pytest.raises(ValueError, match="nfe=10.5"):
         pj.grids.for_budget("uniform", pj.integrators.get("euler"), 10.5)

@@ -83,6 +83,8 @@ def test_integer_keys_draws_and_blocks_that_do_not_fit_are_named():
         run(eps, table, ({"a": z.x, "b": z.x[:2]},) * 2, jax.random.key(0))
     with pytest.raises(ValueError, match="pass key=... or noise=..."):
         run(eps, table, z)
+    with pytest.raises(ValueError, match="key=0 is not a random key; make one with"):
+        run(eps, table, z, 0)
     with pytest.raises(ValueError, match=r"noise must hold 3 draws.*\(3, 3, 4\).*\(2, 3, 4\)"):
         run(eps, table, z, noise=jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), z))
     with pytest.raises(ValueError, match="2 random keys for a batch of 3"):

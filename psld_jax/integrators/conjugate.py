@@ -148,10 +148,12 @@ def conjugate(sde: LinearSDE, t: float, s: float, *, B: Any = 0.0) -> list[Stage
     Args:
       B: ``[K, K]``, or a number for that multiple of the identity, in units of 1/time.
     """
-    b = np.asarray(B, np.float64)
     k = sde.num_blocks
-    if b.ndim == 0:
-        b = b * np.eye(k)
-    if b.shape != (k, k) or not np.all(np.isfinite(b)):
+    try:
+        b = np.asarray(B, np.float64)
+    except (TypeError, ValueError):
+        b = np.full((), np.nan)
+    if b.shape not in ((), (k, k)) or not np.all(np.isfinite(b)):
         raise ValueError(f"B={B!r} must be a finite number or a finite {k} x {k} matrix, got shape {b.shape}")
+    b = b * np.eye(k) if b.ndim == 0 else b
     return [conjugate_stage(sde, t, s, b).at(t)]
