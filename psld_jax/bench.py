@@ -71,7 +71,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
             step_control="batch",
         )
         exact = np.asarray(exact[0])
-    floor = _floor(model, config, law)
+    floor = _floor(model.data, config, law)
     rows, run = [], _Stopwatch(model.eps_fn, keys)
     jobs = [(s, g, b) for b in config.bench.nfe for g in config.bench.grids for s in samplers]
     for name, grid, budget in progress(jobs) if progress else jobs:
@@ -97,12 +97,12 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
     return {"rows": rows, "floor": floor, "num_samples": int(n)}
 
 
-def _floor(model: Model, config: Any, law: Any) -> float:
+def _floor(data: np.ndarray, config: Any, law: Any) -> float:
     """The distance that as many exact samples have to their law: the mean of eight draws."""
     rng, n = np.random.default_rng(config.seed), config.bench.num_samples
     distances = []
     for _ in range(8):
-        chosen = model.data[rng.integers(len(model.data), size=n)]
+        chosen = data[rng.integers(len(data), size=n)]
         noisy = chosen + config.model.bandwidth * rng.standard_normal(chosen.shape)
         distances.append(metrics.frechet_distance(*metrics.statistics(noisy), *law))
     return float(np.mean(distances))

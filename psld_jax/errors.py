@@ -20,4 +20,4 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> ValueError:
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether ``value`` is a whole number of at least ``least``; 10.0 is one, ``True`` and ``"10"`` are not."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return number and value >= least and float(value).is_integer()
+    return bool(number and value >= least and float(value).is_integer())
