@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -33,7 +32,8 @@ def main(argv: list[str]) -> None:
     """Dispatch to the mode; bad input ends with one line on stderr and exit status 1."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.getLogger("jax").setLevel(logging.WARNING)  # absl's default would report every absent accelerator
+    if not flags.FLAGS["verbosity"].present:  # absl's default reports every absent accelerator and every array read
+        logging.set_verbosity(logging.WARNING)
     try:
         modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), Console())
     except ValueError as error:
