@@ -32,7 +32,7 @@ def is_shape(node):
     return isinstance(node, tuple)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     case=st.sampled_from(sorted(TABLES)),
     tree=TREES,
