@@ -75,11 +75,10 @@ def _parse(override: str) -> tuple[str, Any]:
 def _cast(config: Any, field: str, value: Any) -> Any:
     """The value in the type that the field has."""
     section, _, key = field.partition(".")
-    known = {f"{part}.{name}" for part in config if hasattr(config[part], "keys") for name in config[part]}
-    known |= {f"model.{name}" for name in _DEFAULTS}
+    known = [name for name in build.fields(config) if name.count(".") == 1]
     if field not in known:
         raise unknown("field", field, known)
-    default = config[section].get(key, _DEFAULTS.get(key))
+    default = config[section][key]
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list, int)):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from psld_jax.checkpoint import unflatten
 from psld_jax.models import SourceParameter
 
 from .reader import Checkpoint, Tensor
@@ -85,11 +86,7 @@ def _listing(what: str, items: list[str]) -> str:
 
 def fill(pairs: Iterable[tuple[Tensor, SourceParameter]]) -> dict[str, object]:
     """The parameters as a nested dict of float32 arrays; one tensor at a time is read from the file."""
-    tree: dict[str, object] = {}
-    for tensor, parameter in pairs:
-        *branches, leaf = parameter.path
-        node: dict[str, object] = tree
-        for branch in branches:
-            node = node.setdefault(branch, {})  # pyright: ignore[reportAssignmentType]
-        node[leaf] = np.ascontiguousarray(parameter.convert(tensor.read()), np.float32)
-    return tree
+    return unflatten(
+        (parameter.path, np.ascontiguousarray(parameter.convert(tensor.read()), np.float32))
+        for tensor, parameter in pairs
+    )

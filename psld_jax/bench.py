@@ -16,8 +16,9 @@ from rich.table import Table
 from psld_jax import grids, integrators, metrics, random
 from psld_jax.build import Model, sampler_hyper
 from psld_jax.errors import unknown
+from psld_jax.generate import make_table
 from psld_jax.solve import sample, sample_ode
-from psld_jax.tableau import Tableau, denoising, tabulate
+from psld_jax.tableau import Tableau, denoising
 
 COLUMNS = ("sampler", "grid", "budget", "nfe", "rmse", "frechet", "seconds", "hyper")
 
@@ -79,9 +80,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
         integrator = integrators.get(name, **hyper)
         if budget < integrator.nfe_per_step + denoise:
             continue
-        options = {"sde": sde} if grid == "log_snr" else {}
-        times = grids.for_budget(grid, integrator, budget, denoise, t_end=t_end, **options)
-        table = tabulate(integrator, sde, times, denoise=False)
+        table = make_table(model, name, budget - denoise, grid, t_end, denoise=False, **hyper)
         z, seconds = run(table, z_T)
         undenoised, nfe = np.asarray(z[0]), table.nfe
         if denoise:

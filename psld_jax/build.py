@@ -18,14 +18,12 @@ from ml_collections import ConfigDict
 
 from psld_jax import assets, checkpoint, integrators, scores
 from psld_jax.errors import unknown
-from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig
+from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
 
 _HERE = Path(__file__).resolve().parent
 
-
-NETWORKS = ("ncsnpp", "ncsnpp_clf")
-MODELS = ("mixture", *NETWORKS, "saved")
+MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", "saved")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +85,10 @@ def override(config: Any, values: dict[str, Any]) -> Any:
     Raises:
       ValueError: for an unknown field (with the nearest known one), or a value of the wrong type.
     """
-    config = config.copy_and_resolve_references()
+    config, known = config.copy_and_resolve_references(), fields(config)
     for name, value in values.items():
-        if name not in fields(config):
-            raise unknown("config field", name, fields(config))
+        if name not in known:
+            raise unknown("config field", name, known)
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError as error:
@@ -115,14 +113,9 @@ def from_dict(values: dict[str, Any]) -> Any:
     Raises:
       ValueError: for a field that does not exist (with the nearest that does), or a value of the wrong type.
     """
-    default = load_config("default")
-    flat = {}
-    for section, content in values.items():
-        entries = content.items() if isinstance(content, dict) else [(None, content)]
-        for key, value in entries:
-            name = section if key is None else f"{section}.{key}"
-            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    return override(default, {name: tuple(v) if isinstance(v, list) else v for name, v in flat.items()})
+    flat = checkpoint.flatten(values, separator=".")
+    flat = {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}
+    return override(load_config("default"), flat)
 
 
 def build_sde(config: Any) -> LinearSDE:
@@ -144,10 +137,7 @@ def network_options(config: Any) -> NCSNppConfig:
 
 def abstract_network(config: Any) -> NCSNpp | NCSNppClassifier:
     """The network that ``config.model`` describes, with shapes in place of arrays: nothing is allocated."""
-    options, m = network_options(config), config.model
-    if m.name == "ncsnpp":
-        return nnx.eval_shape(lambda: NCSNpp(options, rngs=nnx.Rngs(0)))
-    return nnx.eval_shape(lambda: NCSNppClassifier(options, m.n_classes, rngs=nnx.Rngs(0)))
+    return abstract(network_options(config), config.model.n_classes if config.model.name == "ncsnpp_clf" else None)
 
 
 def build_model(config: Any) -> Model | Classifier:
@@ -180,10 +170,7 @@ def _saved_model(config: Any) -> Model | Classifier:
     m = config.model
     if not m.checkpoint:
         raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
-    stored, params = checkpoint.read_converted(m.checkpoint, m.weights or None)
-    stored = from_dict(stored)
-    with stored.unlocked():
-        stored.model.checkpoint, stored.model.weights = m.checkpoint, m.weights
+    stored, params = _open(m.checkpoint, m.weights)
     if m.name != "saved":
         differences = [
             f"{section}.{key} is {config[section][key]!r}, stored is {value!r}"
@@ -200,6 +187,12 @@ def _saved_model(config: Any) -> Model | Classifier:
     with merged.unlocked():
         merged.model, merged.sde = stored.model, stored.sde
     return _network_model(merged.lock(), params)
+
+
+def _open(directory: str, weights: str) -> tuple[Any, dict[str, Any]]:
+    """Configuration and arrays of a saved network; the configuration says where they are from."""
+    stored, params = checkpoint.read_converted(directory, weights or None)
+    return override(from_dict(stored), {"model.checkpoint": directory, "model.weights": weights}), params
 
 
 def _network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
@@ -245,6 +238,6 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
         return build_model(override(load_config("digits"), overrides or {}))
     if not Path(name).is_dir():
         raise unknown("model", str(name), ("digits", "a directory with a model"))
-    overrides = dict(overrides or {})
-    stored, params = checkpoint.read_converted(name, overrides.pop("model.weights", None))
-    return _network_model(override(from_dict(stored), {**overrides, "model.checkpoint": str(name)}), params)
+    overrides = overrides or {}
+    stored, params = _open(str(name), overrides.get("model.weights", ""))
+    return _network_model(override(stored, overrides), params)

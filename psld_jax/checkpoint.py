@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,7 @@ def read_converted(
     if chosen not in available:
         raise ValueError(f"{directory} holds no {chosen!r} weights; it has {', '.join(available)}")
     described, stored = index["parameters"][chosen], directory / chosen
-    skeleton: dict[str, Any] = {}
-    for path in described:
-        *branches, leaf = path.split("/")
-        node = skeleton
-        for branch in branches:
-            node = node.setdefault(branch, {})
-        node[leaf] = ocp.RestoreArgs(restore_type=np.ndarray)
+    skeleton = unflatten((path.split("/"), ocp.RestoreArgs(restore_type=np.ndarray)) for path in described)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.restore(stored, args=ocp.args.PyTreeRestore(restore_args=skeleton))
@@ -135,12 +129,24 @@ def read_converted(
     return config, tree
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The arrays of a nested dict by path, joined with ``/``."""
+def flatten(tree: dict[str, Any], separator: str = "/", prefix: str = "") -> dict[str, Any]:
+    """The values of a nested dict by path, joined with ``separator``."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
-        result |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        result |= flatten(value, separator, name + separator) if isinstance(value, dict) else {name: value}
     return result
+
+
+def unflatten(items: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
+    """The nested dict of ``(path, value)`` pairs, taken one at a time."""
+    tree: dict[str, Any] = {}
+    for (*branches, leaf), value in items:
+        node = tree
+        for branch in branches:
+            node = node.setdefault(branch, {})
+        node[leaf] = value
+    return tree
 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:

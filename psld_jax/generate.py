@@ -34,11 +34,10 @@ def make_table(
     """
     if sampler in SOLVERS:
         raise ValueError(f"{sampler!r} is adaptive and has no table; use psld_jax.sample_ode")
-    if str(sampler).lower() not in {*map(str.lower, integrators.available())}:
-        try:
-            integrators.get(sampler)
-        except ValueError:
-            raise unknown("sampler", sampler, (*integrators.available(), *SOLVERS)) from None
+    try:
+        integrators.get(sampler)  # the name alone: what is wrong with a hyper-parameter is said below
+    except ValueError:
+        raise unknown("sampler", sampler, (*integrators.available(), *SOLVERS)) from None
     integrator = integrators.get(sampler, **hyper)
     options = {"sde": model.sde} if grid == "log_snr" else {}
     times = grids.for_budget(grid, integrator, nfe, denoise, t_end=t_end, **options)

@@ -80,16 +80,14 @@ def _trajectories(model: Any, config: Any, workdir: Path) -> None:
     """Trajectories of one pixel in phase space by a few samplers, from the same noise."""
     c, paths, times = config.sampler, {}, {}
     z_T = model.sde.prior_sample(jax.random.key(config.seed), (6, *model.image_shape))
+    row, column = (size // 2 for size in model.image_shape[:2])
     for name in dict.fromkeys((integrators.get(c.name).name, "reduced_velocity_verlet", "ddim")):
         hyper = build.sampler_hyper(config, name)
         table = make_table(model, name, c.nfe, c.grid, c.t_end, False, **hyper)
         path = sample(model.eps_fn, table, z_T, jax.random.key(config.seed), return_trajectory=True)
-        row, column = (size // 2 for size in model.image_shape[:2])
-        paths[f"{integrators.get(name).name}, {table.nfe} NFE"] = [
-            np.asarray(leaf[:, :, row, column, 0]) for leaf in path
-        ]
-        times[list(paths)[-1]] = table.times
-    row, column = (size // 2 for size in model.image_shape[:2])
+        label = f"{name}, {table.nfe} NFE"
+        paths[label] = [np.asarray(leaf)[:, :, row, column, 0] for leaf in path]
+        times[label] = table.times
     plots.save_trajectories(workdir / "trajectories.png", paths, times, np.unique(model.data[:, row, column, 0]))
 
 

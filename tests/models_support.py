@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psld_jax import models
-
 jit = functools.partial(
     jax.jit,
     compiler_options={
@@ -17,13 +15,6 @@ jit = functools.partial(
         "xla_cpu_use_fusion_emitters": False,
     },
 )
-
-
-def abstract(config, n_classes=None):
-    """The network without arrays: the classifier if ``n_classes`` is given."""
-    if n_classes is None:
-        return nnx.eval_shape(lambda: models.NCSNpp(config, rngs=nnx.Rngs(0)))
-    return nnx.eval_shape(lambda: models.NCSNppClassifier(config, n_classes, rngs=nnx.Rngs(0)))
 
 
 def fill(network, arrays):
@@ -42,6 +33,18 @@ def random(network, dtype=jnp.float32, seed=0):
         for path, shape in shapes.items()
     }
     return fill(network, {path: jnp.asarray(weight, dtype) for path, weight in weights.items()})
+
+
+def logits_and_gradient(network, z, t, y):
+    """Logits, ``log p(y | z, t)`` of the asked classes, and the gradient of their sum by ``z``."""
+
+    def selected(z):
+        logits = network(z, t)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)[:, 0]
+        return chosen.sum(), (logits, chosen)
+
+    gradient, (logits, chosen) = jax.grad(selected, has_aux=True)(z)
+    return logits, chosen, gradient
 
 
 @jit

@@ -13,6 +13,7 @@ from pathlib import Path
 import convert_files as files
 import jax
 import jax.numpy as jnp
+import models_support
 import numpy as np
 import pytest
 from flax import nnx
@@ -320,10 +321,7 @@ def test_integer_weights_are_refused(tmp_path):
 
 def apply(config, params, *inputs, function=None):
     """The converted network's output (or ``function`` of it), built from what the directory holds."""
-    options, n_classes = configs.network(ConfigDict(config))
-    cls = models.NCSNpp if n_classes is None else functools.partial(models.NCSNppClassifier, n_classes=n_classes)
-    network = nnx.eval_shape(lambda: cls(options, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(network)
+    graph, state = nnx.split(models.abstract(*configs.network(ConfigDict(config))))
     nnx.replace_by_pure_dict(state, params)
     function = function or (lambda network, *inputs: network(*inputs))
     fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -373,16 +371,7 @@ def test_classifier_end_to_end(tmp_path, tag):
     data = np.load(GOLDEN / "lightning_clf_tiny.npz")
     z, t = jnp.asarray(np.moveaxis(data["z"], 1, -1)), jnp.asarray(data["t"])
 
-    def logits_and_gradient(network, z, t):
-        def selected(z):
-            logits = network(z, t)
-            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), data["y"][:, None], axis=1)[:, 0]
-            return chosen.sum(), (logits, chosen)
-
-        gradient, (logits, chosen) = jax.grad(selected, has_aux=True)(z)
-        return logits, chosen, gradient
-
-    logits, chosen, gradient = apply(config, params, z, t, function=logits_and_gradient)
+    logits, chosen, gradient = apply(config, params, z, t, data["y"], function=models_support.logits_and_gradient)
     assert np.abs(logits - data["logits"]).max() < 1e-5
     assert np.abs(chosen - data["selected_log_prob"]).max() < 1e-5
     assert np.abs(np.moveaxis(np.asarray(gradient), -1, 1) - data["grad"]).max() < 1e-4

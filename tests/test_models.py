@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models_support import abstract, jit, random, run
+from models_support import jit, random, run
 
 from psld_jax import models
-from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig
+from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 
 TINY = {"image_size": 8, "nf": 8, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": ()}
 SMALL = {"image_size": 8, "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,)}

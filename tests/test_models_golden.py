@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_support import abstract, fill, jit, run
+from models_support import fill, jit, logits_and_gradient, run
 
 from psld_jax import convert, models
 
@@ -53,7 +52,7 @@ def check(actual, expected, tolerance):
 @pytest.mark.parametrize("name", SCORE)
 def test_score_network(name):
     data, config, _, n_params = load(name)
-    parameters, network = models.source_parameters(config), abstract(config)
+    parameters, network = models.source_parameters(config), models.abstract(config)
     assert sum(np.prod(p.shape) for p in parameters) == n_params
 
     def output(prefix, dtype):
@@ -71,21 +70,11 @@ def test_score_network(name):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifier(name):
     data, config, n_classes, n_params = load(name)
-    parameters, network = models.source_parameters(config, n_classes), abstract(config, n_classes)
+    parameters, network = models.source_parameters(config, n_classes), models.abstract(config, n_classes)
     assert sum(np.prod(p.shape) for p in parameters) == n_params
 
-    @jit
-    def gradient(network, z, t):
-        def selected(z):
-            logits = network(z, t)
-            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), data["y"][:, None], axis=1)[:, 0]
-            return chosen.sum(), (logits, chosen)
-
-        grad, (logits, chosen) = jax.grad(selected, has_aux=True)(z)
-        return logits, chosen, grad
-
     filled = with_weights(name, "clf_fn.", network, parameters, jnp.float32)
-    logits, chosen, grad = gradient(filled, nhwc(data["z"]), jnp.asarray(data["t"]))
+    logits, chosen, grad = jit(logits_and_gradient)(filled, nhwc(data["z"]), jnp.asarray(data["t"]), data["y"])
     assert logits.dtype == jnp.float32
     check(logits, data["logits"], tolerance(config))
     check(chosen, data["selected_log_prob"], tolerance(config))

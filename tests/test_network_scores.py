@@ -23,7 +23,7 @@ CLD = pj.sde.PSLD(gamma=0.0, nu=4.0)
 
 def tiny_network(seed=0, **options):
     options = {**TINY, "in_ch": 2, "out_ch": 2, "init_scale": 1.0, "embedding_type": "positional", **options}
-    return models_support.random(models_support.abstract(models.NCSNppConfig(**options)), seed=seed)
+    return models_support.random(models.abstract(models.NCSNppConfig(**options)), seed=seed)
 
 
 def state(sde, n=3, channels=1, dtype=jnp.float32):

@@ -1,7 +1,7 @@
 """Score networks: NCSN++, its noise-conditional classifier, and FIR resampling, in flax.nnx, channels last."""
 
 from psld_jax.models.layers import Frozen
-from psld_jax.models.ncsnpp import NCSNpp, NCSNppClassifier
+from psld_jax.models.ncsnpp import NCSNpp, NCSNppClassifier, abstract
 from psld_jax.models.original import SourceParameter, source_parameters
 from psld_jax.models.structure import Entry, NCSNppConfig, plan
 
@@ -12,6 +12,7 @@ __all__ = [
     "NCSNppClassifier",
     "NCSNppConfig",
     "SourceParameter",
+    "abstract",
     "plan",
     "source_parameters",
 ]

@@ -171,3 +171,10 @@ class NCSNppClassifier(Encoder):
         h = self.middle(self.down(z, temb, **dropout)[-1], temb, **dropout)
         h = jnp.transpose(h, (0, 3, 1, 2)).reshape(len(h), -1)
         return self.layers["classifier"](h.astype(self.param_dtype))
+
+
+def abstract(config: NCSNppConfig, n_classes: int | None = None) -> NCSNpp | NCSNppClassifier:
+    """The score network, or the classifier if ``n_classes`` is given, with shapes in place of arrays."""
+    if n_classes is None:
+        return nnx.eval_shape(lambda: NCSNpp(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: NCSNppClassifier(config, n_classes, rngs=nnx.Rngs(0)))

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from flax import nnx
 
-from psld_jax.models.ncsnpp import NCSNpp, NCSNppClassifier
+from psld_jax.models.ncsnpp import abstract
 from psld_jax.models.structure import Entry, NCSNppConfig, plan
 
 # Our sub-modules and the original's, for each kind of module.
@@ -64,10 +64,7 @@ def source_parameters(config: NCSNppConfig, n_classes: int | None = None) -> tup
     Each parameter on either side occurs exactly once, those that ``noise_cond=False`` leaves unused included.
     No arrays are allocated.
     """
-    if n_classes is None:
-        network = nnx.eval_shape(lambda: NCSNpp(config, rngs=nnx.Rngs(0)))
-    else:
-        network = nnx.eval_shape(lambda: NCSNppClassifier(config, n_classes, rngs=nnx.Rngs(0)))
+    network = abstract(config, n_classes)
     entries = {entry.name: entry for entry in plan(config, n_classes)}
     arrays = [(tuple(map(str, path)), array.shape) for path, array in nnx.to_flat_state(nnx.state(network))]
     arrays.sort(key=lambda item: entries[item[0][1]].index)
