@@ -52,8 +52,49 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # float32 | bfloat16, of the activations
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # digits: 1,797 handwritten digits of 8 x 8 pixels (mixture)
+    # digits: 1,797 handwritten digits of 8 x 8 pixels, embedded | mnist | fashion_mnist: a directory with the four IDX
+    # files | cifar10: a directory or .tar.gz, python or binary | folder: images, recursive | arrays: a .npy or .npz
+    config.data.name = "digits"
+    config.data.path = ""
     config.data.num_points = 0  # 0: all; else the first so many
+    config.data.holdout = 0.0  # fraction set aside for the held-out loss, where there is no test split
+    config.data.center_crop = 0  # > 0: the central so many pixels, before anything else (CelebA: 140)
+    config.data.fit = "exact"  # to config.model.image_size: exact | pad (black) | crop (short side fits) | stretch
+    config.data.convert_channels = False  # grey images in a colour config, or the reverse: convert, else an error
+    config.data.on_corrupt = "error"  # folder: error | skip (the next image takes its place)
+    config.data.flip = False  # random horizontal flips in training
+
+    config.train = ConfigDict()
+    config.train.steps = 800_000
+    config.train.batch_size = 128  # over all devices
+    config.train.accumulate = 1  # parts that a batch goes through the network in, one after the other
+    config.train.objective = "hsm"  # hsm | dsm
+    config.train.weighting = "fid"  # fid | nll
+    config.train.norm = "l2"  # l2 | l1
+    config.train.reduce_mean = True
+    config.train.t_min = 1e-5
+    config.train.time_sampling = "uniform"  # uniform | stratified
+    config.train.optimizer = "adam"  # adam | adamw
+    config.train.lr = 2e-4
+    config.train.beta_1 = 0.9
+    config.train.beta_2 = 0.999
+    config.train.adam_eps = 1e-8
+    config.train.weight_decay = 0.0
+    config.train.grad_clip = 1.0  # global norm; 0: none
+    config.train.warmup = 5000  # steps from rate 0 to lr
+    config.train.schedule = "constant"  # constant | cosine
+    config.train.lr_final = 0.0  # cosine: the last rate over lr
+    config.train.ema_decay = 0.9999  # 0: no EMA
+    config.train.ema_warmup = False  # decay at most (1 + step) / (10 + step)
+    config.train.log_every = 100  # steps, like the next three; 0: never
+    config.train.eval_every = 5000
+    config.train.sample_every = 10_000
+    config.train.checkpoint_every = 5000
+    config.train.keep_last = 2  # checkpoints kept
+    config.train.keep_every = 0  # and those at multiples of so many steps, forever; 0: none
+    config.train.eval_images = 1024  # held-out images that the held-out loss is taken over
+    config.train.num_samples = 36  # in a grid of samples
+    config.train.divergence = 10.0  # stop when the loss exceeds so many times that of the first interval
 
     config.sampler = ConfigDict()
     config.sampler.name = "reduced_oba"  # any integrator, or rk23 | rk45 | tsit5 | dopri8

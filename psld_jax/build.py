@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from psld_jax import assets, checkpoint, integrators, scores
+from psld_jax import assets, checkpoint, integrators, losses, optim, scores
+from psld_jax.data import Dataset, open_dataset
 from psld_jax.errors import unknown
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
@@ -24,6 +26,7 @@ from psld_jax.sde import PSLD, VPSDE, LinearSDE
 _HERE = Path(__file__).resolve().parent
 
 MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", "saved")
+TRAINABLE = ("ncsnpp", "ncsnpp_clf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,16 +189,20 @@ def _saved_model(config: Any) -> Model | Classifier:
     merged = config.copy_and_resolve_references()
     with merged.unlocked():
         merged.model, merged.sde = stored.model, stored.sde
-    return _network_model(merged.lock(), params)
+    return network_model(merged.lock(), params)
 
 
 def _open(directory: str, weights: str) -> tuple[Any, dict[str, Any]]:
     """Configuration and arrays of a saved network; the configuration says where they are from."""
-    stored, params = checkpoint.read_converted(directory, weights or None)
+    latest = checkpoint.latest_training(directory)
+    if latest is None:
+        stored, params = checkpoint.read_converted(directory, weights or None)
+    else:
+        stored, params = checkpoint.read_training(latest, weights or None)
     return override(from_dict(stored), {"model.checkpoint": directory, "model.weights": weights}), params
 
 
-def _network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
+def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     """The network that ``config.model`` describes with the arrays ``params``, a nested dict."""
     sde, net = build_sde(config), abstract_network(config)
     graph, state = nnx.split(net)
@@ -213,6 +220,83 @@ def _network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     return Model(sde, scores.network(net, sde), config, shape)
 
 
+def build_data(config: Any, split: str) -> Dataset:
+    """The ``"train"`` or ``"test"`` split of the data in ``config.data``, as the network in ``config.model`` takes it.
+
+    Raises:
+      ValueError: for data that cannot be read or do not fit the network.
+    """
+    if config.model.name not in TRAINABLE:
+        raise ValueError(f"config.model.name={config.model.name!r} cannot be trained; it must be one of {TRAINABLE}")
+    c, m = config.data, config.model
+    blocks, classes = build_sde(config).num_blocks, m.n_classes if m.name == "ncsnpp_clf" else 0
+    if m.in_ch % blocks:
+        raise ValueError(f"config.model.in_ch={m.in_ch} must be divisible by the {blocks} blocks of {config.sde.name}")
+    data = open_dataset(
+        c.name,
+        c.path,
+        split,
+        image_size=m.image_size,
+        fit=c.fit,
+        center_crop=c.center_crop,
+        channels=m.in_ch // blocks,
+        convert_channels=c.convert_channels,
+        on_corrupt=c.on_corrupt,
+        holdout=c.holdout,
+        num_points=c.num_points if split == "train" else 0,
+        labels=classes > 0,
+    )
+    if classes and (data.class_names is None or len(data.class_names) != classes):
+        found = "no labels" if data.class_names is None else f"{len(data.class_names)} classes"
+        raise ValueError(f"config.model.n_classes={classes}, but {data.describe()} has {found}")
+    return data
+
+
+def build_held_out(config: Any) -> Dataset | None:
+    """The test split, or the images set aside by ``config.data.holdout``; ``None`` if neither is wanted."""
+    return build_data(config, "test") if config.train.eval_every and config.train.eval_images else None
+
+
+def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
+    """The loss that ``config.train`` asks for."""
+    c, m, sde = config.train, config.model, build_sde(config)
+    if m.name == "ncsnpp_clf":
+        return losses.ClassifierLoss(sde, objective=c.objective, reduce_mean=c.reduce_mean)
+    return losses.ScoreLoss(
+        sde,
+        m.in_ch,
+        m.out_ch if m.progressive != "output_skip" else m.in_ch,
+        objective=c.objective,
+        weighting=c.weighting,
+        norm=c.norm,
+        reduce_mean=c.reduce_mean,
+    )
+
+
+def build_optimizer(config: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser that ``config.train`` asks for, and its learning rate."""
+    c = config.train
+    rate = optim.learning_rate(c.lr, c.warmup, c.schedule, c.steps, c.lr_final)
+    transformation = optim.optimizer(
+        c.optimizer,
+        rate,
+        beta_1=c.beta_1,
+        beta_2=c.beta_2,
+        eps=c.adam_eps,
+        weight_decay=c.weight_decay,
+        grad_clip=c.grad_clip,
+    )
+    return transformation, rate
+
+
+def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
+    """The network that ``config.model`` describes, with initial weights from ``config.seed``."""
+    options, rngs = network_options(config), nnx.Rngs(params=config.seed)
+    if config.model.name == "ncsnpp_clf":
+        return NCSNppClassifier(options, config.model.n_classes, rngs=rngs)
+    return NCSNpp(options, rngs=rngs)
+
+
 def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
     """The hyper-parameters in ``config.sampler.hyper`` that integrator ``name`` has."""
     known = integrators.get(name).hyper
@@ -220,10 +304,14 @@ def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
 
 
 def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) -> Any:
-    """Open a model: ``load("digits")`` is the embedded data set with its exact score, ``load(DIR)`` a saved network.
+    """Open a model that ships with the package, or one that you have trained or converted.
+
+    ``load("mnist")`` is a network trained on MNIST, ``load("mnist_clf")`` its noise-conditional classifier,
+    ``load("digits")`` a small embedded data set with its exact score, ``load(DIR)`` a saved network.
 
     Args:
-      name: ``"digits"``, or a directory that the converter wrote.
+      name: one of these names, a directory that the converter or ``--mode export`` wrote, or the work directory of a
+        training run (its latest checkpoint).
       overrides: fields of the configuration to replace: ``load("digits", {"sde.gamma": 0.25, "sde.nu": 4.25})``,
         ``load(DIR, {"model.weights": "online", "model.dtype": "bfloat16"})``.
 
@@ -236,8 +324,10 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     """
     if name == "digits":
         return build_model(override(load_config("digits"), overrides or {}))
+    if name in assets.NETWORKS:
+        name = assets.network(str(name))
     if not Path(name).is_dir():
-        raise unknown("model", str(name), ("digits", "a directory with a model"))
+        raise unknown("model", str(name), ("digits", *assets.NETWORKS, "a directory with a model"))
     overrides = overrides or {}
     stored, params = _open(str(name), overrides.get("model.weights", ""))
-    return _network_model(override(stored, overrides), params)
+    return network_model(override(stored, overrides), params)

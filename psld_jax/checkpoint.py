@@ -15,8 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+#: Sets of weights, the one to take by default first.
+WEIGHTS = ("ema", "online")
 
 _CONFIG = "config.json"
 _INDEX = "index.json"
@@ -154,3 +158,85 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
         return json.loads((directory / name).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory} holds no converted checkpoint ({name}: {error})") from None
+
+
+class TrainingCheckpoints:
+    """The checkpoints of a training run, ``directory/<step>/``: one set of arrays for each item, and ``meta`` (JSON).
+
+    Through Orbax: saved by a thread while training goes on, and renamed when complete, so that a run killed at any
+    moment leaves only whole checkpoints.
+
+    Args:
+      directory: made if it does not exist.
+      keep_last: how many of the latest to keep.
+      keep_every: keep those at multiples of so many steps too, forever; 0 for none.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep_last: int, keep_every: int = 0):
+        self.directory = Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+            ),
+        )
+
+    def __enter__(self) -> TrainingCheckpoints:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The step of the latest checkpoint, ``None`` if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Save pytrees of arrays by name; returns when they are copied, and writes them in the background.
+
+        Raises:
+          OSError: if this or the previous checkpoint could not be written; those before it are untouched.
+        """
+        args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
+
+    def wait(self) -> None:
+        """Wait until everything is written; errors as for :meth:`save`."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved as ``meta``."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        """Pytrees by name, with the structure, shapes and shardings of the given ones."""
+
+        def target(tree: Any) -> ocp.args.PyTreeRestore:
+            return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+
+        args = {name: target(tree) for name, tree in items.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in items}
+
+
+def latest_training(workdir: str | os.PathLike[str]) -> Path | None:
+    """The latest checkpoint in the work directory of a training run; ``None`` if there is none."""
+    steps = [path for path in (Path(workdir) / "checkpoints").glob("*") if path.name.isdigit()]
+    return max(steps, key=lambda path: int(path.name), default=None)
+
+
+def read_training(directory: Path, weights: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the parameters in one checkpoint of a training run; as :func:`read_converted`."""
+    available = [name for name in WEIGHTS if (directory / name).is_dir()]
+    chosen = weights or next(iter(available), "ema")
+    if chosen not in available:
+        raise ValueError(f"{directory} holds no {chosen!r} weights; it has {', '.join(available) or 'none'}")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        meta = checkpointer.restore(directory.absolute(), ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = (directory / chosen).absolute()
+        shapes = checkpointer.metadata(stored).item_metadata.tree
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        tree = checkpointer.restore(stored, args=ocp.args.PyTreeRestore(restore_args=as_arrays))
+    return meta["config"], tree

@@ -1,4 +1,4 @@
-"""Command line: ``python -m psld_jax.main --config configs/digits.py --mode sample|bench --workdir DIR``."""
+"""Command line: ``python -m psld_jax.main --config configs/digits.py --mode sample|bench|train --workdir DIR``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from psld_jax import build, modes
+from psld_jax.watch import Diverged
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/digits.py.")
 _MODE = flags.DEFINE_enum("mode", "sample", list(modes.MODES), "What to do.")
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     try:
         modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), Console())
-    except ValueError as error:
+    except (ValueError, Diverged, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -17,9 +17,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from psld_jax import bench, build, integrators, metrics, plots
+from psld_jax import bench, build, checkpoint, integrators, metrics, plots
 from psld_jax.generate import generate_states, make_table
 from psld_jax.solve import SOLVERS, sample
+from psld_jax.train import train
 
 
 def versions() -> dict[str, str]:
@@ -105,8 +106,31 @@ def run_bench(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     return result
 
 
+def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """Write the latest weights of the training run in ``workdir`` to ``workdir/model``, a directory to pass on."""
+    latest = checkpoint.latest_training(workdir)
+    if latest is None:
+        raise ValueError(f"{workdir} holds no checkpoint of a training run; train first, or choose its work directory")
+    stored, params = checkpoint.read_training(latest, config.model.weights or None)
+    weights = config.model.weights or ("ema" if (latest / "ema").is_dir() else "online")
+    stored["data"]["path"] = ""  # a place on this machine
+    output = workdir / "model"
+    shapes = {path: {"shape": list(np.shape(array))} for path, array in checkpoint.flatten(params).items()}
+    with checkpoint.new_directory(output, overwrite=True) as directory:
+        checkpoint.write_parameters(directory, weights, params)
+        index = {"source": {"training_steps": int(latest.name)}, "parameters": {weights: shapes}}
+        checkpoint.write_description(directory, stored, index)
+    console.print(f"{weights} weights of step {latest.name} in {output}: psld_jax.load({str(output)!r}) opens them")
+    return {"step": int(latest.name), "weights": weights}
+
+
 #: Mode name -> ``run(config, workdir, console) -> report``.
-MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {"sample": run_sample, "bench": run_bench}
+MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {
+    "sample": run_sample,
+    "bench": run_bench,
+    "train": train,
+    "export": run_export,
+}
 
 
 def run(mode: str, config: Any, workdir: Path, console: Console) -> None:

@@ -116,6 +116,36 @@ def save_curves(path: Path, rows: list[dict[str, Any]], panels: dict[str, str], 
     _save(figure, path)
 
 
+def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> None:
+    """Save the loss against the step and against time, in training (the last quarter of it) and on held-out images.
+
+    The rows are those of ``metrics.jsonl`` with ``loss`` and with ``held_out_loss``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
+    left.plot([r["step"] for r in trained], [r["loss"] for r in trained], color="#0072B2", lw=1, label="training")
+    recent = [row for row in trained if row["step"] > 0.75 * trained[-1]["step"]]
+    counts = np.array([row["count_by_time"] for row in recent], float)
+    means = np.array([row["loss_by_time"] for row in recent], float)  # None, where the count is 0, becomes NaN
+    total = counts.sum(axis=0)
+    by_time = np.nansum(means * counts, axis=0) / np.where(total > 0, total, np.nan)
+    times = (np.arange(len(total)) + 0.5) / len(total)
+    right.plot(times, by_time, "o-", color="#0072B2", ms=4, label="training, last quarter")
+    if held_out:
+        steps, values = ([row[name] for row in held_out] for name in ("step", "held_out_loss"))
+        left.plot(steps, values, "s-", color="#D55E00", ms=4, lw=1, label="held out")
+        last = np.array(held_out[-1]["held_out_by_time"], float)
+        right.plot(times, last, "s-", color="#D55E00", ms=4, label=f"held out, step {steps[-1]:,}")
+    left.set_xlabel("step")
+    right.set_xlabel("forward time t (0: data, 1: noise)")
+    for axis in (left, right):
+        axis.set_ylabel("loss")
+        axis.set_yscale("log")
+        axis.grid(True, which="both", alpha=0.25)
+        axis.legend()
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")

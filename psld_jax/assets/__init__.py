@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
+
+#: Trained networks, directories that :func:`psld_jax.load` opens; each has a model card, ``README.md``.
+NETWORKS = ("mnist", "mnist_clf")
+
+
+def network(name: str) -> Path:
+    """The directory of a trained network."""
+    return Path(__file__).parent / name
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,119 @@
+"""Files that hold whole data sets: IDX (MNIST), numpy arrays, and the embedded digits.
+
+A reader takes the path, the split and whether labels are required. A ``ValueError`` names the file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from psld_jax import assets
+from psld_jax.data.source import Source, check_labels
+
+DIGIT_NAMES = tuple("0123456789")
+FASHION_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_MAX_IMAGES = 2**20  # in an IDX file; MNIST has 60,000
+_MAX_CLASSES = 2**16
+_MAX_CHANNELS = 4
+
+
+def read_digits(path: Path | None, split: str, labels: bool) -> Source:
+    """The embedded digits, float32 in [-1, 1], without a test split."""
+    images, numbers = assets.digits()
+    return Source(images, numbers.astype(np.int32), DIGIT_NAMES, False, "the embedded digits")
+
+
+def read_idx(path: Path, split: str, labels: bool, *, class_names: tuple[str, ...], title: str) -> Source:
+    """A directory with the four IDX files of MNIST or Fashion-MNIST, compressed with gzip or not."""
+    prefix = "train" if split == "train" else "t10k"
+    images_file, images = _read_idx(path / f"{prefix}-images-idx3-ubyte", (28, 28), title)
+    labels_file, numbers = _read_idx(path / f"{prefix}-labels-idx1-ubyte", (), title)
+    if len(images) != len(numbers):
+        raise ValueError(f"{images_file} has {len(images)} images, but {labels_file} has {len(numbers)} labels")
+    check_labels(numbers, len(class_names), str(labels_file))
+    return Source(images[..., None], numbers.astype(np.int32), class_names, True, str(images_file))
+
+
+def _read_idx(path: Path, shape: tuple[int, ...], title: str) -> tuple[Path, np.ndarray]:
+    """The file that was found, and its uint8 array ``[n, *shape]``."""
+    found = next((file for file in (path, path.with_name(path.name + ".gz")) if file.is_file()), None)
+    if found is None:
+        raise ValueError(f"{path} (or .gz) is missing: the directory must hold the four IDX files of {title}")
+    axes = 1 + len(shape)
+    try:
+        with gzip.open(found) if found.suffix == ".gz" else found.open("rb") as file:
+            head = file.read(4 + 4 * axes)
+            if len(head) < 4 + 4 * axes:
+                raise ValueError(f"{found} is cut off: it ends within its header")
+            magic, count, *rest = np.frombuffer(head, ">u4").tolist()
+            if magic != 0x800 + axes:
+                raise ValueError(f"{found} is no IDX file of bytes with {axes} axes: it starts with {magic:#010x}")
+            if tuple(rest) != shape or not 0 < count <= _MAX_IMAGES:
+                raise ValueError(f"{found} has the shape {(count, *rest)}; that of {title} is {('n', *shape)}")
+            size = count * math.prod(shape)
+            data = file.read(size + 1)  # one more would be too many
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{found} is cut off or damaged: {error}") from None
+    if len(data) != size:
+        what = "is too long: more" if len(data) > size else f"is cut off: {len(data):,} bytes of data, fewer"
+        raise ValueError(f"{found} {what} than the {size:,} that its header tells of")
+    return found, np.frombuffer(data, np.uint8).reshape(count, *shape)
+
+
+def read_arrays(path: Path, split: str, labels: bool) -> Source:
+    """Images of one shape in a .npy, which stays on disk, or in a .npz, maybe with ``labels``."""
+    if not path.is_file() or path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path} is no .npy or .npz file")
+    numbers = None
+    try:
+        if path.suffix == ".npy":
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            with np.load(path, allow_pickle=False) as archive:
+                others = [key for key in archive.files if key != "labels"]
+                if "images" not in others and len(others) != 1:
+                    raise ValueError(f"its arrays are {', '.join(archive.files) or 'none'}; one must be 'images'")
+                images = archive["images" if "images" in others else others[0]]
+                numbers = archive["labels"] if "labels" in archive.files else None
+    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    shape = images.shape
+    images = images[..., None] if images.ndim == 3 else images
+    if (
+        images.ndim != 4
+        or not images.size
+        or images.shape[-1] > _MAX_CHANNELS
+        or images.dtype not in (np.uint8, np.float32)
+    ):
+        raise ValueError(
+            f"{path} holds {images.dtype} of shape {shape}; uint8, or float32 in [-1, 1], of shape [n, H, W] or "
+            f"[n, H, W, C] with at most {_MAX_CHANNELS} channels is needed"
+        )
+    if images.dtype == np.float32:
+        for start in range(0, len(images), 1024):  # not all at once: they may be more than the memory holds
+            block = images[start : start + 1024]
+            if not np.abs(block).max() <= 1:  # so written, NaN fails too
+                raise ValueError(
+                    f"{path} has values outside [-1, 1] (or NaN) among images {start} to {start + len(block) - 1}: "
+                    "scale them"
+                )
+    if numbers is None:
+        if labels:
+            raise ValueError(f"{path} has no array 'labels', but labels=True asks for them")
+        return Source(images, None, None, False, str(path))
+    if numbers.shape != (len(images),) or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path} has labels {numbers.dtype} of shape {numbers.shape}; integers of shape {(len(images),)} are needed"
+        )
+    check_labels(numbers, _MAX_CLASSES, str(path))
+    names = tuple(map(str, range(int(numbers.max()) + 1)))
+    return Source(images, numbers.astype(np.int32), names, False, str(path))

@@ -1,0 +1,31 @@
+"""What a reader returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Source(NamedTuple):
+    """Images and their labels as a reader found them.
+
+    Attributes:
+      images: uint8, or float32 in [-1, 1], ``[n, H, W, C]``; or the files to decode.
+      labels: int32 ``[n]``, or ``None``.
+      class_names: by label, or ``None``.
+      has_split: whether there is a test split, so that these are the images of the split that was asked for.
+      where: the file or directory, for messages.
+    """
+
+    images: np.ndarray | list[str]
+    labels: np.ndarray | None
+    class_names: tuple[str, ...] | None
+    has_split: bool
+    where: str
+
+
+def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
+    """``ValueError`` unless all are class numbers."""
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"{where} has labels from {labels.min()} to {labels.max()}; 0 to {classes - 1} are allowed")

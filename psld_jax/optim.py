@@ -1,0 +1,84 @@
+"""The optimiser, its learning rate, and the exponential moving average (EMA) of the weights, from plain numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from psld_jax.errors import unknown
+
+Array = Any
+
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("constant", "cosine")
+
+
+def learning_rate(lr: float, warmup: int, schedule: str, steps: int, final: float = 0.0) -> optax.Schedule:
+    """Learning rate of update number ``count = 0, 1, ...``: ``lr min(count / warmup, 1)``, then as ``schedule`` says.
+
+    ``"constant"`` stays at ``lr`` (the original's). ``"cosine"`` falls from ``lr`` at the end of the warm-up to
+    ``final * lr`` at update ``steps``. With a warm-up, update 0 has rate 0: it only moves the moments of Adam.
+
+    Raises:
+      ValueError: for an unknown schedule, a rate that is not positive, or a warm-up that leaves no steps to fall in.
+    """
+    if schedule not in SCHEDULES:
+        raise unknown("learning rate schedule", schedule, SCHEDULES)
+    if not lr > 0:
+        raise ValueError(f"learning rate {lr} must be > 0")
+    if schedule == "constant":
+        after = optax.constant_schedule(lr)
+    elif warmup < steps:
+        after = optax.cosine_decay_schedule(lr, steps - warmup, final)
+    else:
+        raise ValueError(f"warmup={warmup} must be less than steps={steps} for the cosine schedule to have room")
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), after], [warmup]) if warmup else after
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scale gradients by ``min(1, max_norm / (norm + 1e-6))``: PyTorch's clipping, which optax lacks the 1e-6 of."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: g * factor, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def optimizer(
+    name: str,
+    rate: optax.Schedule,
+    *,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    grad_clip: float = 0.0,
+) -> optax.GradientTransformation:
+    """Clipping by global norm (0: none), then Adam (Kingma & Ba, 2015).
+
+    ``"adam"`` adds ``weight_decay * params`` to the gradient, after clipping, as PyTorch's Adam does; ``"adamw"``
+    decays the weights apart from the gradient (Loshchilov & Hutter, 2019).
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+    chain = [clip_by_global_norm(grad_clip)] if grad_clip > 0 else []
+    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay > 0 else []
+    adam = optax.scale_by_adam(beta_1, beta_2, eps)
+    chain += [adam, *decay] if name == "adamw" else [*decay, adam]
+    return optax.chain(*chain, optax.scale_by_learning_rate(rate))
+
+
+def ema_update(average: Any, params: Any, decay: float, step: Array, warmup: bool = False) -> Any:
+    """``decay * average + (1 - decay) * params`` for every array, the frozen ones included, as in the original.
+
+    With ``warmup``, ``decay`` is at most ``(1 + step) / (10 + step)``: early averages forget the initial weights.
+    """
+    limit = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
+    return jax.tree.map(lambda a, p: limit * a + (1 - limit) * p, average, params)

@@ -1,0 +1,402 @@
+"""Training: one jitted step, its state, and the loop around it.
+
+A run is a function of its configuration: the images of step ``k`` (:mod:`psld_jax.data`), its times and its noise all
+follow from ``(seed, k)``. The state and the step are therefore all that a checkpoint needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from rich.console import Console
+
+from psld_jax import build, checkpoint, losses, optim, plots
+from psld_jax.data import Batches, Dataset
+from psld_jax.errors import is_count
+from psld_jax.generate import generate_states, make_table
+from psld_jax.random import sample_keys
+from psld_jax.solve import SOLVERS
+from psld_jax.watch import Monitor, read_rows
+
+Array = Any
+
+
+class Weights(NamedTuple):
+    """The arrays of a network: what is trained, and what is not (Fourier frequencies)."""
+
+    params: Any
+    frozen: Any
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of them as one nested dict, as :func:`psld_jax.checkpoint.read_weights` returns it."""
+        return nnx.to_pure_dict(nnx.merge_state(self.params, self.frozen))
+
+    def updated(self, tree: dict[str, Any]) -> Weights:
+        """The same structure with the arrays of a nested dict."""
+        state = jax.tree.map(lambda leaf: leaf, nnx.merge_state(*self))  # a copy: arrays are replaced in place
+        nnx.replace_by_pure_dict(state, tree)
+        return Weights(*nnx.split_state(state, nnx.Param, ...))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes; donated to it."""
+
+    step: Array
+    online: Weights
+    ema: Weights | None
+    optimizer: Any
+
+
+def create_state(net: nnx.Module, transformation: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state before the first step: the EMA starts at the initial weights."""
+    _, params, frozen = nnx.split(net, nnx.Param, ...)
+    online = Weights(params, frozen)
+    copy = jax.tree.map(jnp.copy, online) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), online, copy, transformation.init(params))
+
+
+def make_train_step(
+    net: nnx.Module,
+    loss: losses.ScoreLoss | losses.ClassifierLoss,
+    transformation: optax.GradientTransformation,
+    rate: optax.Schedule,
+    *,
+    ema_decay: float = 0.9999,
+    ema_warmup: bool = False,
+    accumulate: int = 1,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """``step(state, key, images, labels, coefficients, noise=None) -> (state, metrics)``, not yet jitted.
+
+    In this order, as in the original: loss, gradient, clipping, Adam, learning rate, EMA.
+
+    Args:
+      net: the network (only its structure is used).
+      loss: of samples.
+      transformation, rate: from :mod:`psld_jax.optim`.
+      ema_decay, ema_warmup: see :func:`psld_jax.optim.ema_update`.
+      accumulate: parts that the batch is cut into; their gradients are added up, which saves memory.
+
+    Returns:
+      The step. ``key`` is the run's, the same at every step; ``noise`` replaces the draws of the loss. Metrics:
+      ``loss`` of every sample ``[n]`` and what else the loss reports, ``grad_norm`` before clipping, ``lr``.
+    """
+    graph = nnx.graphdef(net)
+
+    def gradient(weights: Weights, key: Array, batch: tuple) -> tuple[Any, dict[str, Array]]:
+        images, labels, coefficients, noise = batch
+
+        def objective(params: Any) -> tuple[Array, dict[str, Array]]:
+            module: Any = nnx.merge(graph, params, weights.frozen)
+
+            def network(x: Array, t: Array) -> Array:
+                return module(x, t, deterministic=False, rngs=nnx.Rngs(dropout=key))
+
+            values, extra = loss(network, coefficients, images, labels, noise)
+            return values.mean() if loss.reduce_mean else values.sum(), {"loss": values, **extra}
+
+        return jax.grad(objective, has_aux=True)(weights.params)
+
+    def step(
+        state: TrainState,
+        key: Array,
+        images: Array,
+        labels: Array,
+        coefficients: losses.Coefficients,
+        noise: tuple[Array, ...] | None = None,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        if noise is None:
+            keys = jax.random.split(noise_key, loss.num_noise)
+            noise = tuple(jax.random.normal(k, images.shape, images.dtype) for k in keys)
+        batch = (images, labels, coefficients, noise)
+        if accumulate == 1:
+            gradients, metrics = gradient(state.online, dropout_key, batch)
+        else:
+            # Sample i goes to part i mod accumulate: every device keeps its own samples.
+            parts = jax.tree.map(lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch)
+
+            def add(total: Any, part: Any) -> tuple[Any, dict[str, Array]]:
+                gradients, metrics = gradient(state.online, *part)
+                return jax.tree.map(jnp.add, total, gradients), metrics
+
+            zero = jax.tree.map(jnp.zeros_like, state.online.params)
+            total, metrics = jax.lax.scan(add, zero, (jax.random.split(dropout_key, accumulate), parts))
+            gradients = jax.tree.map(lambda g: g / accumulate, total) if loss.reduce_mean else total
+            metrics = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1), metrics)
+        updates, optimizer = transformation.update(gradients, state.optimizer, state.online.params)
+        online = Weights(optax.apply_updates(state.online.params, updates), state.online.frozen)
+        ema = None if state.ema is None else optim.ema_update(state.ema, online, ema_decay, state.step, ema_warmup)
+        metrics |= {"grad_norm": optax.tree.norm(gradients), "lr": jnp.asarray(rate(state.step))}
+        return TrainState(state.step + 1, online, ema, optimizer), metrics
+
+    return step
+
+
+def make_eval_step(net: nnx.Module, loss: losses.ScoreLoss | losses.ClassifierLoss) -> Callable[..., dict[str, Array]]:
+    """``step(weights, keys [n], images, labels, coefficients) -> metrics`` of the samples, without dropout."""
+    graph = nnx.graphdef(net)
+
+    def step(weights: Weights, keys: Array, images: Array, labels: Array, coefficients: losses.Coefficients):
+        def draws(key: Array) -> tuple[Array, ...]:
+            return tuple(
+                jax.random.normal(k, images.shape[1:], images.dtype) for k in jax.random.split(key, loss.num_noise)
+            )
+
+        values, extra = loss(nnx.merge(graph, *weights), coefficients, images, labels, jax.vmap(draws)(keys))
+        return {"loss": values, **extra}
+
+    return step
+
+
+class Devices:
+    """A mesh of all devices: batches are split over it, the state is on each of them."""
+
+    def __init__(self):
+        self.mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        self.split = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
+        self.replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        self.count = self.mesh.size
+
+    def place(self, tree: Any) -> Any:
+        """Put this host's part of a batch on the devices."""
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.split, leaf), tree)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], str | None]]:
+    """Yields a function that names the signal (SIGTERM or SIGINT) that asked to stop, if any."""
+    received: list[str] = []
+
+    def note(number: int, _: Any) -> None:
+        if received:  # asked twice: the user means it
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def changes(stored: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields (dotted names) that differ between two configurations as dicts, with both values."""
+    old, new = (checkpoint.flatten(values, separator=".") for values in (stored, config))
+    return {name: (old.get(name), new.get(name)) for name in sorted({*old, *new}) if old.get(name) != new.get(name)}
+
+
+def _check_resume(stored: dict[str, Any], config: dict[str, Any], console: Console) -> None:
+    """Say what changed since the checkpoint; ``ValueError`` if what was saved no longer fits."""
+    changed = changes(stored, config)
+    listed = [f"config.{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items()]
+    fixed = [text for name, text in zip(changed, listed, strict=True) if name.split(".")[0] in ("model", "sde")]
+    if fixed:
+        raise ValueError(
+            f"the checkpoint is of another model: {'; '.join(fixed)}. "
+            "Go on with the old values, or choose another workdir"
+        )
+    for text in listed:
+        console.print(f"changed since the checkpoint: {text}")
+
+
+class _HeldOut:
+    """The loss over held-out images at fixed times and with fixed noise, the same at every step and device count."""
+
+    def __init__(self, net: nnx.Module, loss: Any, data: Dataset, config: Any, devices: Devices):
+        size, n = config.train.batch_size, min(config.train.eval_images, len(data))
+        images = Batches(data, n, seed=0)[0]
+        self.t = losses.draw_times(0, 0, n, config.train.t_min, "stratified")
+        keys = sample_keys(jax.random.key(0), np.arange(n))
+        self._batches = []
+        for start in range(0, n, size):
+            index = np.arange(start, start + size) % n  # the last batch is filled up from the front
+            coefficients = loss.coefficients(self.t[index]).cast(np.float32)
+            host = (images["image"][index], images["label"][index], coefficients)
+            self._batches.append((keys[index], *devices.place(host)))
+        self._step = jax.jit(make_eval_step(net, loss), out_shardings=devices.replicated)
+
+    def __call__(self, weights: Weights) -> dict[str, np.ndarray]:
+        """Metrics of every held-out image."""
+        parts = [jax.device_get(self._step(weights, *batch)) for batch in self._batches]
+        return {name: np.concatenate([part[name] for part in parts])[: len(self.t)] for name in parts[0]}
+
+
+def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """Train the network that ``config`` describes, from the latest checkpoint in ``workdir`` if there is one.
+
+    Leaves ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``samples/`` and ``loss.png``. SIGTERM and Ctrl-C save
+    and return; ``psld_jax.load(workdir)`` opens the latest checkpoint.
+
+    Returns:
+      A summary: steps, what stopped it, losses, images per second, hours.
+
+    Raises:
+      ValueError: for a configuration that makes no sense, data that cannot be read, or a checkpoint of another model.
+      psld_jax.watch.Diverged: if the loss is not finite or far above where it began; the last checkpoint is kept.
+      OSError: if a checkpoint cannot be written; those before it are kept.
+    """
+    c, devices = config.train, Devices()
+    _check(config, devices)
+    data, held_out_data = build.build_data(config, "train"), build.build_held_out(config)
+    loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
+    batches = Batches(data, c.batch_size, config.seed, flip=config.data.flip)
+    stored, clock = json.loads(config.to_json()), time.perf_counter()
+
+    with checkpoint.TrainingCheckpoints(workdir / "checkpoints", c.keep_last, c.keep_every) as checkpoints:
+        start = checkpoints.latest() or 0
+        seconds = 0.0
+        if start:
+            meta = checkpoints.meta(start)
+            _check_resume(meta["config"], stored, console)
+            seconds = meta["seconds"]
+        net = build.initial_network(config)
+        state = jax.device_put(create_state(net, transformation, c.ema_decay > 0), devices.replicated)
+        if start:
+            state = _restore(checkpoints, start, state)
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.online))
+        console.print(f"{data.describe()}; {size:,} parameters; {devices.count} device(s); starting at step {start}")
+
+        step_fn = make_train_step(
+            net,
+            loss,
+            transformation,
+            rate,
+            ema_decay=c.ema_decay,
+            ema_warmup=c.ema_warmup,
+            accumulate=c.accumulate,
+        )
+        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=devices.replicated)
+        held_out = None if held_out_data is None else _HeldOut(net, loss, held_out_data, config, devices)
+        samples = isinstance(loss, losses.ScoreLoss) and c.sample_every > 0
+        key, done, stopped = jax.random.key(config.seed), start, None
+        options = {"start": start, "steps": c.steps, "batch_size": c.batch_size, "divergence": c.divergence}
+
+        def due(every: int) -> bool:
+            return done == c.steps or bool(every and done % every == 0)
+
+        with (
+            _signals() as signalled,
+            Monitor(workdir, console, **options) as monitor,
+            contextlib.closing(batches.iterate(start)) as source,
+        ):
+            while done < c.steps and not stopped:
+                batch = next(source)
+                t = losses.draw_times(config.seed, done, c.batch_size, c.t_min, c.time_sampling)
+                coefficients = loss.coefficients(t).cast(np.float32)
+                placed = devices.place((batch["image"], batch["label"], coefficients))
+                state, metrics = step_fn(state, key, *placed)
+                monitor.record(t, metrics)
+                done, stopped = done + 1, signalled()
+                saving = stopped is not None or due(c.checkpoint_every)
+                if saving or due(c.log_every):
+                    monitor.flush(done)  # before saving: a diverged state must not take the place of a good one
+                weights = state.online if state.ema is None else state.ema
+                if held_out is not None and due(c.eval_every):
+                    monitor.held_out(done, held_out.t, held_out(weights))
+                if samples and due(c.sample_every):
+                    monitor.picture(done, _sample(config, weights, workdir, done))
+                if saving:
+                    total = seconds + time.perf_counter() - clock
+                    checkpoints.save(done, _items(state), {"step": done, "seconds": total, "config": stored})
+        checkpoints.wait()
+    if data.skipped:
+        console.print(f"{data.skipped} corrupt images were skipped")
+    summary = {"steps": done, "stopped": stopped, "hours": (seconds + time.perf_counter() - clock) / 3600}
+    return {**summary, "skipped_images": data.skipped, **_summary(workdir, console)}
+
+
+def _check(config: Any, devices: Devices) -> None:
+    """Numbers and names that would otherwise be found wrong after hours."""
+    c = config.train
+    for name in ("steps", "batch_size", "accumulate", "keep_last", "num_samples"):
+        if not is_count(c[name]):
+            raise ValueError(f"config.train.{name}={c[name]!r} must be an integer >= 1")
+    for name in ("warmup", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep_every", "eval_images"):
+        if not is_count(c[name], 0):
+            raise ValueError(f"config.train.{name}={c[name]!r} must be an integer >= 0")
+    if not 1e-6 <= c.t_min < 1:
+        raise ValueError(f"config.train.t_min={c.t_min} must lie in [1e-6, 1)")
+    if not 0 <= c.ema_decay < 1:
+        raise ValueError(f"config.train.ema_decay={c.ema_decay} must lie in [0, 1); 0 keeps no average")
+    if c.batch_size % (devices.count * c.accumulate):
+        raise ValueError(
+            f"config.train.batch_size={c.batch_size} must be divisible by {devices.count} device(s) times "
+            f"config.train.accumulate={c.accumulate}"
+        )
+    losses.draw_times(0, 0, 1, c.t_min, c.time_sampling)
+    if c.sample_every and config.model.name != "ncsnpp_clf" and config.sampler.name not in SOLVERS:
+        shape = (config.model.image_size,) * 2
+        _table(build.Model(build.build_sde(config), print, config, shape), config)
+
+
+def _table(model: build.Model, config: Any) -> Any:
+    c = config.sampler
+    return make_table(model, c.name, c.nfe, c.grid, c.t_end, c.denoise, **build.sampler_hyper(config, c.name))
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds; ``online`` and ``ema`` are weights that :func:`psld_jax.load` can open."""
+    items = {"online": state.online.as_dict(), "optimizer": state.optimizer}
+    return items if state.ema is None else {**items, "ema": state.ema.as_dict()}
+
+
+def _restore(checkpoints: checkpoint.TrainingCheckpoints, step: int, state: TrainState) -> TrainState:
+    """The state at ``step``, placed as ``state`` is."""
+    items = checkpoints.restore(step, _items(state))
+    ema = None if state.ema is None else state.ema.updated(items["ema"])
+    number = jax.device_put(jnp.asarray(step, state.step.dtype), state.step.sharding)
+    return TrainState(number, state.online.updated(items["online"]), ema, items["optimizer"])
+
+
+def _sample(config: Any, weights: Weights, workdir: Path, step: int) -> np.ndarray:
+    """Draw samples, leave them in ``samples/``, and return their grid ``[H, W, C]`` in [0, 1]."""
+    model, c = build.network_model(config, jax.device_get(weights.as_dict())), config.sampler
+    hyper = {} if c.name in SOLVERS else build.sampler_hyper(config, c.name)
+    assert isinstance(model, build.Model)
+    state, _ = generate_states(
+        model,
+        c.name,
+        nfe=c.nfe,
+        n=config.train.num_samples,
+        seed=config.seed,
+        grid=c.grid,
+        t_end=c.t_end,
+        denoise=c.denoise,
+        rtol=c.rtol,
+        atol=c.atol,
+        **hyper,
+    )
+    (workdir / "samples").mkdir(exist_ok=True)
+    plots.save_samples(workdir / "samples" / f"{step:08}.png", state, f"step {step:,}, {c.name}")
+    return plots.image_grid(np.asarray(state[0]))
+
+
+def _summary(workdir: Path, console: Console) -> dict[str, Any]:
+    """Losses and rates from ``metrics.jsonl``, printed; and ``loss.png``."""
+    rows = read_rows(workdir)
+    trained, held_out = ([row for row in rows if name in row] for name in ("loss", "held_out_loss"))
+    summary: dict[str, Any] = {}
+    if trained:
+        rates = [row["images_per_second"] for row in trained]
+        summary |= {"loss": trained[-1]["loss"], "images_per_second": float(np.median(rates))}
+        plots.save_losses(workdir / "loss.png", trained, held_out)
+    if held_out:
+        summary |= {name: value for name, value in held_out[-1].items() if isinstance(value, float)}
+    for name, value in summary.items():
+        console.print(f"{name.replace('_', ' ')}: {value:.4g}")
+    return summary
