@@ -11,7 +11,7 @@ import numpy as np
 
 from psld_jax import blocks, grids
 from psld_jax.integrators.base import Integrator
-from psld_jax.integrators.conjugate import conjugate_flow
+from psld_jax.quadrature import conjugate_flow
 from psld_jax.sde import LinearSDE
 from psld_jax.tableau import Tableau, tabulate
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import textwrap
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -174,6 +175,7 @@ class TrainingCheckpoints:
 
     def __init__(self, directory: str | os.PathLike[str], keep_last: int, keep_every: int = 0):
         self.directory = Path(directory).absolute()
+        self._saving: int | None = None  # step of the checkpoint that is being written
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -184,8 +186,13 @@ class TrainingCheckpoints:
     def __enter__(self) -> TrainingCheckpoints:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # it has been raised, or something that matters more
+                self._manager.close()
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, ``None`` if there is none."""
@@ -197,27 +204,54 @@ class TrainingCheckpoints:
         Raises:
           OSError: if this or the previous checkpoint could not be written; those before it are untouched.
         """
+        self.wait()
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
+        self._saving = step
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
 
     def wait(self) -> None:
         """Wait until everything is written; errors as for :meth:`save`."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError
+            message = f"the checkpoint {self.directory / str(self._saving)} cannot be written: {error}"
+            raise OSError(textwrap.shorten(message, 800)) from error
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved as ``meta``."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """What was saved as ``meta``; ``ValueError`` if it cannot be read."""
+        with _reading(self.directory / str(step)):
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """Pytrees by name, with the structure, shapes and shardings of the given ones."""
+        """Pytrees by name, with the structure, shapes and shardings of the given ones.
+
+        Raises:
+          ValueError: if they cannot be read, or something else was saved.
+        """
 
         def target(tree: Any) -> ocp.args.PyTreeRestore:
             return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
 
         args = {name: target(tree) for name, tree in items.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        with _reading(self.directory / str(step)):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in items}
+
+
+@contextlib.contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        message = f"{directory} is damaged, incomplete, or does not fit the configuration: {error}"
+        raise ValueError(textwrap.shorten(message, 800)) from error  # TensorStore can say it at length
 
 
 def latest_training(workdir: str | os.PathLike[str]) -> Path | None:
@@ -232,11 +266,10 @@ def read_training(directory: Path, weights: str | None = None) -> tuple[dict[str
     chosen = weights or next(iter(available), "ema")
     if chosen not in available:
         raise ValueError(f"{directory} holds no {chosen!r} weights; it has {', '.join(available) or 'none'}")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        meta = checkpointer.restore(directory.absolute(), ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = (directory / chosen).absolute()
-        shapes = checkpointer.metadata(stored).item_metadata.tree
+    directory, handler = directory.absolute(), ocp.PyTreeCheckpointHandler()
+    with _reading(directory), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        shapes = handler.metadata(directory / chosen).tree
         as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        tree = checkpointer.restore(stored, args=ocp.args.PyTreeRestore(restore_args=as_arrays))
-    return meta["config"], tree
+        args = {"meta": ocp.args.JsonRestore(), chosen: ocp.args.PyTreeRestore(restore_args=as_arrays)}
+        restored = checkpointer.restore(directory, ocp.args.Composite(**args))
+        return restored["meta"]["config"], restored[chosen]

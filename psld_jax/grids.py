@@ -71,16 +71,11 @@ def log_snr(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: Lin
     _check(n_steps, t_end, t_start)
     if sde is None:
         raise ValueError("the log_snr grid depends on the SDE: pass sde=...")
-
-    def value(t: np.ndarray) -> np.ndarray:
-        mu = sde.mean(t)
-        return np.log((np.swapaxes(mu, -1, -2) @ np.linalg.solve(sde.cov(t), mu))[..., 0, 0])
-
-    target = np.linspace(value(np.array(t_start)), value(np.array(t_end)), n_steps + 1)
+    target = np.linspace(sde.log_snr(np.array(t_start)), sde.log_snr(np.array(t_end)), n_steps + 1)
     low, high = np.full(n_steps + 1, np.log(t_end)), np.full(n_steps + 1, np.log(t_start))
     for _ in range(60):
         middle = (low + high) / 2
-        noisy = value(np.exp(middle)) < target  # the SNR falls with t: look at smaller times
+        noisy = sde.log_snr(np.exp(middle)) < target  # the SNR falls with t: look at smaller times
         low, high = np.where(noisy, low, middle), np.where(noisy, middle, high)
     grid = np.exp((low + high) / 2)
     grid[0], grid[-1] = t_start, t_end

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -29,12 +31,20 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(f"error: {error}")
 
 
+def _quiet() -> None:
+    """Leave out what Orbax tells: every array read, and for a full disk what became of each of its threads."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+
+
 def main(argv: list[str]) -> None:
     """Dispatch to the mode; bad input ends with one line on stderr and exit status 1."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    if not flags.FLAGS["verbosity"].present:  # absl's default reports every absent accelerator and every array read
-        logging.set_verbosity(logging.WARNING)
+    if not flags.FLAGS["verbosity"].present:
+        _quiet()
     try:
         modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), Console())
     except (ValueError, Diverged, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import sys
@@ -140,8 +141,15 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
       ValueError: for a configuration that makes no sense, before anything expensive starts.
     """
     start = time.perf_counter()
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
-    result = MODES[mode](config, workdir, console)
+    try:
+        result = MODES[mode](config, workdir, console)
+    except BaseException:
+        with contextlib.suppress(OSError):  # if they are still empty
+            for path in made:
+                path.rmdir()
+        raise
     report = workdir / "report.json"
     content = json.loads(report.read_text()) if report.exists() else {}
     content[mode] = {

@@ -81,4 +81,5 @@ def ema_update(average: Any, params: Any, decay: float, step: Array, warmup: boo
     With ``warmup``, ``decay`` is at most ``(1 + step) / (10 + step)``: early averages forget the initial weights.
     """
     limit = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
-    return jax.tree.map(lambda a, p: limit * a + (1 - limit) * p, average, params)
+    # In this form constant weights keep their average to the bit; the sum of two products drifts a rounding a step.
+    return jax.tree.map(lambda a, p: a + (1 - limit) * (p - a), average, params)

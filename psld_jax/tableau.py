@@ -140,7 +140,7 @@ def tabulate(integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool 
       ValueError: for an invalid grid, or an integrator that does not apply to ``sde``.
     """
     grid = grids.validate(grid)
-    steps = [integrator.stages(sde, t, s) for t, s in zip(grid[:-1], grid[1:], strict=True)]
+    steps = [integrator.stages(sde, grid[i], grid[i + 1], grid[:i][::-1]) for i in range(len(grid) - 1)]
     if not denoise:
         return _assemble(steps, grid, sde.num_blocks)
     last = [euler_stage(sde, grid[-1], grid[-1], stochastic=integrator.stochastic)]

@@ -255,6 +255,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     data, held_out_data = build.build_data(config, "train"), build.build_held_out(config)
     loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
     batches = Batches(data, c.batch_size, config.seed, flip=config.data.flip)
+    net = build.initial_network(config)
     stored, clock = json.loads(config.to_json()), time.perf_counter()
 
     with checkpoint.TrainingCheckpoints(workdir / "checkpoints", c.keep_last, c.keep_every) as checkpoints:
@@ -264,7 +265,6 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             meta = checkpoints.meta(start)
             _check_resume(meta["config"], stored, console)
             seconds = meta["seconds"]
-        net = build.initial_network(config)
         state = jax.device_put(create_state(net, transformation, c.ema_decay > 0), devices.replicated)
         if start:
             state = _restore(checkpoints, start, state)
@@ -313,7 +313,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
                 if saving:
                     total = seconds + time.perf_counter() - clock
                     checkpoints.save(done, _items(state), {"step": done, "seconds": total, "config": stored})
-        checkpoints.wait()
+            checkpoints.wait()
     if data.skipped:
         console.print(f"{data.skipped} corrupt images were skipped")
     summary = {"steps": done, "stopped": stopped, "hours": (seconds + time.perf_counter() - clock) / 3600}
@@ -331,6 +331,11 @@ def _check(config: Any, devices: Devices) -> None:
             raise ValueError(f"config.train.{name}={c[name]!r} must be an integer >= 0")
     if not 1e-6 <= c.t_min < 1:
         raise ValueError(f"config.train.t_min={c.t_min} must lie in [1e-6, 1)")
+    for name in ("weight_decay", "grad_clip"):
+        if not c[name] >= 0:
+            raise ValueError(f"config.train.{name}={c[name]} must be >= 0; 0 leaves it out")
+    if not c.divergence > 1:
+        raise ValueError(f"config.train.divergence={c.divergence} must be > 1")
     if not 0 <= c.ema_decay < 1:
         raise ValueError(f"config.train.ema_decay={c.ema_decay} must lie in [0, 1); 0 keeps no average")
     if c.batch_size % (devices.count * c.accumulate):

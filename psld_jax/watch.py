@@ -11,7 +11,9 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 Array = Any
 
@@ -66,7 +68,7 @@ class Monitor:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         temporary.replace(workdir / "metrics.jsonl")
         self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True)
+        self._board = _Board(workdir / "tensorboard", start)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -140,13 +142,32 @@ class Monitor:
 
     def picture(self, step: int, picture: np.ndarray) -> None:
         """A picture ``[H, W, C]`` in [0, 1] for TensorBoard."""
-        self._board.add_image("samples", picture, step, dataformats="HWC")
+        self._board.write(step, [summary.image("samples", picture, dataformats="HWC")])
         self._clock = time.perf_counter()
 
     def _write(self, step: int, scalars: dict[str, float], other: dict[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, **scalars, **other}) + "\n")
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, [summary.scalar(name, value) for name, value in scalars.items()])
+
+
+class _Board:
+    """TensorBoard's event file, written at once: the thread of ``SummaryWriter`` dies of a full disk, and then it hangs.
+
+    What was logged for steps after ``start`` is hidden.
+    """
+
+    def __init__(self, directory: Path, start: int):
+        directory.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        self._writer.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, summaries: list[Any]) -> None:
+        for content in summaries:
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=content))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _duration(seconds: float) -> str:

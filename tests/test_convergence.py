@@ -117,7 +117,7 @@ def test_the_conjugate_family_contains_its_members():
 def test_conjugate_flow_solves_its_equations_when_nothing_commutes():
     from scipy.integrate import solve_ivp
 
-    from psld_jax.integrators.conjugate import conjugate_flow
+    from psld_jax.quadrature import conjugate_flow
 
     def generator(u):
         u = np.asarray(u)[..., None, None]

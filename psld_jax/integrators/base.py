@@ -61,21 +61,26 @@ class Integrator:
       name: canonical name.
       order: stated order of convergence of the global error (weak order for stochastic methods).
       hyper: the hyper-parameters, complete with defaults.
+      multistep: whether a step depends on the times of the steps before it.
     """
 
     name: str
     order: int
     hyper: dict[str, Any]
+    multistep: bool
     fn: StepFn = dataclasses.field(repr=False)
 
-    def stages(self, sde: LinearSDE, t: float, s: float) -> list[Stage]:
+    def stages(self, sde: LinearSDE, t: float, s: float, past: Sequence[float] = ()) -> list[Stage]:
         """The stages of one step from ``t`` to ``s``, float64.
+
+        ``past`` holds the times at which the steps before this one began, the latest first; only a multistep method
+        looks at it, and starts with a lower order where there are too few.
 
         Raises:
           ValueError: if the method does not apply to ``sde`` (splitting needs K = 2), or a hyper-parameter is
             out of range.
         """
-        return list(self.fn(sde, t, s, **self.hyper))
+        return list(self.fn(sde, t, s, *([tuple(past)] if self.multistep else []), **self.hyper))
 
     @functools.cached_property
     def _probe(self) -> list[Stage]:
@@ -83,7 +88,7 @@ class Integrator:
         errors = []
         for sde in _PROBES:
             try:
-                return self.stages(sde, 0.5, 0.4)
+                return self.stages(sde, 0.5, 0.4, (0.6, 0.7, 0.8))
             except ValueError as error:
                 errors.append(error)
         raise errors[0]
@@ -102,17 +107,20 @@ class Integrator:
 @dataclasses.dataclass(frozen=True)
 class _Entry:
     fn: StepFn
-    order: int
+    order: int | Callable[[dict[str, Any]], int]
     aliases: tuple[str, ...]
 
 
 _REGISTRY: dict[str, _Entry] = {}
 
 
-def register(name: str, *, order: int, aliases: tuple[str, ...] = ()) -> Callable[[StepFn], StepFn]:
+def register(
+    name: str, *, order: int | Callable[[dict[str, Any]], int], aliases: tuple[str, ...] = ()
+) -> Callable[[StepFn], StepFn]:
     """Decorator: make ``fn(sde, t, s, *, hyper=default, ...)`` available as integrator ``name``.
 
-    ``aliases`` are the paper's acronyms; :func:`get` accepts them in any case.
+    A multistep method is ``fn(sde, t, s, past, *, ...)``, see :meth:`Integrator.stages`. ``order`` may be a function of
+    the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case.
     """
 
     def decorate(fn: StepFn) -> StepFn:
@@ -161,9 +169,18 @@ def get(name: str, **hyper: Any) -> Integrator:
             if not defaults:
                 raise ValueError(f"integrator {key!r} has no hyper-parameters, got {given!r}")
             raise unknown(f"hyper-parameter of {key!r}", given, defaults)
-    integrator = Integrator(key, entry.order, {**defaults, **hyper}, entry.fn)
+    hyper = {**defaults, **hyper}
+    multistep = "past" in inspect.signature(entry.fn).parameters
+    integrator = Integrator(key, 0, hyper, multistep, entry.fn)
     _ = integrator.nfe_per_step  # runs one step on the host, so that bad values are reported now
-    return integrator
+    return dataclasses.replace(integrator, order=entry.order(hyper) if callable(entry.order) else entry.order)
+
+
+def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
+    """``value`` if it is allowed, or a ``ValueError`` that names the hyper-parameter and what is."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, allowed))}")
+    return value
 
 
 def real_number(name: str, value: Any, minimum: float = -np.inf) -> float:

@@ -2,76 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from psld_jax.integrators.base import Stage, real_number, register
+from psld_jax.quadrature import conjugate_flow
 from psld_jax.sde import LinearSDE
-
-# Collocation at Gauss points on each panel; panels are halved until the result stops moving.
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
-_RTOL = 1e-12
-_MAX_DEPTH = 40
-
-
-def _integration_matrix() -> np.ndarray:
-    """``Q[i, j] = int_0^{c_i} l_j``, with ``l_j`` the Lagrange polynomials of the Gauss points ``c``."""
-    legendre = np.polynomial.legendre
-    vandermonde = legendre.legvander(2 * _NODES - 1, len(_NODES) - 1)
-    integrals = np.stack(
-        [legendre.legval(2 * _NODES - 1, legendre.legint(row, lbnd=-1)) / 2 for row in np.eye(len(_NODES))],
-        axis=-1,
-    )
-    return integrals @ np.linalg.inv(vandermonde)
-
-
-_Q = _integration_matrix()
-
-MatrixFunction = Callable[[np.ndarray], np.ndarray]
-
-
-def conjugate_flow(
-    generator: MatrixFunction, forcing: MatrixFunction, t: float, s: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """``A(s)`` and ``Phi(s)`` of ``dA/du = A generator(u)``, ``dPhi/du = A forcing(u)``, ``A(t) = I``, ``Phi(t) = 0``.
-
-    ``A`` by collocation at 12 Gauss points and ``Phi`` by Gauss-Legendre quadrature on the same points, on
-    panels that are halved until both stand still to 1e-12 relative. Works whether or not ``generator``
-    commutes with itself over the step. Float64 ``[K, K]`` each.
-    """
-
-    def panel(a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
-        u = a + (b - a) * _NODES
-        g, force = generator(u), forcing(u)
-        k, n = g.shape[-1], len(u)
-        # Rows of A satisfy a_i = a_0 + (b - a) sum_j Q_ij a_j G_j: one linear system for all nodes.
-        system = np.eye(n * k) - (b - a) * np.einsum("ij,jkl->jkil", _Q, g).reshape(n * k, n * k)
-        at_nodes = np.linalg.solve(system.T, np.tile(np.eye(k), (n, 1))).reshape(n, k, k)
-        at_nodes = np.swapaxes(at_nodes, -1, -2)
-        end = np.eye(k) + (b - a) * np.einsum("i,ijk,ikl->jl", _WEIGHTS, at_nodes, g)
-        return end, (b - a) * np.einsum("i,ijk,ikl->jl", _WEIGHTS, at_nodes, force)
-
-    def refine(a: float, b: float, whole: tuple, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        middle = (a + b) / 2
-        left, right = panel(a, middle), panel(middle, b)
-        both = _join(left, right)
-        moved = max(
-            np.abs(x - y).max() / max(np.abs(y).max(), np.finfo(float).tiny) for x, y in zip(whole, both, strict=True)
-        )
-        if moved <= _RTOL:
-            return both
-        if depth == _MAX_DEPTH:
-            raise ValueError(f"the coefficients of the step {t} -> {s} do not converge (last move {moved:.1e})")
-        return _join(refine(a, middle, left, depth + 1), refine(middle, b, right, depth + 1))
-
-    return refine(t, s, panel(t, s), 0)
-
-
-def _join(first: tuple, second: tuple) -> tuple[np.ndarray, np.ndarray]:
-    return first[0] @ second[0], first[1] + first[0] @ second[1]
 
 
 def conjugate_stage(

@@ -18,6 +18,7 @@ from scipy.linalg import expm, solve_continuous_lyapunov
 
 from psld_jax import blocks, random
 from psld_jax.device import TimeFunction, to_device
+from psld_jax.sde.frame import Rotation
 
 Array = Any
 DECOMPOSITIONS = ("lower", "upper")
@@ -203,9 +204,33 @@ class LinearSDE:
         spread = psi @ start @ np.swapaxes(psi, -1, -2)
         return spread + self.noise_cov(t) + self.jitter * np.eye(self.num_blocks)
 
+    def log_snr(self, t: Array) -> np.ndarray:
+        """``log(mu_t^T Sigma_t^-1 mu_t)``, ``[...]``: how much ``z_t`` tells of ``x_0``; falls with ``t``."""
+        mu = self.mean(t)
+        return np.log((np.swapaxes(mu, -1, -2) @ np.linalg.solve(self.cov(t), mu))[..., 0, 0])
+
     def factor(self, t: Array, cov0: Array | None = None) -> np.ndarray:
         """``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``."""
         return cholesky(self.cov(t, cov0), self.decomposition)
+
+    def frame(self, t: Array) -> np.ndarray:
+        """``R_t``: ``R R^T = Sigma`` and ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang, Tao & Chen, ICLR 2023), ``[..., K, K]``.
+
+        In this frame ``eps_R = R^-1 (z - mu x_0)`` of a single data point is constant along the probability-flow ODE.
+        Determined up to a constant rotation, fixed by ``R_1 = L_1``; see :class:`psld_jax.sde.frame.Rotation`.
+        """
+        return self.factor(t) @ self._rotation(np.asarray(t, np.float64))
+
+    @functools.cached_property
+    def _rotation(self) -> Rotation:
+        def skew(t: np.ndarray) -> np.ndarray:
+            factor = self.factor(t)
+            inverse = np.linalg.inv(factor)
+            rate = inverse @ (self.drift(t) @ factor + 0.5 * self.diffusion(t) @ np.swapaxes(inverse, -1, -2))
+            half = np.triu(rate, 1) if self.decomposition == "lower" else np.tril(rate, -1)
+            return half - np.swapaxes(half, -1, -2)
+
+        return Rotation(skew)
 
     # --- what the network predicts: score(z, t) = Cskip z + C eps(Cin z, t) -------------------------
 

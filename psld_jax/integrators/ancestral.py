@@ -1,0 +1,76 @@
+"""Ancestral sampling: the data prediction with fresh noise, exact for a known ``x_0``."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import expm, logm, sqrtm
+
+from psld_jax.integrators.base import Stage, choice, real_number, register
+from psld_jax.integrators.exponential import make_prediction
+from psld_jax.sde import LinearSDE, cholesky
+
+
+def bridge(sde: LinearSDE, t: float, s: float, eta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and noise covariance of ``p(z_s | z_t, x_0)``, ``s < t``, with a part ``eta`` of its noise.
+
+    ``z_s = mu_s x_0 + K (z_t - mu_t x_0) + noise``. With all of the noise (``eta = 1``) the gain is
+    ``K = Sigma_s Psi(t, s)^T Sigma_t^-1`` and the covariance ``S = Sigma_s - K Psi(t, s) Sigma_s``; with none it is the
+    probability-flow ODE, ``K = R_s R_t^-1``. In between the noise is ``eta^2 S`` and ``K = R_s G R_t^-1``, where
+    ``G G^T = I - eta^2 R_s^-1 S R_s^-T`` keeps the covariance of ``z_s`` at ``Sigma_s`` for every ``eta``. What this
+    leaves open is a rotation on the right of ``G``: that of ``eta = 1``, to the power ``eta``.
+    """
+    start, end = sde.cov(t), sde.cov(s)
+    full = end @ sde.transition(t, s).T @ np.linalg.inv(start)
+    # Joseph's form, a sum of positive terms: the difference would cancel for small steps.
+    psi = sde.transition(t, s)
+    rest = np.eye(sde.num_blocks) - full @ psi
+    noise = rest @ end @ rest.T + full @ sde.noise_cov(t, s) @ full.T
+    r_t, r_s = sde.frame(t), sde.frame(s)
+    inverse = np.linalg.inv(r_s)
+    spread = inverse @ noise @ inverse.T
+
+    def symmetric_root(eta: float) -> np.ndarray:
+        return np.real(sqrtm(np.eye(sde.num_blocks) - eta**2 * spread))
+
+    rotation = np.linalg.solve(symmetric_root(1.0), inverse @ full @ r_t)
+    gain = symmetric_root(eta) @ expm(eta * np.real(logm(rotation)))
+    return r_s @ gain @ np.linalg.inv(r_t), eta**2 * noise
+
+
+@register("ancestral", order=lambda hyper: hyper["order"])
+def ancestral(
+    sde: LinearSDE,
+    t: float,
+    s: float,
+    past: tuple[float, ...],
+    *,
+    order: int = 1,
+    eta: float = 1.0,
+    projection: str = "least_squares",
+) -> list[Stage]:
+    """Ancestral sampling in phase space: ``z_s ~ p(z_s | z_t, x_0)`` with the predicted ``x_0``, see :func:`bridge`.
+
+    On VP, DDPM for ``eta = 1`` and DDIM with that ``eta`` below (Song, Meng & Ermon, ICLR 2021). Order 2 extrapolates
+    ``x_0`` to the middle of the step in log-SNR, as SDE-DPM-Solver++(2M) does (Lu et al., 2022). Weak order 1 or 2 (1 on
+    the first step), NFE 1, one draw (none for ``eta = 0``, which is deterministic), any K.
+
+    Args:
+      order: 1 or 2.
+      eta: 0 to 1, how much of the posterior's noise.
+      projection: as for ``exponential_multistep``.
+    """
+    choice("order", order, (1, 2))
+    eta = real_number("eta", eta, 0.0)
+    if eta > 1:
+        raise ValueError(f"eta={eta} must lie in [0, 1]")
+    p = make_prediction(sde, "data", projection)
+    gain, noise = bridge(sde, t, s, eta)
+    first = np.eye(sde.num_blocks)[:1]
+    pull = (sde.mean(s) - gain @ sde.mean(t)) @ first
+    slope = 0.0
+    if order == 2 and past:
+        before, now, after = (sde.log_snr(np.float64(u)) for u in (past[0], t, s))
+        slope = 0.5 * (after - now) / (now - before)
+    weights = ((1 + slope) * pull, -slope * pull) if order == 2 and past else (pull,)
+    u = np.float64(t)
+    return [Stage(gain, weights, cholesky(noise) if eta > 0 else None, t, p.U(u), p.V(u))]

@@ -1,0 +1,227 @@
+"""Exponential integrators of the probability-flow ODE for three predictions, of high order, any K.
+
+Each writes the ODE as ``dz/dt = H z + N q``, with a *prediction* ``q = U z + V eps`` that changes slowly along the solution:
+
+- ``eps``: what the network gives. ``H = F - 1/2 D Cskip``, ``N = -1/2 D C``.
+- ``eps_r``: noise in the R-frame, ``q = -R^T score``. ``H = F``, ``N = 1/2 D R^-T``. Constant if the data are one point.
+- ``data``: ``q = E[x_0 | z] = w^T (z + Sigma score)``, in the first block. ``H = F + 1/2 D Sigma^-1``,
+  ``N = -1/2 D Sigma^-1 mu``. Constant too; and it changes a network's output without training it again.
+
+The linear part is solved exactly, ``q`` is interpolated by the polynomial through its values at a few times, and the
+integrals are computed on the host to 1e-12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from psld_jax.integrators.base import Stage, choice, register
+from psld_jax.quadrature import conjugate_flow
+from psld_jax.sde import LinearSDE
+
+PREDICTIONS = ("eps", "eps_r", "data")
+VARIABLES = ("t", "log_t", "log_snr")
+PROJECTIONS = ("least_squares", "position", "momentum")
+
+
+class Prediction(NamedTuple):
+    """``dz/dt = H(t) z + N(t) q`` and ``q = U(t) z + V(t) eps``; functions of times ``[...]``, each ``[..., K, K]``."""
+
+    H: Callable[[np.ndarray], np.ndarray]
+    N: Callable[[np.ndarray], np.ndarray]
+    U: Callable[[np.ndarray], np.ndarray]
+    V: Callable[[np.ndarray], np.ndarray]
+
+
+def projection(sde: LinearSDE, t: np.ndarray, kind: str = "least_squares") -> np.ndarray:
+    """``w`` with ``w^T mu = 1``: of the K equations ``z + Sigma score = mu x_0`` it makes one for ``x_0``, ``[..., K, 1]``.
+
+    ``"least_squares"`` weighs them by ``Sigma^-1``, ``w = Sigma^-1 mu / (mu^T Sigma^-1 mu)``, as is best if ``eps`` has
+    equal errors in all blocks; ``"position"`` and ``"momentum"`` take the first or the second equation alone.
+    """
+    mu = sde.mean(t)
+    if kind == "least_squares":
+        pull = np.linalg.solve(sde.cov(t), mu)
+        return pull / (np.swapaxes(mu, -1, -2) @ pull)
+    block = {"position": 0, "momentum": 1}[kind]
+    if block >= sde.num_blocks:
+        raise ValueError(f"projection={kind!r} needs a momentum; {sde!r} has none, use 'least_squares'")
+    return np.eye(sde.num_blocks)[:, block : block + 1] / mu[..., block : block + 1, :]
+
+
+def make_prediction(sde: LinearSDE, kind: str, project: str = "least_squares") -> Prediction:
+    """The prediction of that name, see the module's docstring; ``project`` is for ``"data"``, see :func:`projection`."""
+    choice("prediction", kind, PREDICTIONS)
+    choice("projection", project, PROJECTIONS)
+    first = np.eye(sde.num_blocks)[:, :1]
+
+    def transposed(a: np.ndarray) -> np.ndarray:
+        return np.swapaxes(a, -1, -2)
+
+    if kind == "eps":
+        return Prediction(
+            H=lambda t: sde.drift(t) - 0.5 * sde.diffusion(t) @ sde.score_skip(t),
+            N=lambda t: -0.5 * sde.diffusion(t) @ sde.score_matrix(t),
+            U=lambda t: np.zeros_like(sde.drift(t)),
+            V=lambda t: np.broadcast_to(np.eye(sde.num_blocks), sde.drift(t).shape),
+        )
+    if kind == "eps_r":
+        return Prediction(
+            H=sde.drift,
+            N=lambda t: 0.5 * sde.diffusion(t) @ transposed(np.linalg.inv(sde.frame(t))),
+            U=lambda t: -transposed(sde.frame(t)) @ sde.score_skip(t),
+            V=lambda t: -transposed(sde.frame(t)) @ sde.score_matrix(t),
+        )
+
+    def row(t: np.ndarray) -> np.ndarray:
+        return first @ transposed(projection(sde, t, project))
+
+    return Prediction(
+        H=lambda t: sde.drift(t) + 0.5 * sde.diffusion(t) @ np.linalg.inv(sde.cov(t)),
+        N=lambda t: -0.5 * sde.diffusion(t) @ np.linalg.solve(sde.cov(t), sde.mean(t)) @ first.T,
+        U=lambda t: row(t) @ (np.eye(sde.num_blocks) + sde.cov(t) @ sde.score_skip(t)),
+        V=lambda t: row(t) @ sde.cov(t) @ sde.score_matrix(t),
+    )
+
+
+def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The variable that the interpolating polynomials are in: ``t``, ``log t``, or the log of the SNR."""
+    choice("variable", name, VARIABLES)
+    return {"t": lambda t: np.asarray(t, np.float64), "log_t": np.log, "log_snr": sde.log_snr}[name]
+
+
+def exponential_step(
+    sde: LinearSDE, prediction: Prediction, variable: str, t: float, s: float, nodes: Sequence[float]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """``E`` and ``B`` of ``z_s = E z_t + sum_j B_j q(nodes_j)``, ``q`` interpolated through the nodes.
+
+    ``E`` is the transition of ``H`` from ``t`` to ``s``, and ``B_j = int_t^s E(s, u) N(u) l_j(u) du`` with ``l_j`` the
+    Lagrange polynomials of the nodes in ``variable``.
+    """
+    v = interpolation_variable(sde, variable)
+    at = v(np.asarray(nodes, np.float64))
+
+    def forcing(u: np.ndarray) -> np.ndarray:
+        ratio = (v(u)[:, None, None] - at) / np.where(np.eye(len(at)) == 1, 1.0, at[:, None] - at)
+        lagrange = np.where(np.eye(len(at)) == 1, 1.0, ratio).prod(axis=-1)
+        return np.concatenate([lagrange[:, j, None, None] * prediction.N(u) for j in range(len(at))], axis=-1)
+
+    a, phi = conjugate_flow(lambda u: -prediction.H(u), forcing, t, s)
+    transition = np.linalg.inv(a)
+    return transition, tuple(np.split(transition @ phi, len(at), axis=1))
+
+
+def _evaluate(prediction: Prediction, stage: Stage, tau: float) -> Stage:
+    """``stage`` preceded by an evaluation at ``tau``, of which it takes the prediction."""
+    return Stage(stage.A, stage.B, stage.R, tau, prediction.U(np.float64(tau)), prediction.V(np.float64(tau)))
+
+
+@register("exponential_multistep", order=lambda hyper: hyper["order"])
+def exponential_multistep(
+    sde: LinearSDE,
+    t: float,
+    s: float,
+    past: tuple[float, ...],
+    *,
+    prediction: str = "data",
+    order: int = 2,
+    variable: str = "log_t",
+    projection: str = "least_squares",
+) -> list[Stage]:
+    """Exponential Adams-Bashforth: ``q`` is extrapolated from the last ``order`` evaluations.
+
+    ``z_s = E z_t + sum_j B_j q(t_-j)``. With ``eps`` in ``t`` this is tAB-DEIS (Zhang & Chen, ICLR 2023; DDIM at order
+    1), with ``eps_r`` gDDIM (Zhang, Tao & Chen, ICLR 2023), with ``data`` in ``log_snr`` DPM-Solver++ (Lu et al., 2022)
+    with its integrals exact. The first steps have lower order. Order 1 to 3, NFE 1, deterministic, any K.
+
+    Args:
+      prediction: ``"eps"``, ``"eps_r"`` or ``"data"``.
+      order: 1, 2 or 3.
+      variable: of the polynomials, ``"t"``, ``"log_t"`` or ``"log_snr"``.
+      projection: of ``"data"``, ``"least_squares"``, ``"position"`` or ``"momentum"``.
+    """
+    choice("order", order, (1, 2, 3))
+    p = make_prediction(sde, prediction, projection)
+    e, b = exponential_step(sde, p, variable, t, s, (t, *past[: order - 1]))
+    return [_evaluate(p, Stage(e, b), t)]
+
+
+@register("predictor_corrector", order=lambda hyper: hyper["order"] + 1, aliases=("UniPC",))
+def predictor_corrector(
+    sde: LinearSDE,
+    t: float,
+    s: float,
+    past: tuple[float, ...],
+    *,
+    prediction: str = "data",
+    order: int = 2,
+    variable: str = "log_t",
+    projection: str = "least_squares",
+) -> list[Stage]:
+    """Exponential multistep whose evaluation at ``t`` first corrects the step that led there (as UniPC: Zhao et al., 2023).
+
+    The step to ``t`` was taken with ``q`` extrapolated from before; with ``q(t)`` at hand it is repeated with ``q``
+    interpolated, and then ``q(t)`` serves the next step. The last step is not corrected. Order ``order + 1``, NFE 1,
+    deterministic, any K; arguments as for ``exponential_multistep``.
+    """
+    choice("order", order, (1, 2, 3))
+    p = make_prediction(sde, prediction, projection)
+    e, b = exponential_step(sde, p, variable, t, s, (t, *past[: order - 1]))
+    if not past:
+        return [_evaluate(p, Stage(e, b), t)]
+    # The step from past[0] to t again: what changes is the weight of each prediction.
+    used = past[: min(order, len(past))]
+    _, old = exponential_step(sde, p, variable, past[0], t, used)
+    _, new = exponential_step(sde, p, variable, past[0], t, (t, *used))
+    correction = (new[0], *(after - before for after, before in zip(new[1:], old, strict=True)))
+    return [_evaluate(p, Stage(np.eye(sde.num_blocks), correction), t), Stage(e, b)]
+
+
+@register("exponential_runge_kutta", order=lambda hyper: hyper["order"])
+def exponential_runge_kutta(
+    sde: LinearSDE,
+    t: float,
+    s: float,
+    *,
+    prediction: str = "data",
+    order: int = 2,
+    variable: str = "log_t",
+    projection: str = "least_squares",
+) -> list[Stage]:
+    """Exponential Runge-Kutta: the evaluations that a multistep method takes from the past are made within the step.
+
+    Order 2: one at ``t``, one half way (in ``variable``). Order 3: at ``t``, one third and two thirds of the way, the
+    last step with those at 0 and 2/3. On VP with ``data`` and ``log_snr`` these are DPM-Solver++(2S) and a (3S) with
+    exact integrals (Lu et al., 2022). NFE ``order``, deterministic, any K; arguments as for ``exponential_multistep``.
+    """
+    choice("order", order, (1, 2, 3))
+    p = make_prediction(sde, prediction, projection)
+    v = interpolation_variable(sde, variable)
+    fractions = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}[order]
+    middles = [_solve(v, t, s, fraction) for fraction in fractions]
+    stages: list[Stage] = []
+    zero = np.zeros((sde.num_blocks,) * 2)
+    # Every update starts from z_t. The state at hand is ``reached z_t + sum(memory q)``, so z_t can be had from it.
+    reached, memory = np.eye(sde.num_blocks), ()
+    for i, (tau, end) in enumerate(zip([t, *middles], [*middles, s], strict=True)):
+        e, weights = exponential_step(sde, p, variable, t, end, (t,) if i == 0 else (tau, t))
+        weights = (weights[0], *[zero] * (i - 1), *weights[1:])  # newest first; t is the oldest
+        back = e @ np.linalg.inv(reached)
+        update = tuple(w - back @ m for w, m in zip(weights, (zero, *memory), strict=True))
+        stages.append(_evaluate(p, Stage(back, update), tau))
+        reached, memory = e, weights
+    return stages
+
+
+def _solve(v: Callable[[np.ndarray], np.ndarray], t: float, s: float, fraction: float) -> float:
+    """The time between ``t`` and ``s`` at which the monotone ``v`` has gone that fraction of its way."""
+    target = v(np.float64(t)) + fraction * (v(np.float64(s)) - v(np.float64(t)))
+    low, high = s, t
+    falling = v(np.float64(t)) < v(np.float64(s))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (v(np.float64(middle)) > target) == falling else (low, middle)
+    return (low + high) / 2

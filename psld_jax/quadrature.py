@@ -1,0 +1,90 @@
+"""Integrals and linear ODEs on the host, float64: Gauss-Legendre collocation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+#: Gauss points and weights on [0, 1].
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
+NODES, WEIGHTS = (NODES + 1) / 2, WEIGHTS / 2
+
+_RTOL = 1e-12
+_MAX_DEPTH = 40
+
+MatrixFunction = Callable[[np.ndarray], np.ndarray]
+
+
+def _integration_matrix() -> np.ndarray:
+    """``Q[i, j] = int_0^{c_i} l_j``, with ``l_j`` the Lagrange polynomials of the Gauss points ``c``."""
+    legendre = np.polynomial.legendre
+    vandermonde = legendre.legvander(2 * NODES - 1, len(NODES) - 1)
+    integrals = np.stack(
+        [legendre.legval(2 * NODES - 1, legendre.legint(row, lbnd=-1)) / 2 for row in np.eye(len(NODES))],
+        axis=-1,
+    )
+    return integrals @ np.linalg.inv(vandermonde)
+
+
+_Q = _integration_matrix()
+
+
+def collocate(generator: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
+    """Solve ``dA/du = A G(u)``, ``A = I`` at the start, over an interval of (signed) ``length``.
+
+    Args:
+      generator: ``G`` at the Gauss points, ``[n, K, K]``.
+
+    Returns:
+      ``A`` at the Gauss points, ``[n, K, K]``, and at the end, ``[K, K]``.
+    """
+    n, k = generator.shape[:2]
+    # Rows of A satisfy a_i = a_0 + length sum_j Q_ij a_j G_j: one linear system for all nodes.
+    system = np.eye(n * k) - length * np.einsum("ij,jkl->jkil", _Q, generator).reshape(n * k, n * k)
+    at_nodes = np.linalg.solve(system.T, np.tile(np.eye(k), (n, 1))).reshape(n, k, k)
+    at_nodes = np.swapaxes(at_nodes, -1, -2)
+    return at_nodes, np.eye(k) + length * np.einsum("i,ijk,ikl->jl", WEIGHTS, at_nodes, generator)
+
+
+def conjugate_flow(
+    generator: MatrixFunction, forcing: MatrixFunction, t: float, s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """``A(s)`` and ``Phi(s)`` of ``dA/du = A generator(u)``, ``dPhi/du = A forcing(u)``, ``A(t) = I``, ``Phi(t) = 0``.
+
+    ``A`` by collocation and ``Phi`` by Gauss-Legendre quadrature on the same 12 points, on panels that are halved until
+    both stand still to 1e-12 relative. Works whether or not ``generator`` commutes with itself over the step.
+
+    Args:
+      generator, forcing: of times ``[n]``, ``[n, K, K]`` and ``[n, K, L]``.
+
+    Returns:
+      Float64 ``[K, K]`` and ``[K, L]``.
+
+    Raises:
+      ValueError: if forty halvings do not suffice.
+    """
+
+    def panel(a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
+        u = a + (b - a) * NODES
+        at_nodes, end = collocate(generator(u), b - a)
+        return end, (b - a) * np.einsum("i,ijk,ikl->jl", WEIGHTS, at_nodes, forcing(u))
+
+    def refine(a: float, b: float, whole: tuple, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        middle = (a + b) / 2
+        left, right = panel(a, middle), panel(middle, b)
+        both = _join(left, right)
+        moved = max(
+            np.abs(x - y).max() / max(np.abs(y).max(), np.finfo(float).tiny) for x, y in zip(whole, both, strict=True)
+        )
+        if moved <= _RTOL:
+            return both
+        if depth == _MAX_DEPTH:
+            raise ValueError(f"the coefficients of the step {t} -> {s} do not converge (last move {moved:.1e})")
+        return _join(refine(a, middle, left, depth + 1), refine(middle, b, right, depth + 1))
+
+    return refine(t, s, panel(t, s), 0)
+
+
+def _join(first: tuple, second: tuple) -> tuple[np.ndarray, np.ndarray]:
+    return first[0] @ second[0], first[1] + first[0] @ second[1]
