@@ -9,8 +9,10 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/.installed
-	$(BIN)/python -m psld_jax.main --config configs/digits.py --mode sample --workdir runs/demo
-	$(BIN)/python -m psld_jax.main --config configs/digits.py --mode bench --workdir runs/demo
+	$(BIN)/python -m psld_jax.main --config configs/saved.py --config.model.checkpoint=mnist --mode sample \
+		--workdir runs/demo/mnist
+	$(BIN)/python -m psld_jax.main --config configs/digits.py --mode sample --workdir runs/demo/digits
+	$(BIN)/python -m psld_jax.main --config configs/digits.py --mode bench --workdir runs/demo/digits
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from psld_jax.build import load_config
 def get_config() -> ConfigDict:
     """The default configuration with what differs."""
     config = load_config("default")
+    config.data.name, config.data.holdout, config.data.flip = "folder", 0.02, True
+    config.data.fit = "crop"
     config.model.name = "ncsnpp"
     config.model.image_size = 128
     config.model.nf = 160

@@ -12,6 +12,7 @@ from psld_jax.build import load_config
 def get_config() -> ConfigDict:
     """The celeba64 configuration with what differs."""
     config = load_config("celeba64")
+    config.data.center_crop = 0
     config.model.dropout = 0.2
     config.sde.gamma, config.sde.nu = 0.01, 4.01
     return config

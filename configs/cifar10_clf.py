@@ -8,6 +8,8 @@ from psld_jax.build import load_config
 def get_config() -> ConfigDict:
     """The default configuration with what differs."""
     config = load_config("default")
+    config.data.name, config.data.flip = "cifar10", True
+    config.train.grad_clip = config.train.ema_decay = 0.0
     config.model.name = "ncsnpp_clf"
     config.model.n_classes = 10
     config.model.ch_mult = (1, 2, 3, 4)

@@ -23,7 +23,9 @@ def get_config() -> ConfigDict:
     # saved: network and SDE as the directory in config.model.checkpoint says
     config.model.name = "mixture"
     config.model.bandwidth = 0.05  # mixture: standard deviation of the smoothing, in units of pixel values
-    config.model.checkpoint = ""  # directory with the weights of a network
+    # Weights of a network: a directory that the converter or --mode export wrote, the work directory of a training run,
+    # or mnist | mnist_clf, which ship with the package.
+    config.model.checkpoint = ""
     config.model.weights = ""  # ema | online; empty: ema if it is there
     config.model.data_std = 0.0  # > 0: the network is preconditioned in phase space for such data
     config.model.n_classes = 0  # of a classifier
@@ -53,7 +55,8 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     # digits: 1,797 handwritten digits of 8 x 8 pixels, embedded | mnist | fashion_mnist: a directory with the four IDX
-    # files | cifar10: a directory or .tar.gz, python or binary | folder: images, recursive | arrays: a .npy or .npz
+    # files | cifar10: a directory or .tar.gz, python or binary | arrays: a .npy or .npz | folder: images, recursive;
+    # its subdirectories train, and test or val, are the splits if they exist
     config.data.name = "digits"
     config.data.path = ""
     config.data.num_points = 0  # 0: all; else the first so many
@@ -86,10 +89,10 @@ def get_config() -> ConfigDict:
     config.train.lr_final = 0.0  # cosine: the last rate over lr
     config.train.ema_decay = 0.9999  # 0: no EMA
     config.train.ema_warmup = False  # decay at most (1 + step) / (10 + step)
-    config.train.log_every = 100  # steps, like the next three; 0: never
-    config.train.eval_every = 5000
-    config.train.sample_every = 10_000
-    config.train.checkpoint_every = 5000
+    config.train.log_every = 100  # steps, like the next three
+    config.train.eval_every = 5000  # 0: never, and then no held-out images are needed
+    config.train.sample_every = 10_000  # 0: never
+    config.train.checkpoint_every = 5000  # 0: at the end only
     config.train.keep_last = 2  # checkpoints kept
     config.train.keep_every = 0  # and those at multiples of so many steps, forever; 0: none
     config.train.eval_images = 1024  # held-out images that the held-out loss is taken over
@@ -107,6 +110,11 @@ def get_config() -> ConfigDict:
         config.sampler.hyper[name] = value
     config.sampler.hyper.noise_scaling = "step"  # step | mean_time
     config.sampler.hyper.beta_rule = "exact"  # exact | original (SSCS)
+    config.sampler.hyper.prediction = "data"  # eps | eps_r | data (exponential integrators)
+    config.sampler.hyper.order = 2  # of exponential integrators and of ancestral
+    config.sampler.hyper.variable = "log_t"  # t | log_t | log_snr
+    config.sampler.hyper.projection = "least_squares"  # least_squares | position | momentum
+    config.sampler.hyper.eta = 1.0  # ancestral: 0 (deterministic) to 1
     config.sampler.rtol = 1e-4  # adaptive solvers only
     config.sampler.atol = 1e-4
 

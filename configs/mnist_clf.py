@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.model.data_std = 0.0
     config.model.ch_mult = (1, 2, 4, 4)
 
-    config.train.steps = 2500
+    config.train.steps = 1500
     config.train.batch_size = 64
     config.train.grad_clip = 0.0
     config.train.ema_decay = 0.999

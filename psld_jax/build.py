@@ -26,6 +26,8 @@ from psld_jax.sde import PSLD, VPSDE, LinearSDE
 _HERE = Path(__file__).resolve().parent
 
 MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", "saved")
+# Fields of config.model that do not belong to the stored weights: a network may be run in another precision.
+_RUN_TIME = ("dtype", "dropout")
 TRAINABLE = ("ncsnpp", "ncsnpp_clf")
 
 
@@ -179,7 +181,7 @@ def _saved_model(config: Any) -> Model | Classifier:
             f"{section}.{key} is {config[section][key]!r}, stored is {value!r}"
             for section in ("model", "sde")
             for key, value in stored[section].items()
-            if config[section][key] != value
+            if config[section][key] != value and key not in _RUN_TIME
         ]
         if differences:
             raise ValueError(
@@ -189,14 +191,16 @@ def _saved_model(config: Any) -> Model | Classifier:
     merged = config.copy_and_resolve_references()
     with merged.unlocked():
         merged.model, merged.sde = stored.model, stored.sde
+        merged.model.dtype = m.dtype
     return network_model(merged.lock(), params)
 
 
 def _open(directory: str, weights: str) -> tuple[Any, dict[str, Any]]:
-    """Configuration and arrays of a saved network; the configuration says where they are from."""
-    latest = checkpoint.latest_training(directory)
+    """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from."""
+    place = assets.network(directory) if directory in assets.NETWORKS else Path(directory)
+    latest = checkpoint.latest_training(place)
     if latest is None:
-        stored, params = checkpoint.read_converted(directory, weights or None)
+        stored, params = checkpoint.read_converted(place, weights or None)
     else:
         stored, params = checkpoint.read_training(latest, weights or None)
     return override(from_dict(stored), {"model.checkpoint": directory, "model.weights": weights}), params
@@ -324,9 +328,7 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     """
     if name == "digits":
         return build_model(override(load_config("digits"), overrides or {}))
-    if name in assets.NETWORKS:
-        name = assets.network(str(name))
-    if not Path(name).is_dir():
+    if name not in assets.NETWORKS and not Path(name).is_dir():
         raise unknown("model", str(name), ("digits", *assets.NETWORKS, "a directory with a model"))
     overrides = overrides or {}
     stored, params = _open(str(name), overrides.get("model.weights", ""))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ import orbax.checkpoint as ocp
 
 #: Sets of weights, the one to take by default first.
 WEIGHTS = ("ema", "online")
+
+_DELETED = ".deleted"
 
 _CONFIG = "config.json"
 _INDEX = "index.json"
@@ -164,8 +167,8 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
 class TrainingCheckpoints:
     """The checkpoints of a training run, ``directory/<step>/``: one set of arrays for each item, and ``meta`` (JSON).
 
-    Through Orbax: saved by a thread while training goes on, and renamed when complete, so that a run killed at any
-    moment leaves only whole checkpoints.
+    Through Orbax: saved by a thread while training goes on, renamed when complete, and renamed again before it is
+    deleted. So a run killed at any moment leaves whole checkpoints. One process at a time has the directory.
 
     Args:
       directory: made if it does not exist.
@@ -176,10 +179,19 @@ class TrainingCheckpoints:
     def __init__(self, directory: str | os.PathLike[str], keep_last: int, keep_every: int = 0):
         self.directory = Path(directory).absolute()
         self._saving: int | None = None  # step of the checkpoint that is being written
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.directory / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process trains in {self.directory.parent}; choose another workdir") from None
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+                max_to_keep=keep_last,
+                keep_period=keep_every or None,
+                cleanup_tmp_directories=True,
+                todelete_subdir=_DELETED,
             ),
         )
 
@@ -193,6 +205,7 @@ class TrainingCheckpoints:
         finally:
             with contextlib.suppress(Exception):  # it has been raised, or something that matters more
                 self._manager.close()
+            self._lock.close()
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, ``None`` if there is none."""
@@ -208,13 +221,15 @@ class TrainingCheckpoints:
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         self._saving = step
         with self._writing():
-            self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
+            if not self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))):
+                raise OSError(f"there is a later one, {self.latest()}")
 
     def wait(self) -> None:
         """Wait until everything is written; errors as for :meth:`save`."""
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+        shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -250,7 +265,9 @@ def _reading(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
-        message = f"{directory} is damaged, incomplete, or does not fit the configuration: {error}"
+        message = (
+            f"{directory} is damaged or does not fit the configuration; without it, the one before is taken: {error}"
+        )
         raise ValueError(textwrap.shorten(message, 800)) from error  # TensorStore can say it at length
 
 

@@ -36,7 +36,8 @@ def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str 
     """Training times of one step, a function of ``(seed, step)``: ``t = u (1 - t_min) + t_min``, float64 ``[n]``.
 
     ``u`` is uniform in [0, 1): independent for each sample, or ``"stratified"``, one in each of n equal intervals in
-    random order, which gives the mean over a batch a smaller variance (as in Kingma et al., 2021).
+    random order, which gives the mean over a batch a smaller variance (like the low-discrepancy times of Kingma et al.,
+    2021).
 
     Raises:
       ValueError: for an unknown ``sampling``.
@@ -78,6 +79,8 @@ class Coefficients:
 
 def perturb(coefficients: Coefficients, x0: Array, noise: Sequence[Array]) -> Array:
     """What the network sees of ``z_t``, ``[n, H, W, K C]``, for images ``x0 [n, H, W, C]`` and D noises like it."""
+    if 1 + len(noise) != coefficients.kernel.shape[-1]:
+        raise ValueError(f"got {len(noise)} noise images, this loss takes {coefficients.kernel.shape[-1] - 1}")
     z = blocks.apply(coefficients.kernel, (x0, *noise))
     return jnp.concatenate(z if coefficients.inputs is None else blocks.apply(coefficients.inputs, z), axis=-1)
 

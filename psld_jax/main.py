@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 from absl import app, flags
@@ -37,6 +38,7 @@ def _quiet() -> None:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
+    warnings.filterwarnings("ignore", "coroutine", RuntimeWarning)
 
 
 def main(argv: list[str]) -> None:
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         _quiet()
     try:
-        modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), Console())
+        modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), Console(markup=False, soft_wrap=True))
     except (ValueError, Diverged, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -26,7 +26,7 @@ from psld_jax.train import train
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, for reports."""
-    names = ("psld_jax", "jax", "jaxlib", "numpy", "scipy", "diffrax")
+    names = ("psld_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
@@ -140,7 +140,7 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     Raises:
       ValueError: for a configuration that makes no sense, before anything expensive starts.
     """
-    start = time.perf_counter()
+    start, used = time.perf_counter(), versions()
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     try:
@@ -157,7 +157,7 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
         "total_seconds": time.perf_counter() - start,
         "command": sys.argv,
         "config": json.loads(config.to_json()),
-        "versions": versions(),
+        "versions": used,
     }
     temporary = report.with_name(".report.json")
     temporary.write_text(json.dumps(content, indent=1) + "\n")

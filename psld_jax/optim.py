@@ -27,8 +27,10 @@ def learning_rate(lr: float, warmup: int, schedule: str, steps: int, final: floa
     """
     if schedule not in SCHEDULES:
         raise unknown("learning rate schedule", schedule, SCHEDULES)
-    if not lr > 0:
-        raise ValueError(f"learning rate {lr} must be > 0")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"learning rate {lr} must be a finite number > 0")
+    if not 0 <= final <= 1:
+        raise ValueError(f"the last learning rate over the first, {final}, must lie in [0, 1]")
     if schedule == "constant":
         after = optax.constant_schedule(lr)
     elif warmup < steps:
@@ -64,15 +66,18 @@ def optimizer(
     decays the weights apart from the gradient (Loshchilov & Hutter, 2019).
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name, or numbers out of range.
     """
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
-    chain = [clip_by_global_norm(grad_clip)] if grad_clip > 0 else []
-    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay > 0 else []
+    if not (0 <= beta_1 < 1 and 0 <= beta_2 < 1 and eps > 0):
+        raise ValueError(f"Adam needs 0 <= beta < 1 and eps > 0, got beta_1={beta_1}, beta_2={beta_2}, eps={eps}")
+    # What is switched off keeps its place, so that it can be switched on when a run is resumed.
+    clip = clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay > 0 else optax.identity()
+    before, after = (optax.identity(), decay) if name == "adamw" else (decay, optax.identity())
     adam = optax.scale_by_adam(beta_1, beta_2, eps)
-    chain += [adam, *decay] if name == "adamw" else [*decay, adam]
-    return optax.chain(*chain, optax.scale_by_learning_rate(rate))
+    return optax.chain(clip, before, adam, after, optax.scale_by_learning_rate(rate))
 
 
 def ema_update(average: Any, params: Any, decay: float, step: Array, warmup: bool = False) -> Any:

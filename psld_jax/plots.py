@@ -122,7 +122,13 @@ def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[s
     The rows are those of ``metrics.jsonl`` with ``loss`` and with ``held_out_loss``.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
-    left.plot([r["step"] for r in trained], [r["loss"] for r in trained], color="#0072B2", lw=1, label="training")
+    left.plot(
+        [r["step"] for r in trained],
+        [r["loss"] for r in trained],
+        color="#0072B2",
+        lw=1,
+        label="training (online weights)",
+    )
     recent = [row for row in trained if row["step"] > 0.75 * trained[-1]["step"]]
     counts = np.array([row["count_by_time"] for row in recent], float)
     means = np.array([row["loss_by_time"] for row in recent], float)  # None, where the count is 0, becomes NaN
@@ -132,9 +138,9 @@ def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[s
     right.plot(times, by_time, "o-", color="#0072B2", ms=4, label="training, last quarter")
     if held_out:
         steps, values = ([row[name] for row in held_out] for name in ("step", "held_out_loss"))
-        left.plot(steps, values, "s-", color="#D55E00", ms=4, lw=1, label="held out")
+        left.plot(steps, values, "s-", color="#D55E00", ms=4, lw=1, label="held out (EMA)")
         last = np.array(held_out[-1]["held_out_by_time"], float)
-        right.plot(times, last, "s-", color="#D55E00", ms=4, label=f"held out, step {steps[-1]:,}")
+        right.plot(times, last, "s-", color="#D55E00", ms=4, label=f"held out (EMA), step {steps[-1]:,}")
     left.set_xlabel("step")
     right.set_xlabel("forward time t (0: data, 1: noise)")
     for axis in (left, right):

@@ -179,16 +179,17 @@ class Devices:
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], str | None]]:
     """Yields a function that names the signal (SIGTERM or SIGINT) that asked to stop, if any."""
-    received: list[str] = []
+    received: list[tuple[str, float]] = []
 
     def note(number: int, _: Any) -> None:
-        if received:  # asked twice: the user means it
+        # Ctrl-C again, and not the same one passed on by a parent process: the user does not want to wait.
+        if received and number == signal.SIGINT and time.monotonic() - received[0][1] > 1:
             raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
+        received.append((signal.Signals(number).name, time.monotonic()))
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: received[0] if received else None
+        yield lambda: received[0][0] if received else None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -200,17 +201,25 @@ def changes(stored: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[A
     return {name: (old.get(name), new.get(name)) for name in sorted({*old, *new}) if old.get(name) != new.get(name)}
 
 
-def _check_resume(stored: dict[str, Any], config: dict[str, Any], console: Console) -> None:
+# What a run must keep: the model, and the loss, whose values are compared with those at the beginning.
+_KEPT = ("model.", "sde.", "train.objective", "train.weighting", "train.norm", "train.reduce_mean")
+_FREE = ("model.dtype", "model.dropout", "model.bandwidth", "model.weights")
+
+
+def _check_resume(meta: dict[str, Any], config: Any, images: int, console: Console) -> None:
     """Say what changed since the checkpoint; ``ValueError`` if what was saved no longer fits."""
-    changed = changes(stored, config)
-    listed = [f"config.{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items()]
-    fixed = [text for name, text in zip(changed, listed, strict=True) if name.split(".")[0] in ("model", "sde")]
+    stored = json.loads(build.from_dict(meta["config"]).to_json())  # fields that are newer have their defaults
+    changed = changes(stored, json.loads(config.to_json()))
+    listed = {name: f"config.{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items()}
+    fixed = [text for name, text in listed.items() if name.startswith(_KEPT) and name not in _FREE]
     if fixed:
         raise ValueError(
-            f"the checkpoint is of another model: {'; '.join(fixed)}. "
+            f"the checkpoint is of another model or loss: {'; '.join(fixed)}. "
             "Go on with the old values, or choose another workdir"
         )
-    for text in listed:
+    if meta["images"] != images:
+        listed["images"] = f"the training set had {meta['images']:,} images, has {images:,}"
+    for text in listed.values():
         console.print(f"changed since the checkpoint: {text}")
 
 
@@ -263,13 +272,14 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         seconds = 0.0
         if start:
             meta = checkpoints.meta(start)
-            _check_resume(meta["config"], stored, console)
+            _check_resume(meta, config, len(data), console)
             seconds = meta["seconds"]
         state = jax.device_put(create_state(net, transformation, c.ema_decay > 0), devices.replicated)
         if start:
             state = _restore(checkpoints, start, state)
         size = sum(leaf.size for leaf in jax.tree.leaves(state.online))
-        console.print(f"{data.describe()}; {size:,} parameters; {devices.count} device(s); starting at step {start}")
+        where = f"{devices.count} {jax.default_backend()} device(s)"
+        console.print(f"{data.describe()}; {size:,} parameters; {where}; starting at step {start}")
 
         step_fn = make_train_step(
             net,
@@ -282,6 +292,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         )
         step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=devices.replicated)
         held_out = None if held_out_data is None else _HeldOut(net, loss, held_out_data, config, devices)
+        del held_out_data  # the images that count are on the devices
         samples = isinstance(loss, losses.ScoreLoss) and c.sample_every > 0
         key, done, stopped = jax.random.key(config.seed), start, None
         options = {"start": start, "steps": c.steps, "batch_size": c.batch_size, "divergence": c.divergence}
@@ -294,7 +305,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             Monitor(workdir, console, **options) as monitor,
             contextlib.closing(batches.iterate(start)) as source,
         ):
-            while done < c.steps and not stopped:
+            while done < c.steps:
                 batch = next(source)
                 t = losses.draw_times(config.seed, done, c.batch_size, c.t_min, c.time_sampling)
                 coefficients = loss.coefficients(t).cast(np.float32)
@@ -303,17 +314,24 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
                 monitor.record(t, metrics)
                 done, stopped = done + 1, signalled()
                 saving = stopped is not None or due(c.checkpoint_every)
-                if saving or due(c.log_every):
-                    monitor.flush(done)  # before saving: a diverged state must not take the place of a good one
+                showing = samples and due(c.sample_every)
+                if saving or showing or due(c.log_every) or due(c.eval_every):
+                    # Before saving: a diverged state must not take the place of a good one.
+                    monitor.flush(done, whole=due(c.log_every))
+                if saving:
+                    total = seconds + time.perf_counter() - clock
+                    meta = {"step": done, "seconds": total, "images": len(data), "config": stored}
+                    checkpoints.save(done, _items(state), meta)
+                if stopped:
+                    break
                 weights = state.online if state.ema is None else state.ema
                 if held_out is not None and due(c.eval_every):
                     monitor.held_out(done, held_out.t, held_out(weights))
-                if samples and due(c.sample_every):
+                if showing:
                     monitor.picture(done, _sample(config, weights, workdir, done))
-                if saving:
-                    total = seconds + time.perf_counter() - clock
-                    checkpoints.save(done, _items(state), {"step": done, "seconds": total, "config": stored})
             checkpoints.wait()
+    if stopped:
+        console.print(f"{stopped}: saved at step {done}; the same command goes on from there")
     if data.skipped:
         console.print(f"{data.skipped} corrupt images were skipped")
     summary = {"steps": done, "stopped": stopped, "hours": (seconds + time.perf_counter() - clock) / 3600}
@@ -323,12 +341,20 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
 def _check(config: Any, devices: Devices) -> None:
     """Numbers and names that would otherwise be found wrong after hours."""
     c = config.train
-    for name in ("steps", "batch_size", "accumulate", "keep_last", "num_samples"):
+    if jax.process_count() > 1:
+        raise ValueError(f"training runs in one process with all of its devices, not in {jax.process_count()}")
+    if config.model.checkpoint:
+        raise ValueError(
+            f"training starts from initial weights: config.model.checkpoint={config.model.checkpoint!r} must be empty"
+        )
+    for name in ("steps", "batch_size", "accumulate", "log_every", "keep_last", "num_samples"):
         if not is_count(c[name]):
             raise ValueError(f"config.train.{name}={c[name]!r} must be an integer >= 1")
-    for name in ("warmup", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep_every", "eval_images"):
+    for name in ("warmup", "eval_every", "sample_every", "checkpoint_every", "keep_every", "eval_images"):
         if not is_count(c[name], 0):
             raise ValueError(f"config.train.{name}={c[name]!r} must be an integer >= 0")
+    if not is_count(config.seed, 0) or config.seed >= 2**32:
+        raise ValueError(f"config.seed={config.seed!r} must be an integer from 0 to 2**32 - 1")
     if not 1e-6 <= c.t_min < 1:
         raise ValueError(f"config.train.t_min={c.t_min} must lie in [1e-6, 1)")
     for name in ("weight_decay", "grad_clip"):

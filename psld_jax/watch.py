@@ -98,11 +98,11 @@ class Monitor:
             jax.block_until_ready(self._pending[-3][1])
         self._progress.advance(self._task)
 
-    def flush(self, step: int) -> None:
-        """Write down the means since the last time.
+    def flush(self, step: int, whole: bool = True) -> None:
+        """Write down the means since the last time; ``whole`` tells that this ends an interval, as it should be.
 
         Raises:
-          Diverged: if a loss is not finite, or their mean is too far above that of the first interval.
+          Diverged: if a loss is not finite, or the mean of a whole interval is too far above that of the first.
         """
         if not self._pending:
             return
@@ -118,7 +118,7 @@ class Monitor:
         if not np.all(np.isfinite(collected["loss"])) or not np.isfinite(row["grad_norm"]):
             raise Diverged(f"the loss or its gradient is not finite between steps {step - count} and {step}")
         self._first_loss = loss if self._first_loss is None else self._first_loss
-        if loss > self._divergence * self._first_loss:
+        if whole and loss > self._divergence * self._first_loss:
             raise Diverged(
                 f"the loss is {loss:.4g} at step {step}, more than {self._divergence:g} times what it began with, "
                 f"{self._first_loss:.4g}"
@@ -151,9 +151,9 @@ class Monitor:
 
 
 class _Board:
-    """TensorBoard's event file, written at once: the thread of ``SummaryWriter`` dies of a full disk, and then it hangs.
+    """TensorBoard's event file; what was logged before for steps after ``start`` is hidden.
 
-    What was logged for steps after ``start`` is hidden.
+    Written at once: the thread of tensorboardX's ``SummaryWriter`` dies of a full disk, and then its queue blocks.
     """
 
     def __init__(self, directory: Path, start: int):

@@ -46,9 +46,11 @@ def test_global_error_falls_at_the_stated_order(integrator, sde):
             columns = [pj.analysis.propagate(tab, data.jacobian, e, none)[0] for e in np.eye(k)]
             moved = pj.analysis.propagate(tab, data.jacobian, np.zeros(k), none, data.offset)[0]
             errors.append([np.abs(np.stack(columns, 1) - matrix).max(), np.abs(moved - shift[:, 0]).max()])
-    slopes = np.log2(np.divide(*errors))
+    errors = np.array(errors)
+    errors = errors[:, errors[0] > 1e-12]  # a mean that is exact has no order: what is left is rounding
+    assert errors.size
     # At 200 to 400 steps the next order is still visible: a few percent of the slope.
-    np.testing.assert_allclose(slopes, integrator.order, atol=0.12)
+    np.testing.assert_allclose(np.log2(errors[0] / errors[1]), integrator.order, atol=0.12)
 
 
 def test_the_oracle_is_the_law_of_the_forward_process():

@@ -41,9 +41,8 @@ def exact_batch(count, scale=1.0):
     return scale * rows[1], [rows[0], *rows[2:]][:count]
 
 
-def random_batch(count, n=len(TIMES), seed=0):
-    rng = np.random.default_rng(seed)
-    x0, *noise = rng.standard_normal((1 + count, n, 3, 2, 1))
+def random_batch(count):
+    x0, *noise = np.random.default_rng(0).standard_normal((1 + count, len(TIMES), 3, 2, 1))
     return x0, noise
 
 
@@ -265,7 +264,7 @@ diffusions = phase_space | st.builds(pj.sde.VPSDE, st.floats(0.1, 8), st.floats(
 
 @given(diffusions, st.floats(0.05, 5), st.lists(st.floats(1e-5, 1), min_size=1, max_size=4))
 def test_a_perfect_preconditioned_network_gives_the_kernel_s_score(raw, data_std, times):
-    """``Cskip z + C target = -Sigma^-1 (z - mu x_0)`` for any ``x_0`` and eps: both sides as matrices that act on them."""
+    """``Cskip z + C target = -Sigma^-1 (z - mu x_0)`` for any ``x_0`` and eps: both sides are matrices."""
     sde, t = raw.preconditioned(data_std), np.array(times)
     loss = score_loss(sde)
     coefficients, k = loss.coefficients(t), sde.num_blocks

@@ -175,7 +175,7 @@ def test_the_average_is_the_formula_s_for_every_array(decay, step, warmup):
 
 
 def test_a_warm_up_forgets_the_first_weights():
-    """After n updates the first weights have the product of all decays: a tenth after one, 0.9 ** n at the start else."""
+    """After n updates the first weights have the product of all decays: with a warm-up, a tenth after one."""
     first, later = {"a": jnp.ones(3)}, {"a": jnp.zeros(3)}
     for warmup, expected in ((False, 0.999**5), (True, np.prod([(1 + k) / (10 + k) for k in range(5)]))):
         average = first

@@ -4,8 +4,6 @@ import functools
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 import psld_jax as pj
-from psld_jax import build, modes, scores
+from psld_jax import build, checkpoint, modes, scores
 
 STEPS = 12
 CLASSIFIER = {"model.name": "ncsnpp_clf", "model.data_std": 0.0, "model.n_classes": 10, "train.ema_decay": 0.0}
@@ -47,7 +45,7 @@ def finished(tmp_path_factory):
         "train.num_samples": 4,
         "sampler.nfe": 5,
     }
-    return workdir, *support.train(workdir, options)
+    return workdir, *support.train(workdir, options, plot=True)
 
 
 @pytest.fixture
@@ -80,7 +78,10 @@ def test_a_run_leaves_checkpoints_metrics_pictures_and_a_summary(finished):
     assert summary["steps"] == STEPS and summary["stopped"] is None and summary["skipped_images"] == 0
     assert 0 < summary["hours"] < 1 and summary["images_per_second"] > 0
     assert summary["loss"] == trained[-1]["loss"] and summary["held_out_loss"] == held_out[-1]["held_out_loss"]
-    assert "digits train: 36 images 8 x 8 x 1, 10 classes; 2,837 parameters; 1 device(s); starting at step 0" in printed
+    assert (
+        "digits train: 36 images 8 x 8 x 1, 10 classes; 2,837 parameters; 1 cpu device(s); starting at step 0"
+        in printed
+    )
 
 
 def test_the_loss_falls(finished):
@@ -100,7 +101,7 @@ def test_a_run_can_be_opened_and_has_the_average_or_the_online_weights(finished)
     workdir = finished[0]
     stored = support.arrays(workdir)
     z = tuple(jax.random.normal(key, (3, 8, 8, 1), "float32") for key in jax.random.split(jax.random.key(0)))
-    results = {}
+    evaluate, results = jax.jit(lambda eps_fn, z: eps_fn(z, 0.5)), {}
     for weights, overrides in (("ema", {}), ("online", {"model.weights": "online"})):
         model = pj.load(workdir, overrides)
         graph, state = nnx.split(build.abstract_network(model.config))
@@ -108,8 +109,8 @@ def test_a_run_can_be_opened_and_has_the_average_or_the_online_weights(finished)
             (path, leaf.replace(jax.numpy.asarray(stored[weights + "".join(f"[{key!r}]" for key in path)])))
             for path, leaf in nnx.to_flat_state(state)
         ]
-        expected = scores.network(nnx.merge(graph, nnx.from_flat_state(flat)), model.sde)(z, 0.5)
-        results[weights] = model.eps_fn(z, 0.5)
+        expected = evaluate(scores.network(nnx.merge(graph, nnx.from_flat_state(flat)), model.sde), z)
+        results[weights] = evaluate(model.eps_fn, z)
         jax.tree.map(np.testing.assert_array_equal, results[weights], expected)
         assert model.image_shape == (8, 8, 1) and model.config.model.data_std == 0.8
     assert np.abs(results["ema"][0] - results["online"][0]).max() > 1e-3  # at 0.9, twelve steps are no long time
@@ -117,18 +118,17 @@ def test_a_run_can_be_opened_and_has_the_average_or_the_online_weights(finished)
         pj.load(workdir, {"model.weights": "both"})
 
 
-def test_a_run_can_be_sampled_in_python_and_by_the_command_line(finished, tmp_path, cache):
+def test_a_run_can_be_sampled_in_python_and_by_the_configuration_for_saved_models(finished, tmp_path, caplog):
+    options = {"model.checkpoint": str(finished[0]), "sampler.nfe": 5, "sampling.num_samples": 4}
     with jax.enable_x64(False):
-        images = pj.generate(pj.load(str(finished[0])), nfe=5, n=3)
-    assert images.shape == (3, 8, 8, 1) and np.isfinite(images).all() and images.std() > 0.1
-    command = [sys.executable, "-m", "psld_jax.main", "--config=configs/saved.py", f"--workdir={tmp_path / 'out'}"]
-    command += [f"--config.model.checkpoint={finished[0]}", "--config.sampler.nfe=5", "--config.sampling.num_samples=3"]
-    done = subprocess.run(
-        command, cwd=support.ROOT, env=support.environment(cache), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0 and not done.stderr
-    report = json.loads((tmp_path / "out" / "report.json").read_text())["sample"]
-    assert report["num_samples"] == 3 and report["model"]["name"] == "ncsnpp"
+        images = pj.generate(pj.load(str(finished[0])), nfe=5, n=4)
+        saved = build.override(build.load_config("saved"), options)
+        modes.run("sample", saved, tmp_path, Console(quiet=True))
+    assert images.shape == (4, 8, 8, 1) and np.isfinite(images).all() and images.std() > 0.1
+    report = json.loads((tmp_path / "report.json").read_text())["sample"]
+    assert report["num_samples"] == 4 and report["model"]["name"] == "ncsnpp"
+    assert plt.imread(tmp_path / "samples.png").std() > 0.05
+    assert not caplog.records  # Orbax warns easily
 
 
 def test_a_classifier_trains_and_reports_its_accuracy(tmp_path):
@@ -142,7 +142,7 @@ def test_a_classifier_trains_and_reports_its_accuracy(tmp_path):
     classifier = pj.load(tmp_path)
     assert isinstance(classifier, build.Classifier) and classifier.config.model.n_classes == 10
     z = (np.zeros((2, 8, 8, 1), np.float32),) * 2
-    assert classifier.logits_fn(z, 0.1).shape == (2, 10)
+    assert jax.jit(lambda logits_fn, z: logits_fn(z, 0.1))(classifier.logits_fn, z).shape == (2, 10)
     with pytest.raises(ValueError, match="holds no 'ema' weights; it has online"):
         pj.load(tmp_path, {"model.weights": "ema"})
 
@@ -151,13 +151,14 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(finished, tmp_path, 
     """With dropout and flips of the order of images in the middle of an epoch: all of it follows from the step."""
     options = {"train.steps": STEPS, "train.checkpoint_every": 1}  # slow: the signal comes before the end
     process = support.start(tmp_path, cache, options)
-    assert support.wait_for_row(tmp_path, 3, process), process.communicate()
+    assert support.wait(process, lambda: len(support.rows(tmp_path)) >= 3), process.communicate()
     process.send_signal(signal.SIGTERM)
     printed, error = process.communicate(timeout=120)
     assert process.returncode == 0 and not error
     report = json.loads((tmp_path / "report.json").read_text())["train"]
     stopped = report["steps"]
-    assert report["stopped"] == "SIGTERM" and 3 <= stopped < STEPS and f"results in {tmp_path}" in printed
+    assert report["stopped"] == "SIGTERM" and 3 <= stopped < STEPS
+    assert f"SIGTERM: saved at step {stopped}; the same command goes on from there" in printed
     assert support.steps(tmp_path)[-1] == stopped
 
     summary, printed = support.train(tmp_path, {"train.steps": STEPS})
@@ -169,8 +170,9 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(finished, tmp_path, 
 
 def test_kill_leaves_whole_checkpoints_and_the_run_goes_on_to_the_same_bits(finished, tmp_path, cache):
     rng = np.random.default_rng(1)
+    count = rng.integers(3, 7)
     process = support.start(tmp_path, cache, {"train.steps": STEPS, "train.checkpoint_every": 1})
-    assert support.wait_for_row(tmp_path, rng.integers(3, 7), process), process.communicate()
+    assert support.wait(process, lambda: len(support.rows(tmp_path)) >= count), process.communicate()
     time.sleep(rng.uniform(0, 0.1))
     process.kill()
     process.communicate()
@@ -185,24 +187,35 @@ def test_kill_leaves_whole_checkpoints_and_the_run_goes_on_to_the_same_bits(fini
 
 def test_what_changed_is_said_and_a_finished_run_ends_at_once(copy):
     before = support.arrays(copy)
-    summary, printed = support.train(copy, {"train.steps": STEPS, "train.lr": 1e-3})
+    options = {"train.lr": 1e-3, "train.grad_clip": 0.0, "train.optimizer": "adamw", "train.weight_decay": 0.1}
+    summary, printed = support.train(copy, options | {"train.steps": STEPS, "data.num_points": 40})
     assert "changed since the checkpoint: config.train.lr was 0.01, is 0.001\n" in printed
+    assert "changed since the checkpoint: config.train.optimizer was 'adam', is 'adamw'\n" in printed
+    assert "the training set had 36 images, has 40" in printed
     assert "config.train.steps" not in printed and summary["steps"] == STEPS
     support.assert_same_bits(support.arrays(copy), before)
 
 
-def test_another_model_or_optimizer_is_refused_by_name(copy):
+def test_another_model_or_loss_is_refused_by_name(copy):
     """Before anything of the old run is touched."""
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    times = {path: path.stat().st_mtime_ns for path in copy.rglob("[!.]*") if path.is_file()}
     refusals = {
-        "model.nf was 4, is 8": {"model.nf": 8},
-        "sde.gamma was 0.01, is 0.25; config.sde.nu was 4.01, is 4.25.*another workdir": {"sde.nu": 4.25, "sde.gamma": 0.25},
-        "12 is damaged, incomplete, or does not fit the configuration": {"train.grad_clip": 0.0},
+        "model.nf was 4, is 8.*choose another workdir": {"model.nf": 8},
+        "sde.gamma was 0.01, is 0.25; config.sde.nu was 4.01": {"sde.nu": 4.25, "sde.gamma": 0.25},
+        "train.norm was 'l2', is 'l1'": {"train.norm": "l1"},
     }
     for message, options in refusals.items():
         with pytest.raises(ValueError, match=message):
             support.train(copy, {"train.steps": 20} | options)
-    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("[!.]*") if path.is_file()} == times
+
+
+def test_two_processes_do_not_train_in_one_directory(copy):
+    with (
+        checkpoint.TrainingCheckpoints(copy / "checkpoints", 2),
+        pytest.raises(ValueError, match=f"another process trains in {copy}"),
+    ):
+        support.train(copy, {"train.steps": 20})
 
 
 def test_a_damaged_checkpoint_is_named(copy):
@@ -211,16 +224,21 @@ def test_a_damaged_checkpoint_is_named(copy):
     for opens in (pj.load, functools.partial(support.train, overrides={"train.steps": 20})):
         with pytest.raises(ValueError, match=f"{copy}/checkpoints/12 is damaged"):
             opens(copy)
+    shutil.rmtree(manifest.parent)  # as if it had been trained without
+    assert pj.load(copy).image_shape == (8, 8, 1)
+    with pytest.raises(ValueError, match=f"{copy}/checkpoints/12 is damaged or does not fit the configuration.*ema"):
+        support.train(copy, {"train.steps": 20})
     shutil.rmtree(copy / "checkpoints" / "12")
     assert support.steps(copy)[-1] == 10 and pj.load(copy).image_shape == (8, 8, 1)
 
 
 def test_losses_are_the_same_on_two_devices_and_a_run_goes_on_with_one(finished, tmp_path, cache):
-    process = support.start(tmp_path, cache, {"train.steps": 8, "train.eval_every": 8, "train.eval_images": 20}, devices=2)
+    options = {"train.eval_every": 4, "train.eval_images": 20}
+    process = support.start(tmp_path, cache, options | {"train.steps": 8}, devices=2)
     printed, error = process.communicate(timeout=300)
-    assert process.returncode == 0 and not error and "2 device(s)" in printed
-    _, printed = support.train(tmp_path, {"train.steps": STEPS, "train.eval_every": 6, "train.eval_images": 20})
-    assert "1 device(s); starting at step 8" in printed
+    assert process.returncode == 0 and not error and "2 cpu device(s)" in printed
+    _, printed = support.train(tmp_path, options | {"train.steps": STEPS})
+    assert "1 cpu device(s); starting at step 8" in printed
     # Sums over the batch in another order: float32 roundings, which twelve steps have no time to amplify.
     first, second = support.losses(finished[0]), support.losses(tmp_path)
     assert first.keys() == second.keys()
@@ -279,6 +297,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_checkpoint_before_goes_o
         ({"train.lr": 0.0}, "learning rate 0.0 must be > 0"),
         ({"train.grad_clip": -1.0}, "config.train.grad_clip=-1.0 must be >= 0"),
         ({"train.divergence": 1.0}, "config.train.divergence=1.0 must be > 1"),
+        ({"train.log_every": 0}, "config.train.log_every=0 must be an integer >= 1"),
         ({"train.keep_last": 0}, "config.train.keep_last=0 must be an integer >= 1"),
         ({"train.eval_every": 5, "data.holdout": 0.0}, "no test split: set holdout, e.g. 0.1"),
         ({"model.in_ch": 6, "model.out_ch": 3}, "1 channel.*convert_channels"),
@@ -286,7 +305,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_checkpoint_before_goes_o
         ({"model.nf": 2}, "nf=2 must be an integer >= 4"),
         ({"model.image_size": 16}, "8 x 8 pixels, not image_size=16; choose fit='pad'"),
         (CLASSIFIER | {"model.n_classes": 9}, "config.model.n_classes=9, but digits train.* has 10 classes"),
-        ({"seed": -1}, "seed=-1 must be a whole number from 0"),
+        ({"seed": -1}, "config.seed=-1 must be an integer from 0"),
     ],
 )
 def test_bad_configurations_are_named_before_anything_is_left(tmp_path, overrides, message):

@@ -20,7 +20,8 @@ from psld_jax.train import create_state, make_eval_step, make_train_step
 
 DESCRIPTION, GOLDEN = golden_data.load("train_steps")
 CASES = {case["prefix"]: case for case in DESCRIPTION["cases"]}
-cases = pytest.mark.parametrize("prefix", CASES)
+# The scope keeps the tests of a case together: one compilation, also where tests are spread over processes.
+cases = pytest.mark.parametrize("prefix", CASES, scope="module")
 
 
 # Runs of the original.
@@ -108,8 +109,8 @@ def test_losses_gradient_norms_and_rates(prefix):
     # 1e-6: float32 sums in another order, of 1536 squares and of some 80,000.
     np.testing.assert_allclose([m["loss"].mean() for m in metrics], GOLDEN[prefix + "loss"], rtol=1e-6)
     np.testing.assert_allclose([m["grad_norm"] for m in metrics], GOLDEN[prefix + "grad_norm"], rtol=1e-6)
-    # 1.2e-7: our rate is float32, one unit in the last place.
-    np.testing.assert_allclose([m["lr"] for m in metrics], GOLDEN[prefix + "lr"], rtol=1.2e-7)
+    # 3e-7: our rate is float32, and warms up by what is missing of the final rate.
+    np.testing.assert_allclose([m["lr"] for m in metrics], GOLDEN[prefix + "lr"], rtol=3e-7)
     assert metrics[0]["lr"] == 0
 
 
@@ -213,17 +214,16 @@ class Tiny(nnx.Module):
         return h.mean(axis=(1, 2)) if self.classes else h
 
 
-def batch(loss, seed=0):
+def batch(loss):
     """Images, labels, coefficients."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     x0 = rng.standard_normal((N, SIZE, SIZE, 1))
     return jnp.asarray(x0), jnp.asarray(rng.integers(0, 3, N)), loss.coefficients(rng.uniform(0.1, 1, N))
 
 
-def noises(loss, seed=1):
-    return tuple(
-        jnp.asarray(a) for a in np.random.default_rng(seed).standard_normal((loss.num_noise, N, SIZE, SIZE, 1))
-    )
+def noises(loss):
+    rng = np.random.default_rng(1)
+    return tuple(jnp.asarray(rng.standard_normal((N, SIZE, SIZE, 1))) for _ in range(loss.num_noise))
 
 
 def one_step(net, loss, data, noise=None, *, key=0, ema=True, start=None, **options):
@@ -334,7 +334,7 @@ def test_weights_are_a_dict_and_back():
     tree = weights.as_dict()
     assert tree.keys() == {"first", "second", "frequencies"}
     zero = weights.updated(jax.tree.map(jnp.zeros_like, tree))
-    chex.assert_trees_all_equal(weights.as_dict(), nnx.to_pure_dict(nnx.state(net)))  # not replaced in place
+    chex.assert_trees_all_equal(weights.as_dict(), tree)  # not replaced in place
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(zero))
     chex.assert_trees_all_equal(zero.updated(tree), weights)
     assert jax.tree.structure(zero) == jax.tree.structure(weights)

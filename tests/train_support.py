@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -50,12 +51,13 @@ def config(overrides):
     return build.override(build.load_config("default"), TINY | overrides)
 
 
-def train(workdir, overrides=None):
-    """Train in this process, in float32; returns the summary and what was printed."""
+def train(workdir, overrides, *, plot=False):
+    """Train in this process, in float32; returns the summary and what was printed. Without loss.png it is quicker."""
     workdir.mkdir(exist_ok=True)
     printed = io.StringIO()
-    with jax.enable_x64(False):
-        summary = training.train(config(overrides or {}), workdir, Console(file=printed, width=10_000))
+    without = contextlib.nullcontext() if plot else mock.patch.object(training.plots, "save_losses")
+    with jax.enable_x64(False), without:
+        summary = training.train(config(overrides), workdir, Console(file=printed, width=10_000))
     return summary, printed.getvalue()
 
 
@@ -112,10 +114,10 @@ def fast_compilation(cache):
         jax.clear_caches()  # what comes later is compiled as ever
 
 
-def wait_for_row(workdir, step, process):
-    """Wait until the run has logged that step; ``False`` if it ended before."""
+def wait(process, until):
+    """Wait until that function gives something true; ``False`` if the process ends before."""
     while process.poll() is None:
-        if any(row["step"] >= step for row in rows(workdir)):
+        if until():
             return True
         time.sleep(0.002)
     return False
@@ -170,5 +172,3 @@ def events(workdir):
             found.append(Event.FromString(content[position + 12 : position + 12 + length]))
             position += 12 + length + 4
     return found
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import expm, logm, sqrtm
+from scipy.linalg import expm, logm
 
 from psld_jax.integrators.base import Stage, choice, real_number, register
 from psld_jax.integrators.exponential import make_prediction
@@ -19,21 +19,16 @@ def bridge(sde: LinearSDE, t: float, s: float, eta: float) -> tuple[np.ndarray, 
     ``G G^T = I - eta^2 R_s^-1 S R_s^-T`` keeps the covariance of ``z_s`` at ``Sigma_s`` for every ``eta``. What this
     leaves open is a rotation on the right of ``G``: that of ``eta = 1``, to the power ``eta``.
     """
-    start, end = sde.cov(t), sde.cov(s)
-    full = end @ sde.transition(t, s).T @ np.linalg.inv(start)
+    psi, end = sde.transition(t, s), sde.cov(s)
+    full = end @ np.linalg.solve(sde.cov(t), psi).T
     # Joseph's form, a sum of positive terms: the difference would cancel for small steps.
-    psi = sde.transition(t, s)
     rest = np.eye(sde.num_blocks) - full @ psi
     noise = rest @ end @ rest.T + full @ sde.noise_cov(t, s) @ full.T
     r_t, r_s = sde.frame(t), sde.frame(s)
-    inverse = np.linalg.inv(r_s)
-    spread = inverse @ noise @ inverse.T
-
-    def symmetric_root(eta: float) -> np.ndarray:
-        return np.real(sqrtm(np.eye(sde.num_blocks) - eta**2 * spread))
-
-    rotation = np.linalg.solve(symmetric_root(1.0), inverse @ full @ r_t)
-    gain = symmetric_root(eta) @ expm(eta * np.real(logm(rotation)))
+    # I - R_s^-1 S R_s^-T is G G^T of eta = 1, whose singular values are at hand: nothing has to be subtracted.
+    u, values, v = np.linalg.svd(np.linalg.solve(r_s, full @ r_t))
+    root = (u * np.sqrt(1 - eta**2 + (eta * values) ** 2)) @ u.T
+    gain = root @ expm(eta * np.real(logm(u @ v)))
     return r_s @ gain @ np.linalg.inv(r_t), eta**2 * noise
 
 
@@ -44,15 +39,15 @@ def ancestral(
     s: float,
     past: tuple[float, ...],
     *,
-    order: int = 1,
+    order: int = 2,
     eta: float = 1.0,
     projection: str = "least_squares",
 ) -> list[Stage]:
     """Ancestral sampling in phase space: ``z_s ~ p(z_s | z_t, x_0)`` with the predicted ``x_0``, see :func:`bridge`.
 
     On VP, DDPM for ``eta = 1`` and DDIM with that ``eta`` below (Song, Meng & Ermon, ICLR 2021). Order 2 extrapolates
-    ``x_0`` to the middle of the step in log-SNR, as SDE-DPM-Solver++(2M) does (Lu et al., 2022). Weak order 1 or 2 (1 on
-    the first step), NFE 1, one draw (none for ``eta = 0``, which is deterministic), any K.
+    ``x_0`` to the middle of the step in log-SNR, as SDE-DPM-Solver++(2M) does (Lu et al., 2022). Weak order 1 or 2 (1
+    on the first step), NFE 1, one draw (none for ``eta = 0``, which is deterministic), any K.
 
     Args:
       order: 1 or 2.
@@ -67,10 +62,10 @@ def ancestral(
     gain, noise = bridge(sde, t, s, eta)
     first = np.eye(sde.num_blocks)[:1]
     pull = (sde.mean(s) - gain @ sde.mean(t)) @ first
-    slope = 0.0
+    weights = (pull,)
     if order == 2 and past:
         before, now, after = (sde.log_snr(np.float64(u)) for u in (past[0], t, s))
         slope = 0.5 * (after - now) / (now - before)
-    weights = ((1 + slope) * pull, -slope * pull) if order == 2 and past else (pull,)
+        weights = ((1 + slope) * pull, -slope * pull)
     u = np.float64(t)
     return [Stage(gain, weights, cholesky(noise) if eta > 0 else None, t, p.U(u), p.V(u))]

@@ -1,9 +1,9 @@
 """Exponential integrators of the probability-flow ODE for three predictions, of high order, any K.
 
-Each writes the ODE as ``dz/dt = H z + N q``, with a *prediction* ``q = U z + V eps`` that changes slowly along the solution:
+Each writes the ODE as ``dz/dt = H z + N q``, with a *prediction* ``q = U z + V eps`` that changes slowly on the way:
 
 - ``eps``: what the network gives. ``H = F - 1/2 D Cskip``, ``N = -1/2 D C``.
-- ``eps_r``: noise in the R-frame, ``q = -R^T score``. ``H = F``, ``N = 1/2 D R^-T``. Constant if the data are one point.
+- ``eps_r``: noise in the R-frame, ``q = -R^T score``. ``H = F``, ``N = 1/2 D R^-T``. Constant for a single data point.
 - ``data``: ``q = E[x_0 | z] = w^T (z + Sigma score)``, in the first block. ``H = F + 1/2 D Sigma^-1``,
   ``N = -1/2 D Sigma^-1 mu``. Constant too; and it changes a network's output without training it again.
 
@@ -13,6 +13,7 @@ integrals are computed on the host to 1e-12.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class Prediction(NamedTuple):
 
 
 def projection(sde: LinearSDE, t: np.ndarray, kind: str = "least_squares") -> np.ndarray:
-    """``w`` with ``w^T mu = 1``: of the K equations ``z + Sigma score = mu x_0`` it makes one for ``x_0``, ``[..., K, 1]``.
+    """``w`` with ``w^T mu = 1``, ``[..., K, 1]``: makes one of the K equations ``z + Sigma score = mu x_0``.
 
     ``"least_squares"`` weighs them by ``Sigma^-1``, ``w = Sigma^-1 mu / (mu^T Sigma^-1 mu)``, as is best if ``eps`` has
     equal errors in all blocks; ``"position"`` and ``"momentum"`` take the first or the second equation alone.
@@ -53,7 +54,7 @@ def projection(sde: LinearSDE, t: np.ndarray, kind: str = "least_squares") -> np
 
 
 def make_prediction(sde: LinearSDE, kind: str, project: str = "least_squares") -> Prediction:
-    """The prediction of that name, see the module's docstring; ``project`` is for ``"data"``, see :func:`projection`."""
+    """The prediction of that name, as above; ``project`` is for ``"data"``, see :func:`projection`."""
     choice("prediction", kind, PREDICTIONS)
     choice("projection", project, PROJECTIONS)
     first = np.eye(sde.num_blocks)[:, :1]
@@ -116,7 +117,7 @@ def exponential_step(
 
 def _evaluate(prediction: Prediction, stage: Stage, tau: float) -> Stage:
     """``stage`` preceded by an evaluation at ``tau``, of which it takes the prediction."""
-    return Stage(stage.A, stage.B, stage.R, tau, prediction.U(np.float64(tau)), prediction.V(np.float64(tau)))
+    return dataclasses.replace(stage, tau=tau, U=prediction.U(np.float64(tau)), V=prediction.V(np.float64(tau)))
 
 
 @register("exponential_multistep", order=lambda hyper: hyper["order"])
@@ -161,7 +162,7 @@ def predictor_corrector(
     variable: str = "log_t",
     projection: str = "least_squares",
 ) -> list[Stage]:
-    """Exponential multistep whose evaluation at ``t`` first corrects the step that led there (as UniPC: Zhao et al., 2023).
+    """Exponential multistep whose evaluation at ``t`` first corrects the step to there (as UniPC: Zhao et al., 2023).
 
     The step to ``t`` was taken with ``q`` extrapolated from before; with ``q(t)`` at hand it is repeated with ``q``
     interpolated, and then ``q(t)`` serves the next step. The last step is not corrected. Order ``order + 1``, NFE 1,
@@ -173,7 +174,7 @@ def predictor_corrector(
     if not past:
         return [_evaluate(p, Stage(e, b), t)]
     # The step from past[0] to t again: what changes is the weight of each prediction.
-    used = past[: min(order, len(past))]
+    used = past[:order]
     _, old = exponential_step(sde, p, variable, past[0], t, used)
     _, new = exponential_step(sde, p, variable, past[0], t, (t, *used))
     correction = (new[0], *(after - before for after, before in zip(new[1:], old, strict=True)))

@@ -214,7 +214,7 @@ class LinearSDE:
         return cholesky(self.cov(t, cov0), self.decomposition)
 
     def frame(self, t: Array) -> np.ndarray:
-        """``R_t``: ``R R^T = Sigma`` and ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang, Tao & Chen, ICLR 2023), ``[..., K, K]``.
+        """``R_t``, ``[..., K, K]``: ``R R^T = Sigma``, ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang, Tao & Chen, 2023).
 
         In this frame ``eps_R = R^-1 (z - mu x_0)`` of a single data point is constant along the probability-flow ODE.
         Determined up to a constant rotation, fixed by ``R_1 = L_1``; see :class:`psld_jax.sde.frame.Rotation`.

@@ -1,26 +1,22 @@
-"""The R-frame: the factor of the covariance in which the noise of a single data point does not change along the flow."""
+"""The R-frame: the factor of the covariance in which the noise of a single data point stays constant on its way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from psld_jax.quadrature import NODES, collocate
+from psld_jax.quadrature import NODES, MatrixFunction, collocate
 
-# Panels of equal length in log t. Twelve Gauss points on each give the rotation to 1e-13 (tested against an ODE solver).
+# Panels of equal length in log t. Twelve Gauss points on each give the rotation to 1e-13.
 _T_MIN = 1e-7
 _PANELS = 96
 _POINTS = np.concatenate([[0.0], NODES])
 _BARYCENTRIC = 1 / np.prod(_POINTS[:, None] - _POINTS + np.eye(len(_POINTS)), axis=1)
 
-MatrixFunction = Callable[[np.ndarray], np.ndarray]
-
 
 class Rotation:
     """``Q(t)`` with ``R = L Q``: solves ``dQ/dt = S Q``, ``Q(1) = I``, for skew-symmetric ``S``.
 
-    Of ``R R^T = Sigma`` and ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang, Tao & Chen, ICLR 2023, eq. 17) the first holds by
+    Of ``R R^T = Sigma`` and ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang, Tao & Chen, ICLR 2023) the first holds by
     construction, because ``Q`` is orthogonal. What is left of the second is ``S``, whose part above the diagonal, for a
     lower triangular ``L``, is that of ``L^-1 F L + 1/2 L^-1 D L^-T``; for an upper one it is the part below.
 
@@ -42,7 +38,9 @@ class Rotation:
         self._values = np.stack(values)  # Q^T at _POINTS of each panel
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
-        """``Q(t)``, ``[..., K, K]``, for ``t`` in ``[1e-7, 1]``."""
+        """``Q(t)``, ``[..., K, K]``; ``ValueError`` for times outside ``[1e-7, 1]``."""
+        if not np.all((t >= _T_MIN) & (t <= 1)):
+            raise ValueError(f"the R-frame is defined for times in [{_T_MIN}, 1], got {np.min(t)} to {np.max(t)}")
         u = np.log(t) / self._log_edges[-1] * _PANELS
         panel = np.clip(np.floor(u), 0, _PANELS - 1).astype(int)
         difference = (u - panel)[..., None] - _POINTS
