@@ -23,7 +23,7 @@ from psld_jax.data import open_dataset
 from psld_jax.integrators.exponential import make_prediction
 
 TIMES = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-NUM_IMAGES, NUM_SAMPLES = 512, 1000
+NUM_IMAGES, NUM_SAMPLES = 512, 500
 SAMPLERS = (("reduced_oba", 25), ("reduced_oba", 50), ("exponential_multistep", 15), ("exponential_multistep", 25))
 
 

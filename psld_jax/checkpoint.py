@@ -76,6 +76,7 @@ def write_parameters(directory: Path, weights: str, parameters: dict[str, Any]) 
         # Weights hardly compress, and compressing them takes more memory than they do.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
             checkpointer.save((directory / weights).absolute(), args=ocp.args.PyTreeSave(parameters))
+        (directory / weights / "commit_success.txt").unlink(missing_ok=True)  # it names this machine's directories
 
     # Orbax writes in threads of its own, which an interrupt would leave at work while the directory is removed.
     # Leaving the executor waits for them.

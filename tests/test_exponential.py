@@ -102,7 +102,7 @@ def test_projections_find_the_data_point(sde, kind):
 @pytest.mark.parametrize("kind", ["eps_r", "data"])
 def test_one_long_step_is_exact_for_a_single_data_point(sde, kind):
     """score = -Sigma^-1 (z - mu x_0): the solution is z_s = mu_s x_0 + R_s R_t^-1 (z_t - mu_t x_0)."""
-    t, s, x0 = 0.95, 0.05, 0.6
+    t, s, x0 = 0.7, 0.1, 0.6
     p = make_prediction(sde, kind)
     z = np.random.default_rng(0).normal(size=(sde.num_blocks, 1))
     score = -np.linalg.solve(sde.cov(t), z - sde.mean(t) * x0)
@@ -110,7 +110,7 @@ def test_one_long_step_is_exact_for_a_single_data_point(sde, kind):
     q = p.U(np.float64(t)) @ z + p.V(np.float64(t)) @ eps
     e, (b,) = exponential_step(sde, p, "t", t, s, (t,))
     exact = sde.mean(s) * x0 + sde.frame(s) @ np.linalg.solve(sde.frame(t), z - sde.mean(t) * x0)
-    # Coefficients are good to 1e-12 relative; the flow amplifies by e^{8 (t - s)} and more.
+    # Coefficients are good to 1e-12 relative; the flow backwards amplifies that by e^9 and its condition.
     np.testing.assert_allclose(e @ z + b @ q, exact, rtol=1e-7, atol=1e-8)
 
 
@@ -160,7 +160,7 @@ def test_data_in_log_snr_is_dpm_solver_pp_up_to_its_simplification():
     differences = []
     for h in (0.2, 0.1, 0.05):
         t = 0.6
-        s, before = (brentq(lambda u, to=lam(t) + by: lam(u) - to, 0.1, 1.0, xtol=1e-15) for by in (h, -h))
+        s, before = (brentq(lambda u, to=to: lam(u) - to, 0.1, 1.0, xtol=1e-15) for to in (lam(t) + h, lam(t) - h))
         integrator = get("exponential_multistep", prediction="data", order=2, variable="log_snr")
         stage = integrator.stages(VP, t, s, (before,))[0]
         factor = -vp_rates(s)[0] * np.expm1(-(lam(s) - lam(t)))
@@ -207,15 +207,22 @@ def test_the_bridge_keeps_the_covariance_and_has_the_right_ends(sde, eta):
 # --- orders, by starting a third-order method accurately -------------------------------------------------
 
 
-@pytest.mark.parametrize("sde", [PHASE, VP], ids=repr)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("variable", ["t", "log_t", "log_snr"])
+@pytest.mark.parametrize(
+    ("sde", "kind", "variable"),
+    [
+        (PHASE, "eps", "t"),
+        (PHASE, "eps_r", "log_t"),
+        (PHASE, "data", "t"),
+        (PHASE, "data", "log_snr"),
+        (pj.sde.VPSDE(1.0, 8.0), "data", "log_snr"),
+    ],
+)
 def test_multistep_of_third_order(sde, kind, variable):
     """The first steps have order 1 and 2, so they are made tiny here: what is measured is the formula."""
     data, k, t_end = closed_forms.GaussianData(sde), sde.num_blocks, 0.2
     matrix, _ = data.ode_flow(0.9, t_end)
     errors = []
-    for n in (80, 160):
+    for n in (60, 120):
         h = 0.7 / n
         grid = np.concatenate([[0.9, 0.9 - h**2, 0.9 - 8 * h**2], np.linspace(0.9 - h, t_end, n)])
         table = pj.tabulate(get("exponential_multistep", prediction=kind, order=3, variable=variable), sde, grid, False)

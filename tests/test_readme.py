@@ -16,8 +16,8 @@ def test_every_python_block_runs():
     with jax.enable_x64(False):
         for block in code:
             exec(block, names)
-    assert names["images"].shape == (64, 8, 8, 1)
-    assert names["table"].nfe == 50 and names["z"].x.shape == (16, 8, 8, 1)
+    assert names["images"].shape == (16, 32, 32, 1)
+    assert names["table"].nfe == 50 and names["z"].x.shape == (4, 32, 32, 1)
 
 
 def test_every_sampler_is_in_the_table_with_its_cost():
