@@ -284,7 +284,8 @@ def read_training(directory: Path, weights: str | None = None) -> tuple[dict[str
     chosen = weights or next(iter(available), "ema")
     if chosen not in available:
         raise ValueError(f"{directory} holds no {chosen!r} weights; it has {', '.join(available) or 'none'}")
-    directory, handler = directory.absolute(), ocp.PyTreeCheckpointHandler()
+    handler: Any = ocp.PyTreeCheckpointHandler()
+    directory = directory.absolute()
     with _reading(directory), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         shapes = handler.metadata(directory / chosen).tree
         as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 
 Array = Any
+
+_proto: Any = event_pb2  # generated code, which type checkers cannot see into
 
 TIME_BINS = 20
 
@@ -159,11 +161,12 @@ class _Board:
     def __init__(self, directory: Path, start: int):
         directory.mkdir(exist_ok=True)
         self._writer = EventsWriter(str(directory / "events"))
-        self._writer.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+        begun = _proto.SessionLog(status=_proto.SessionLog.START)
+        self._writer.write_event(_proto.Event(step=start + 1, session_log=begun))
 
     def write(self, step: int, summaries: list[Any]) -> None:
         for content in summaries:
-            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=content))
+            self._writer.write_event(_proto.Event(wall_time=time.time(), step=step, summary=content))
         self._writer.flush()
 
     def close(self) -> None:

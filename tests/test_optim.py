@@ -65,9 +65,9 @@ def test_update_0_of_a_warm_up_has_rate_0():
     ("arguments", "message"),
     [
         ((1e-3, 0, "cosin", 10), "unknown learning rate schedule 'cosin'. Did you mean 'cosine'"),
-        ((0.0, 0, "constant", 10), "learning rate 0.0 must be > 0"),
-        ((-1e-3, 0, "cosine", 10), "learning rate -0.001 must be > 0"),
-        ((float("nan"), 0, "constant", 10), "learning rate nan must be > 0"),
+        ((0.0, 0, "constant", 10), "learning rate 0.0 must be a finite number > 0"),
+        ((-1e-3, 0, "cosine", 10), "learning rate -0.001 must be a finite number > 0"),
+        ((float("nan"), 0, "constant", 10), "learning rate nan must be a finite number > 0"),
         ((1e-3, 10, "cosine", 10), "warmup=10 must be less than steps=10"),
         ((1e-3, 11, "cosine", 10), "warmup=11 must be less than steps=10"),
     ],

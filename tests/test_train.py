@@ -294,7 +294,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_checkpoint_before_goes_o
         ({"train.t_min": 0.0}, r"config.train.t_min=0.0 must lie in \[1e-6, 1\)"),
         ({"train.t_min": 1.0}, r"config.train.t_min=1.0 must lie in \[1e-6, 1\)"),
         ({"train.ema_decay": 1.0}, r"config.train.ema_decay=1.0 must lie in \[0, 1\)"),
-        ({"train.lr": 0.0}, "learning rate 0.0 must be > 0"),
+        ({"train.lr": 0.0}, "learning rate 0.0 must be a finite number > 0"),
         ({"train.grad_clip": -1.0}, "config.train.grad_clip=-1.0 must be >= 0"),
         ({"train.divergence": 1.0}, "config.train.divergence=1.0 must be > 1"),
         ({"train.log_every": 0}, "config.train.log_every=0 must be an integer >= 1"),

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from psld_jax.integrators.base import Stage, choice, register
 from psld_jax.quadrature import conjugate_flow
 from psld_jax.sde import LinearSDE
+
+Array = Any
 
 PREDICTIONS = ("eps", "eps_r", "data")
 VARIABLES = ("t", "log_t", "log_snr")
@@ -31,13 +33,13 @@ PROJECTIONS = ("least_squares", "position", "momentum")
 class Prediction(NamedTuple):
     """``dz/dt = H(t) z + N(t) q`` and ``q = U(t) z + V(t) eps``; functions of times ``[...]``, each ``[..., K, K]``."""
 
-    H: Callable[[np.ndarray], np.ndarray]
-    N: Callable[[np.ndarray], np.ndarray]
-    U: Callable[[np.ndarray], np.ndarray]
-    V: Callable[[np.ndarray], np.ndarray]
+    H: Callable[[Array], np.ndarray]
+    N: Callable[[Array], np.ndarray]
+    U: Callable[[Array], np.ndarray]
+    V: Callable[[Array], np.ndarray]
 
 
-def projection(sde: LinearSDE, t: np.ndarray, kind: str = "least_squares") -> np.ndarray:
+def projection(sde: LinearSDE, t: Array, kind: str = "least_squares") -> np.ndarray:
     """``w`` with ``w^T mu = 1``, ``[..., K, 1]``: makes one of the K equations ``z + Sigma score = mu x_0``.
 
     ``"least_squares"`` weighs them by ``Sigma^-1``, ``w = Sigma^-1 mu / (mu^T Sigma^-1 mu)``, as is best if ``eps`` has
@@ -59,7 +61,7 @@ def make_prediction(sde: LinearSDE, kind: str, project: str = "least_squares") -
     choice("projection", project, PROJECTIONS)
     first = np.eye(sde.num_blocks)[:, :1]
 
-    def transposed(a: np.ndarray) -> np.ndarray:
+    def transposed(a: Array) -> np.ndarray:
         return np.swapaxes(a, -1, -2)
 
     if kind == "eps":
@@ -77,7 +79,7 @@ def make_prediction(sde: LinearSDE, kind: str, project: str = "least_squares") -
             V=lambda t: -transposed(sde.frame(t)) @ sde.score_matrix(t),
         )
 
-    def row(t: np.ndarray) -> np.ndarray:
+    def row(t: Array) -> np.ndarray:
         return first @ transposed(projection(sde, t, project))
 
     return Prediction(
@@ -88,7 +90,7 @@ def make_prediction(sde: LinearSDE, kind: str, project: str = "least_squares") -
     )
 
 
-def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[np.ndarray], np.ndarray]:
+def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[Array], np.ndarray]:
     """The variable that the interpolating polynomials are in: ``t``, ``log t``, or the log of the SNR."""
     choice("variable", name, VARIABLES)
     return {"t": lambda t: np.asarray(t, np.float64), "log_t": np.log, "log_snr": sde.log_snr}[name]
@@ -217,7 +219,7 @@ def exponential_runge_kutta(
     return stages
 
 
-def _solve(v: Callable[[np.ndarray], np.ndarray], t: float, s: float, fraction: float) -> float:
+def _solve(v: Callable[[Array], np.ndarray], t: float, s: float, fraction: float) -> float:
     """The time between ``t`` and ``s`` at which the monotone ``v`` has gone that fraction of its way."""
     target = v(np.float64(t)) + fraction * (v(np.float64(s)) - v(np.float64(t)))
     low, high = s, t
