@@ -138,7 +138,8 @@ def exponential_multistep(
 
     ``z_s = E z_t + sum_j B_j q(t_-j)``. With ``eps`` in ``t`` this is tAB-DEIS (Zhang & Chen, ICLR 2023; DDIM at order
     1), with ``eps_r`` gDDIM (Zhang, Tao & Chen, ICLR 2023), with ``data`` in ``log_snr`` DPM-Solver++ (Lu et al., 2022)
-    with its integrals exact. The first steps have lower order. Order 1 to 3, NFE 1, deterministic, any K.
+    with its integrals exact. Order 2 by default, 1 to 3, NFE 1, deterministic, any K. The first step has order 1 and the
+    second 2: with 3, the global error is of order 2 unless these are small, and small it is if ``q`` hardly moves there.
 
     Args:
       prediction: ``"eps"``, ``"eps_r"`` or ``"data"``.
@@ -167,8 +168,8 @@ def predictor_corrector(
     """Exponential multistep whose evaluation at ``t`` first corrects the step to there (as UniPC: Zhao et al., 2023).
 
     The step to ``t`` was taken with ``q`` extrapolated from before; with ``q(t)`` at hand it is repeated with ``q``
-    interpolated, and then ``q(t)`` serves the next step. The last step is not corrected. Order ``order + 1``, NFE 1,
-    deterministic, any K; arguments as for ``exponential_multistep``.
+    interpolated, and then ``q(t)`` serves the next step. The last step is not corrected. Order 3 by default, in general
+    ``order + 1``, NFE 1, deterministic, any K; arguments as for ``exponential_multistep``.
     """
     choice("order", order, (1, 2, 3))
     p = make_prediction(sde, prediction, projection)
@@ -196,8 +197,9 @@ def exponential_runge_kutta(
 ) -> list[Stage]:
     """Exponential Runge-Kutta: the evaluations that a multistep method takes from the past are made within the step.
 
-    Order 2: one at ``t``, one half way (in ``variable``). Order 3: at ``t``, one third and two thirds of the way, the
-    last step with those at 0 and 2/3. On VP with ``data`` and ``log_snr`` these are DPM-Solver++(2S) and a (3S) with
+    For order 2, the default, NFE 2: one at ``t``, one half way (in ``variable``). For order 3, NFE 3: at ``t``, one third and
+    two thirds of the way, the last update with those at 0 and 2/3. On VP with ``data`` and ``log_snr`` these are
+    DPM-Solver++(2S) and a (3S) with
     exact integrals (Lu et al., 2022). NFE ``order``, deterministic, any K; arguments as for ``exponential_multistep``.
     """
     choice("order", order, (1, 2, 3))
