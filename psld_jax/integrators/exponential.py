@@ -138,8 +138,8 @@ def exponential_multistep(
 
     ``z_s = E z_t + sum_j B_j q(t_-j)``. With ``eps`` in ``t`` this is tAB-DEIS (Zhang & Chen, ICLR 2023; DDIM at order
     1), with ``eps_r`` gDDIM (Zhang, Tao & Chen, ICLR 2023), with ``data`` in ``log_snr`` DPM-Solver++ (Lu et al., 2022)
-    with its integrals exact. Order 2 by default, 1 to 3, NFE 1, deterministic, any K. The first step has order 1 and the
-    second 2: with 3, the global error is of order 2 unless these are small, and small it is if ``q`` hardly moves there.
+    with its integrals exact. Order 2 by default, 1 to 3, NFE 1, deterministic, any K. The first step has order 1, the
+    second 2; their error, of order 2, is small where ``q`` hardly moves, as ``"data"`` does near ``t = 1``.
 
     Args:
       prediction: ``"eps"``, ``"eps_r"`` or ``"data"``.
@@ -197,10 +197,9 @@ def exponential_runge_kutta(
 ) -> list[Stage]:
     """Exponential Runge-Kutta: the evaluations that a multistep method takes from the past are made within the step.
 
-    For order 2, the default, NFE 2: one at ``t``, one half way (in ``variable``). For order 3, NFE 3: at ``t``, one third and
-    two thirds of the way, the last update with those at 0 and 2/3. On VP with ``data`` and ``log_snr`` these are
-    DPM-Solver++(2S) and a (3S) with
-    exact integrals (Lu et al., 2022). NFE ``order``, deterministic, any K; arguments as for ``exponential_multistep``.
+    For order 2, the default, NFE 2: one at ``t``, one half way (in ``variable``). For order 3, NFE 3: at ``t``, one third
+    and two thirds of the way, the last update with those at 0 and 2/3. On VP with ``data`` and ``log_snr`` these are
+    DPM-Solver++(2S) and a (3S) with exact integrals (Lu et al., 2022). NFE ``order``, deterministic, any K; arguments as for ``exponential_multistep``.
     """
     choice("order", order, (1, 2, 3))
     p = make_prediction(sde, prediction, projection)
