@@ -198,7 +198,7 @@ def exponential_runge_kutta(
     """Exponential Runge-Kutta: the evaluations that a multistep method takes from the past are made within the step.
 
     For order 2, the default, NFE 2: one at ``t``, one half way (in ``variable``). For order 3, NFE 3: at ``t``, one
-    third and two thirds of the way, the last update with those at 0 and 2/3. On VP with ``data`` in ``log_snr`` they are
+    third and two thirds of the way; the last update takes those at 0 and 2/3. On VP, ``data`` in ``log_snr`` makes it
     DPM-Solver++(2S) and a (3S) with exact integrals (Lu et al., 2022). Deterministic, any K; arguments as for
     ``exponential_multistep``.
     """
