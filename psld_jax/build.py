@@ -22,6 +22,7 @@ from psld_jax.data import Dataset, open_dataset
 from psld_jax.errors import unknown
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
+from psld_jax.solve import SOLVERS
 
 _HERE = Path(__file__).resolve().parent
 
@@ -302,9 +303,18 @@ def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
 
 
 def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
-    """The hyper-parameters in ``config.sampler.hyper`` that integrator ``name`` has."""
+    """The hyper-parameters in ``config.sampler.hyper`` that sampler ``name`` has: none, if it is adaptive."""
+    if name in SOLVERS:
+        return {}
     known = integrators.get(name).hyper
     return {key: value for key, value in config.sampler.hyper.items() if key in known}
+
+
+def sampler_options(config: Any) -> dict[str, Any]:
+    """What ``config`` says of the sampler, as keyword arguments of :func:`psld_jax.generate_states`."""
+    c = config.sampler
+    options = {name: c[name] for name in ("nfe", "grid", "t_end", "denoise", "rtol", "atol")}
+    return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}
 
 
 def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) -> Any:

@@ -278,12 +278,22 @@ def latest_training(workdir: str | os.PathLike[str]) -> Path | None:
     return max(steps, key=lambda path: int(path.name), default=None)
 
 
-def read_training(directory: Path, weights: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the parameters in one checkpoint of a training run; as :func:`read_converted`."""
+def choose_weights(directory: Path, weights: str | None = None) -> str:
+    """``weights``, or by default the EMA's if they are there, in one checkpoint of a training run.
+
+    Raises:
+      ValueError: if it does not hold them.
+    """
     available = [name for name in WEIGHTS if (directory / name).is_dir()]
     chosen = weights or next(iter(available), "ema")
     if chosen not in available:
         raise ValueError(f"{directory} holds no {chosen!r} weights; it has {', '.join(available) or 'none'}")
+    return chosen
+
+
+def read_training(directory: Path, weights: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the parameters in one checkpoint of a training run; as :func:`read_converted`."""
+    chosen = choose_weights(directory, weights)
     handler: Any = ocp.PyTreeCheckpointHandler()
     directory = directory.absolute()
     with _reading(directory), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:

@@ -40,29 +40,20 @@ def _sampled(config: Any) -> build.Model:
 def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Draw samples; leave samples.png and, in phase space, trajectories.png. Returns the report."""
     c, model = config.sampler, _sampled(config)
-    hyper = {} if c.name in SOLVERS else build.sampler_hyper(config, c.name)
     start = time.perf_counter()
     state, nfe = generate_states(
         model,
-        c.name,
-        nfe=c.nfe,
         n=config.sampling.num_samples,
-        seed=config.seed,
-        grid=c.grid,
-        t_end=c.t_end,
-        denoise=c.denoise,
         batch_size=config.sampling.batch_size,
-        rtol=c.rtol,
-        atol=c.atol,
         progress=partial(track, description="sampling", console=console, transient=True),
-        **hyper,
+        **build.sampler_options(config),
     )
     seconds = time.perf_counter() - start
     report = {
         "model": json.loads(model.config.model.to_json()),
         "sde": json.loads(model.config.sde.to_json()),
         "sampler": c.name,
-        "hyper": hyper,
+        "hyper": build.sampler_hyper(config, c.name),
         "nfe_mean": float(np.mean(nfe)),
         "num_samples": len(nfe),
         "seconds": seconds,
@@ -112,8 +103,8 @@ def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     latest = checkpoint.latest_training(workdir)
     if latest is None:
         raise ValueError(f"{workdir} holds no checkpoint of a training run; train first, or choose its work directory")
-    stored, params = checkpoint.read_training(latest, config.model.weights or None)
-    weights = config.model.weights or ("ema" if (latest / "ema").is_dir() else "online")
+    weights = checkpoint.choose_weights(latest, config.model.weights or None)
+    stored, params = checkpoint.read_training(latest, weights)
     stored["data"]["path"] = ""  # a place on this machine
     output = workdir / "model"
     shapes = {path: {"shape": list(np.shape(array))} for path, array in checkpoint.flatten(params).items()}

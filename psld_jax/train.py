@@ -371,13 +371,8 @@ def _check(config: Any, devices: Devices) -> None:
         )
     losses.draw_times(0, 0, 1, c.t_min, c.time_sampling)
     if c.sample_every and config.model.name != "ncsnpp_clf" and config.sampler.name not in SOLVERS:
-        shape = (config.model.image_size,) * 2
-        _table(build.Model(build.build_sde(config), print, config, shape), config)
-
-
-def _table(model: build.Model, config: Any) -> Any:
-    c = config.sampler
-    return make_table(model, c.name, c.nfe, c.grid, c.t_end, c.denoise, **build.sampler_hyper(config, c.name))
+        s, model = config.sampler, build.Model(build.build_sde(config), print, config, ())
+        make_table(model, s.name, s.nfe, s.grid, s.t_end, s.denoise, **build.sampler_hyper(config, s.name))
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -396,24 +391,11 @@ def _restore(checkpoints: checkpoint.TrainingCheckpoints, step: int, state: Trai
 
 def _sample(config: Any, weights: Weights, workdir: Path, step: int) -> np.ndarray:
     """Draw samples, leave them in ``samples/``, and return their grid ``[H, W, C]`` in [0, 1]."""
-    model, c = build.network_model(config, jax.device_get(weights.as_dict())), config.sampler
-    hyper = {} if c.name in SOLVERS else build.sampler_hyper(config, c.name)
+    model = build.network_model(config, jax.device_get(weights.as_dict()))
     assert isinstance(model, build.Model)
-    state, _ = generate_states(
-        model,
-        c.name,
-        nfe=c.nfe,
-        n=config.train.num_samples,
-        seed=config.seed,
-        grid=c.grid,
-        t_end=c.t_end,
-        denoise=c.denoise,
-        rtol=c.rtol,
-        atol=c.atol,
-        **hyper,
-    )
+    state, _ = generate_states(model, n=config.train.num_samples, **build.sampler_options(config))
     (workdir / "samples").mkdir(exist_ok=True)
-    plots.save_samples(workdir / "samples" / f"{step:08}.png", state, f"step {step:,}, {c.name}")
+    plots.save_samples(workdir / "samples" / f"{step:08}.png", state, f"step {step:,}, {config.sampler.name}")
     return plots.image_grid(np.asarray(state[0]))
 
 
