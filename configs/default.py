@@ -100,9 +100,13 @@ def get_config() -> ConfigDict:
     config.train.divergence = 10.0  # stop when the loss exceeds so many times that of the first interval
 
     config.sampler = ConfigDict()
-    config.sampler.name = "reduced_oba"  # any integrator, or rk23 | rk45 | tsit5 | dopri8
-    config.sampler.nfe = 50  # budget, the denoising evaluation included
-    config.sampler.grid = "quadratic"  # uniform | quadratic | power | log_snr
+    # auto (what --mode tune found for the model, else a rule) | any integrator | rk23 | rk45 | tsit5 | dopri8
+    config.sampler.name = "auto"
+    config.sampler.nfe = 20  # budget, the denoising evaluation included
+    # auto (what was tuned with it; quadratic for a sampler that is named) | uniform | quadratic | power | log_snr
+    config.sampler.grid = "auto"
+    config.sampler.rho = 7.0  # of the power grid
+    config.sampler.tuned = ""  # a samplers.json that --mode tune wrote; empty: the model's own, if it has one
     config.sampler.t_end = 1e-3
     config.sampler.denoise = True
     config.sampler.hyper = ConfigDict()  # hyper-parameters by name, e.g. --config.sampler.hyper.lam=1.0
@@ -128,5 +132,13 @@ def get_config() -> ConfigDict:
     config.bench.nfe = (13, 25, 49)
     config.bench.grids = ("quadratic",)
     config.bench.num_samples = 512
+
+    config.tune = ConfigDict()
+    config.tune.samplers = ("predictor_corrector", "exponential_multistep", "ancestral")  # or ("all",)
+    config.tune.nfe = (5, 10, 20, 50)
+    config.tune.num_samples = 128  # the best settings are compared on so many, and in the end on twice as many others
+    config.tune.candidates = 24  # settings in the first round, on a quarter of the samples
+    config.tune.gradient_steps = 20  # 0: no refinement by gradient
+    config.tune.num_targets = 10_000  # images of config.data, if it has a path, that the samples are compared to
 
     return config.lock()

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.embedding_type = "fourier"
     config.model.fourier_scale = 1.0
 
-    config.train.steps = 9500
+    config.train.steps = 20000
     config.train.batch_size = 32
     config.train.time_sampling = "stratified"
     config.train.lr = 1e-3

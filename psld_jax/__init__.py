@@ -9,17 +9,22 @@ from psld_jax.blocks import PhaseState
 from psld_jax.build import Classifier, Model, load
 from psld_jax.generate import generate, generate_states
 from psld_jax.random import sample_keys
+from psld_jax.settings import Setting, Tuned
 from psld_jax.solve import sample, sample_ode
 from psld_jax.tableau import Tableau, tabulate
+from psld_jax.tuning import fit_projection, tune
 
 __all__ = [
     "Classifier",
     "Model",
     "PhaseState",
+    "Setting",
     "Tableau",
+    "Tuned",
     "analysis",
     "assets",
     "blocks",
+    "fit_projection",
     "generate",
     "generate_states",
     "grids",
@@ -34,4 +39,5 @@ __all__ = [
     "sde",
     "stability",
     "tabulate",
+    "tune",
 ]

@@ -16,7 +16,7 @@ from rich.table import Table
 from psld_jax import grids, integrators, metrics, random
 from psld_jax.build import Model, sampler_hyper
 from psld_jax.errors import unknown
-from psld_jax.generate import make_table
+from psld_jax.settings import Setting
 from psld_jax.solve import sample, sample_ode
 from psld_jax.tableau import Tableau, denoising
 
@@ -80,7 +80,8 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
         integrator = integrators.get(name, **hyper)
         if budget < integrator.nfe_per_step + denoise:
             continue
-        table = make_table(model, name, budget - denoise, grid, t_end, denoise=False, **hyper)
+        setting = Setting(name, grid, config.sampler.rho, hyper)
+        table = setting.table(sde, budget - denoise, t_end=t_end, denoise=False)
         z, seconds = run(table, z_T)
         undenoised, nfe = np.asarray(z[0]), table.nfe
         if denoise:

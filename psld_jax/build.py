@@ -22,6 +22,7 @@ from psld_jax.data import Dataset, open_dataset
 from psld_jax.errors import unknown
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
+from psld_jax.settings import Tuned, read_tuned
 from psld_jax.solve import SOLVERS
 
 _HERE = Path(__file__).resolve().parent
@@ -36,7 +37,8 @@ TRAINABLE = ("ncsnpp", "ncsnpp_clf")
 class Model:
     """What a sampler needs: the diffusion, ``eps_fn``, the configuration, and the image shape ``(H, W, C)``.
 
-    ``data`` holds the data set (float32 NHWC in [-1, 1]) where the exact law is known, else ``None``.
+    ``data`` holds the data set (float32 NHWC in [-1, 1]) where the exact law is known, else ``None``. ``tuned`` is what
+    ``sampler="auto"`` chooses from.
     """
 
     sde: LinearSDE
@@ -44,6 +46,7 @@ class Model:
     config: Any
     image_shape: tuple[int, ...]
     data: np.ndarray | None = None
+    tuned: tuple[Tuned, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +171,7 @@ def _mixture_model(config: Any) -> Model:
         raise ValueError(f"config.data.num_points={n} must lie in 0 (all) to {len(data)}")
     data = np.asarray(data[: n or None])
     eps_fn = scores.mixture(data, config.model.bandwidth, sde)
-    return Model(sde, eps_fn, config, data.shape[1:], data)
+    return Model(sde, eps_fn, config, data.shape[1:], data, _tuned(config, sde, assets.DIGITS_SAMPLERS))
 
 
 def _saved_model(config: Any) -> Model | Classifier:
@@ -222,7 +225,32 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
     if m.name == "ncsnpp_clf":
         return Classifier(sde, scores.classifier(net), config, shape)
-    return Model(sde, scores.network(net, sde), config, shape)
+    return Model(sde, scores.network(net, sde), config, shape, tuned=_tuned(config, sde, _samplers_of(m.checkpoint)))
+
+
+def _samplers_of(checkpoint_name: str) -> Path:
+    """Where the tuned samplers of a saved network are, if it has any."""
+    place = assets.network(checkpoint_name) if checkpoint_name in assets.NETWORKS else Path(checkpoint_name)
+    return place / "samplers.json"
+
+
+def tuned_for(config: Any, sde: LinearSDE) -> str:
+    """What tuned samplers belong to: another diffusion, or exact score, needs others."""
+    exact = config.model.name == "mixture"
+    return f"{sde!r}, " + (f"bandwidth={config.model.bandwidth}" if exact else f"data_std={sde.data_std}")
+
+
+def _tuned(config: Any, sde: LinearSDE, place: Path) -> tuple[Tuned, ...]:
+    """The tuned samplers in ``config.sampler.tuned``; without one, those in ``place`` if they are for this model."""
+    chosen, wanted = config.sampler.tuned, tuned_for(config, sde)
+    if not chosen and not place.is_file():
+        return ()
+    belongs_to, rows = read_tuned(Path(chosen) if chosen else place)
+    if belongs_to == wanted:
+        return rows
+    if chosen:
+        raise ValueError(f"config.sampler.tuned={chosen!r} was tuned for {belongs_to}; this model is {wanted}")
+    return ()
 
 
 def build_data(config: Any, split: str) -> Dataset:
@@ -303,8 +331,8 @@ def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
 
 
 def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
-    """The hyper-parameters in ``config.sampler.hyper`` that sampler ``name`` has: none, if it is adaptive."""
-    if name in SOLVERS:
+    """The hyper-parameters in ``config.sampler.hyper`` that ``name`` has: none, if it is adaptive or ``"auto"``."""
+    if name == "auto" or name in SOLVERS:
         return {}
     known = integrators.get(name).hyper
     return {key: value for key, value in config.sampler.hyper.items() if key in known}
@@ -313,7 +341,7 @@ def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
 def sampler_options(config: Any) -> dict[str, Any]:
     """What ``config`` says of the sampler, as keyword arguments of :func:`psld_jax.generate_states`."""
     c = config.sampler
-    options = {name: c[name] for name in ("nfe", "grid", "t_end", "denoise", "rtol", "atol")}
+    options = {name: c[name] for name in ("nfe", "grid", "rho", "t_end", "denoise", "rtol", "atol")}
     return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}
 
 

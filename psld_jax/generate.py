@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax import blocks, grids, integrators, random
+from psld_jax import blocks, random
 from psld_jax.build import Model
-from psld_jax.errors import is_count, unknown
+from psld_jax.errors import is_count
+from psld_jax.settings import Setting, choose
 from psld_jax.solve import SOLVERS, sample, sample_ode
-from psld_jax.tableau import Tableau, tabulate
 
 Array = Any
 
 
-def make_table(
+def resolve(
     model: Model,
-    sampler: str,
-    nfe: int,
-    grid: str = "quadratic",
-    t_end: float = 1e-3,
-    denoise: bool = True,
+    sampler: str = "auto",
+    nfe: int = 20,
+    *,
+    grid: str | Sequence[float] = "auto",
+    rho: float = 7.0,
     **hyper: Any,
-) -> Tableau:
-    """The table of ``sampler`` on the largest grid that ``nfe`` evaluations allow.
+) -> Setting:
+    """The setting that these arguments of :func:`generate` mean for ``model``.
 
-    Raises:
-      ValueError: for an unknown sampler, grid or hyper-parameter, or a budget below one step.
+    ``sampler="auto"`` is what was tuned for the model at the nearest budget, else a rule (``settings.choose``).
+    ``grid="auto"`` is the grid that was tuned with it, and ``"quadratic"`` for a sampler that is named.
     """
-    if sampler in SOLVERS:
-        raise ValueError(f"{sampler!r} is adaptive and has no table; use psld_jax.sample_ode")
-    try:
-        integrators.get(sampler)  # the name alone: what is wrong with a hyper-parameter is said below
-    except ValueError:
-        raise unknown("sampler", sampler, (*integrators.available(), *SOLVERS)) from None
-    integrator = integrators.get(sampler, **hyper)
-    options = {"sde": model.sde} if grid == "log_snr" else {}
-    times = grids.for_budget(grid, integrator, nfe, denoise, t_end=t_end, **options)
-    return tabulate(integrator, model.sde, times, denoise=denoise)
+    if sampler != "auto":
+        return Setting(sampler, "quadratic" if _is(grid, "auto") else _times(grid), rho, hyper)
+    if hyper:
+        raise ValueError(f'sampler="auto" chooses its hyper-parameters; name a sampler to set {sorted(hyper)}')
+    chosen = choose(model.sde, model.tuned, nfe)
+    return chosen if _is(grid, "auto") else dataclasses.replace(chosen, grid=_times(grid), rho=rho)
+
+
+def _is(grid: Any, name: str) -> bool:
+    return isinstance(grid, str) and grid == name
+
+
+def _times(grid: Any) -> str | tuple[float, ...]:
+    return grid if isinstance(grid, str) else tuple(map(float, grid))
 
 
 def generate_states(
     model: Model,
-    sampler: str = "reduced_oba",
+    sampler: str = "auto",
     *,
-    nfe: int = 50,
+    nfe: int = 20,
     n: int = 64,
     seed: int = 0,
-    grid: str = "quadratic",
+    grid: str | Sequence[float] = "auto",
+    rho: float = 7.0,
     t_end: float = 1e-3,
     denoise: bool = True,
     batch_size: int = 256,
@@ -70,7 +76,10 @@ def generate_states(
     adaptive = sampler in SOLVERS
     if adaptive and hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
-    table = None if adaptive else make_table(model, sampler, nfe, grid, t_end, denoise, **hyper)
+    table = None
+    if not adaptive:
+        setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
+        table = setting.table(model.sde, nfe, t_end=t_end, denoise=denoise)
     key = jax.random.key(seed)
     size = min(batch_size, n)
     parts, counts = [], []
@@ -96,7 +105,7 @@ def generate_states(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts), np.concatenate(counts)[:n]
 
 
-def generate(model: Model, sampler: str = "reduced_oba", **options: Any) -> np.ndarray:
+def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
     """Images from a model, float32 NHWC in [-1, 1].
 
     Image ``i`` is a function of ``(seed, i)``, whatever ``n`` and ``batch_size`` are (to the bit for the exact score;
@@ -104,9 +113,11 @@ def generate(model: Model, sampler: str = "reduced_oba", **options: Any) -> np.n
 
     Args:
       model: from ``psld_jax.load``.
-      sampler: an integrator or a paper acronym, or ``rk23``, ``rk45``, ``tsit5``, ``dopri8``.
-      options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid``, ``t_end``, ``denoise``, ``batch_size``,
-        ``rtol`` and ``atol`` (adaptive solvers), and the sampler's hyper-parameters (``lam``, ``lam_s``, ...).
+      sampler: an integrator or a paper acronym, or ``rk23``, ``rk45``, ``tsit5``, ``dopri8``; ``"auto"`` is what was
+        tuned for the model, see :func:`resolve`.
+      options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid`` (a name or times), ``rho`` (of the power
+        grid), ``t_end``, ``denoise``, ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), and the sampler's
+        hyper-parameters (``lam``, ``lam_s``, ...).
 
     Raises:
       ValueError: for anything unknown or out of range, before anything is compiled.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from psld_jax.errors import is_count, unknown
 
@@ -82,6 +83,19 @@ def log_snr(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: Lin
     return grid
 
 
+def resample(times: Any, n_steps: int) -> np.ndarray:
+    """A grid of ``n_steps`` steps shaped like ``times``: ``log t`` over ``i / N`` by monotone cubic interpolation."""
+    times = validate(times)
+    if not is_count(n_steps):
+        raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
+    if n_steps == len(times) - 1:
+        return times
+    shape = PchipInterpolator(np.linspace(0, 1, len(times)), np.log(times))
+    grid = np.exp(shape(np.linspace(0, 1, n_steps + 1)))
+    grid[0], grid[-1] = times[0], times[-1]
+    return grid
+
+
 _GRIDS: dict[str, Callable[..., np.ndarray]] = {
     "uniform": uniform,
     "quadratic": quadratic,
@@ -102,19 +116,21 @@ def get(name: str) -> Callable[..., np.ndarray]:
     return _GRIDS[name]
 
 
-def for_budget(name: str, integrator: Integrator, nfe: int, denoise: bool = True, **options: Any) -> np.ndarray:
+def for_budget(
+    grid: str | Sequence[float] | np.ndarray, integrator: Integrator, nfe: int, denoise: bool = True, **options: Any
+) -> np.ndarray:
     """The largest grid on which ``integrator`` needs at most ``nfe`` network evaluations.
 
     Args:
-      name: one of :func:`available`.
+      grid: one of :func:`available`, or descending times, which are taken through :func:`resample`.
       integrator: from ``psld_jax.integrators.get``.
       nfe: the budget, counting the final denoising evaluation if ``denoise``.
-      options: passed to the grid (``t_end``, ``t_start``, ``rho``, ``sde``).
+      options: passed to a grid that is named (``t_end``, ``t_start``, ``rho``, ``sde``).
 
     Raises:
-      ValueError: if the budget does not cover a single step.
+      ValueError: if the budget does not cover a single step, or ``t_end`` is not the end of the given times.
     """
-    fn = get(name)
+    fn = get(grid) if isinstance(grid, str) else None
     cost = integrator.nfe_per_step
     least = cost + denoise
     if not is_count(nfe, least):
@@ -122,4 +138,10 @@ def for_budget(name: str, integrator: Integrator, nfe: int, denoise: bool = True
             f"nfe={nfe!r} is too small for {integrator.name!r}: one step costs {cost}"
             f"{' and the denoising step 1' if denoise else ''}; use an integer nfe >= {least}"
         )
-    return fn((nfe - denoise) // cost, **options)
+    n_steps = (nfe - denoise) // cost
+    if fn is not None:
+        return fn(n_steps, **options)
+    times = validate(grid)
+    if not np.isclose(options.get("t_end", times[-1]), times[-1], rtol=1e-9):
+        raise ValueError(f"t_end={options['t_end']}, but the given times end at {times[-1]}; pass t_end={times[-1]}")
+    return resample(times, n_steps)

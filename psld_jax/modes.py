@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +20,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from psld_jax import bench, build, checkpoint, integrators, metrics, plots
-from psld_jax.generate import generate_states, make_table
+from psld_jax import bench, build, checkpoint, metrics, plots
+from psld_jax.generate import generate_states, resolve
+from psld_jax.settings import Setting
 from psld_jax.solve import SOLVERS, sample
 from psld_jax.train import train
+from psld_jax.tuning import Row, tune
 
 
 def versions() -> dict[str, str]:
@@ -40,6 +44,7 @@ def _sampled(config: Any) -> build.Model:
 def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Draw samples; leave samples.png and, in phase space, trajectories.png. Returns the report."""
     c, model = config.sampler, _sampled(config)
+    setting = None if c.name in SOLVERS else _resolve(model, config, c.name)
     start = time.perf_counter()
     state, nfe = generate_states(
         model,
@@ -53,7 +58,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         "model": json.loads(model.config.model.to_json()),
         "sde": json.loads(model.config.sde.to_json()),
         "sampler": c.name,
-        "hyper": build.sampler_hyper(config, c.name),
+        "setting": None if setting is None else setting.to_json(),
         "nfe_mean": float(np.mean(nfe)),
         "num_samples": len(nfe),
         "seconds": seconds,
@@ -61,7 +66,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     if model.data is not None and len(nfe) > 1:
         law = metrics.mixture_statistics(model.data, config.model.bandwidth)
         report["frechet"] = float(metrics.frechet_distance(*metrics.statistics(state[0]), *law))
-    title = f"{c.name}, {report['nfe_mean']:.0f} evaluations"
+    title = f"{setting.describe() if setting else c.name}, {report['nfe_mean']:.0f} evaluations"
     plots.save_samples(workdir / "samples.png", state, title)
     if model.data is not None and model.sde.num_blocks == 2 and c.name not in SOLVERS:
         _trajectories(model, config, workdir)
@@ -69,14 +74,19 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     return report
 
 
+def _resolve(model: build.Model, config: Any, name: str) -> Setting:
+    c = config.sampler
+    return resolve(model, name, c.nfe, grid=c.grid, rho=c.rho, **build.sampler_hyper(config, name))
+
+
 def _trajectories(model: Any, config: Any, workdir: Path) -> None:
     """Trajectories of one pixel in phase space by a few samplers, from the same noise."""
     c, paths, times = config.sampler, {}, {}
     z_T = model.sde.prior_sample(jax.random.key(config.seed), (6, *model.image_shape))
     row, column = (size // 2 for size in model.image_shape[:2])
-    for name in dict.fromkeys((integrators.get(c.name).name, "reduced_velocity_verlet", "ddim")):
-        hyper = build.sampler_hyper(config, name)
-        table = make_table(model, name, c.nfe, c.grid, c.t_end, False, **hyper)
+    settings = {s.integrator().name: s for s in (_resolve(model, config, n) for n in (c.name, "RVV", "ddim"))}
+    for name, setting in settings.items():
+        table = setting.table(model.sde, c.nfe, t_end=c.t_end, denoise=False)
         path = sample(model.eps_fn, table, z_T, jax.random.key(config.seed), return_trajectory=True)
         label = f"{name}, {table.nfe} NFE"
         paths[label] = [np.asarray(leaf)[:, :, row, column, 0] for leaf in path]
@@ -98,6 +108,42 @@ def run_bench(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     return result
 
 
+def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """Tune samplers; leave samplers.json, tuning.png and tuned_numbers.png. Returns the report."""
+    c, model = config.tune, _sampled(config)
+    target = _target(model, config)
+    law = "samples of a fine solution" if target is None else f"{len(target):,} images"
+    console.print(f"tuning {', '.join(c.samplers)} for {', '.join(map(str, c.nfe))} evaluations, compared to {law}")
+
+    def report(row: Row) -> None:
+        error = "" if row.score.rmse is None else f"error {row.score.rmse:.3g}, "
+        scores = f"{error}distance {row.score.distance:.3g} (fine solution {row.score.floor:.3g})"
+        console.print(f"{row.nfe} NFE: {scores}: {row.setting.describe()}")
+
+    options = {name: c[name] for name in ("nfe", "samplers", "num_samples", "candidates", "gradient_steps")}
+    sampler = {name: config.sampler[name] for name in ("t_end", "denoise")}
+    log = workdir / "tuning.jsonl"
+    tuning = tune(model, **options, **sampler, target=target, seed=config.seed, log=log, report=report)
+    tuning.write(workdir / "samplers.json")
+    plots.save_tuning(workdir, [row.to_json() for row in tuning.rows])
+    if Path(config.model.checkpoint or workdir).absolute() != workdir.absolute():
+        console.print(f"sampler.name=auto uses it with --config.sampler.tuned={workdir / 'samplers.json'}")
+    return {"best": [dataclasses.asdict(row) for row in tuning.best]}
+
+
+def _target(model: build.Model, config: Any) -> np.ndarray | None:
+    """Images to compare samples with: of the exact law, or of the data if the configuration says where they are."""
+    count = config.tune.num_targets
+    if model.data is not None:
+        rng = np.random.default_rng(config.seed)
+        noise = rng.standard_normal((count, *model.image_shape))
+        return model.data[rng.integers(len(model.data), size=count)] + config.model.bandwidth * noise
+    if not config.data.path:
+        return None
+    data = build.build_data(model.config, "train")
+    return data.gather(np.arange(min(count, len(data))))[0] / np.float32(127.5) - 1
+
+
 def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Write the latest weights of the training run in ``workdir`` to ``workdir/model``, a directory to pass on."""
     latest = checkpoint.latest_training(workdir)
@@ -112,6 +158,8 @@ def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         checkpoint.write_parameters(directory, weights, params)
         index = {"source": {"training_steps": int(latest.name)}, "parameters": {weights: shapes}}
         checkpoint.write_description(directory, stored, index)
+        if (workdir / "samplers.json").exists():
+            shutil.copy(workdir / "samplers.json", directory)
     console.print(f"{weights} weights of step {latest.name} in {output}: psld_jax.load({str(output)!r}) opens them")
     return {"step": int(latest.name), "weights": weights}
 
@@ -121,6 +169,7 @@ MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {
     "sample": run_sample,
     "bench": run_bench,
     "train": train,
+    "tune": run_tune,
     "export": run_export,
 }
 

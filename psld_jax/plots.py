@@ -77,10 +77,16 @@ def save_trajectories(path: Path, paths: dict[str, Any], grid_times: dict[str, n
     _save(figure, path)
 
 
-def save_curves(path: Path, rows: list[dict[str, Any]], panels: dict[str, str], floors: dict[str, float]) -> None:
+def save_curves(
+    path: Path,
+    rows: list[dict[str, Any]],
+    panels: dict[str, str],
+    floors: dict[str, float],
+    floor_label: str = "exact samples",
+) -> None:
     """Save log-log curves against NFE, one panel for each column of ``rows`` in ``panels`` (column -> label).
 
-    ``floors`` draws a line at what perfect samples would reach (column -> value). Values more than a thousand times
+    ``floors`` draws a line at what ``floor_label`` would reach (column -> value). Values more than a thousand times
     the smallest are off the picture.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels) + 3, 6), squeeze=False)
@@ -105,7 +111,7 @@ def save_curves(path: Path, rows: list[dict[str, Any]], panels: dict[str, str], 
                 name = sampler if len(grids) == 1 else f"{sampler}, {grid}"
                 handles[name] = axis.loglog(*zip(*points, strict=True), ms=5, lw=1.2, **styles[sampler, grid])[0]
         if column in floors:
-            handles["exact samples"] = axis.axhline(floors[column], color="0.6", lw=1)
+            handles[floor_label] = axis.axhline(floors[column], color="0.6", lw=1)
         ticks = sorted({row["nfe"] for row in rows})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
@@ -117,6 +123,36 @@ def save_curves(path: Path, rows: list[dict[str, Any]], panels: dict[str, str], 
     figure.legend(handles.values(), handles.keys(), loc="center right", fontsize=8)
     figure.tight_layout(rect=(0, 0, 1 - 2.3 / figure.get_figwidth(), 1))
     _save(figure, path)
+
+
+def save_tuning(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """Save what a tuning found: ``tuning.png``, and ``tuned_numbers.png`` if there are any.
+
+    The first holds distance and error of every sampler at its best against NFE, the second the lambda, lambda_s and eta
+    that were best.
+    """
+    curves = [{**row, "sampler": row["setting"]["sampler"], "grid": "tuned"} for row in rows]
+    labels = {"distance": "Frechet distance to the target", "rmse": "RMSE to the fine solution"}
+    save_curves(directory / "tuning.png", curves, labels, {"distance": rows[0]["floor"]}, "fine solution")
+    names = [name for name in ("lam", "lam_s", "eta") if any(name in row["setting"]["hyper"] for row in rows)]
+    if not names:
+        return
+    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4.5), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        having = [row for row in curves if name in row["setting"]["hyper"]]
+        for number, sampler in enumerate(sorted({row["sampler"] for row in having})):
+            of_it = [(row["nfe"], row["setting"]["hyper"][name]) for row in having if row["sampler"] == sampler]
+            marker = _MARKERS[number % len(_MARKERS)]
+            axis.semilogx(*zip(*sorted(of_it), strict=True), marker=marker, ms=5, lw=1.2, label=sampler)
+        ticks = sorted({row["nfe"] for row in having})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("network evaluations (NFE)")
+        axis.set_ylabel(f"best {name}")
+        axis.grid(True, alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    _save(figure, directory / "tuned_numbers.png")
 
 
 def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> None:

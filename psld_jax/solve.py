@@ -61,6 +61,7 @@ def sample(
     noise: blocks.State | None = None,
     return_trajectory: bool = False,
     unroll: int = 1,
+    remat: bool = False,
 ) -> blocks.State:
     """Run a sampler from the prior to the data: one jitted ``lax.scan`` over the rows of ``table``.
 
@@ -74,6 +75,7 @@ def sample(
       noise: recorded draws, a state whose leaves have a leading axis of length ``table.num_draws``.
       return_trajectory: also keep the state after every step: leaves ``[num_steps + 1, n, ...]``, ``z_T`` first.
       unroll: passed to ``lax.scan``.
+      remat: compute each row again in the backward pass of a gradient, so that its memory is that of one evaluation.
 
     Returns:
       The final state (or the trajectory), same structure and dtype as ``z_T``.
@@ -101,11 +103,12 @@ def sample(
         keys,
         noise,
         unroll=unroll,
+        remat=remat,
     )
 
 
-@partial(jax.jit, static_argnames="unroll")
-def _run(eps_fn, rows, last_rows, z_T, keys, noise, *, unroll: int):
+@partial(jax.jit, static_argnames=("unroll", "remat"))
+def _run(eps_fn, rows, last_rows, z_T, keys, noise, *, unroll: int, remat: bool):
     """The scan over the rows of a table. What a sampler lacks is ``None``, so it is not in the program."""
 
     def draw(number: Array, z: blocks.State) -> blocks.State:
@@ -131,7 +134,7 @@ def _run(eps_fn, rows, last_rows, z_T, keys, noise, *, unroll: int):
 
     empty = jax.tree.map(jnp.zeros_like, z_T)
     carry = (z_T, (empty,) * rows["B"].shape[1])
-    (z, _), path = jax.lax.scan(body, carry, rows, unroll=unroll)
+    (z, _), path = jax.lax.scan(jax.checkpoint(body) if remat else body, carry, rows, unroll=unroll)
     if last_rows is None:
         return z
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[last_rows]]), z_T, path)

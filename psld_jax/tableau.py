@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from psld_jax import grids
-from psld_jax.integrators.base import Integrator, Stage
+from psld_jax.integrators.base import MAX_PAST, Integrator, Stage
 from psld_jax.integrators.baselines import euler_stage
 from psld_jax.sde import LinearSDE, cholesky
 
@@ -140,7 +140,8 @@ def tabulate(integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool 
       ValueError: for an invalid grid, or an integrator that does not apply to ``sde``.
     """
     grid = grids.validate(grid)
-    steps = [integrator.stages(sde, grid[i], grid[i + 1], grid[:i][::-1]) for i in range(len(grid) - 1)]
+    pasts = [grid[max(i - MAX_PAST, 0) : i][::-1] for i in range(len(grid))]
+    steps = [integrator.stages(sde, grid[i], grid[i + 1], pasts[i]) for i in range(len(grid) - 1)]
     if not denoise:
         return _assemble(steps, grid, sde.num_blocks)
     last = [euler_stage(sde, grid[-1], grid[-1], stochastic=integrator.stochastic)]

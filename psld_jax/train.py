@@ -25,7 +25,7 @@ from rich.console import Console
 from psld_jax import build, checkpoint, losses, optim, plots
 from psld_jax.data import Batches, Dataset
 from psld_jax.errors import is_count
-from psld_jax.generate import generate_states, make_table
+from psld_jax.generate import generate_states, resolve
 from psld_jax.random import sample_keys
 from psld_jax.solve import SOLVERS
 from psld_jax.watch import Monitor, read_rows
@@ -372,7 +372,8 @@ def _check(config: Any, devices: Devices) -> None:
     losses.draw_times(0, 0, 1, c.t_min, c.time_sampling)
     if c.sample_every and config.model.name != "ncsnpp_clf" and config.sampler.name not in SOLVERS:
         s, model = config.sampler, build.Model(build.build_sde(config), print, config, ())
-        make_table(model, s.name, s.nfe, s.grid, s.t_end, s.denoise, **build.sampler_hyper(config, s.name))
+        setting = resolve(model, s.name, s.nfe, grid=s.grid, rho=s.rho, **build.sampler_hyper(config, s.name))
+        setting.table(model.sde, s.nfe, t_end=s.t_end, denoise=s.denoise)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import numpy as np
 #: Trained networks, directories that :func:`psld_jax.load` opens; each has a model card, ``README.md``.
 NETWORKS = ("mnist", "mnist_clf")
 
+#: The samplers that were tuned for the digits' exact score.
+DIGITS_SAMPLERS = Path(__file__).parent / "digits_samplers.json"
+
 
 def network(name: str) -> Path:
     """The directory of a trained network."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import expm, logm
+from scipy.linalg import schur
 
 from psld_jax.integrators.base import Stage, choice, real_number, register
-from psld_jax.integrators.exponential import make_prediction
+from psld_jax.integrators.exponential import Projection, make_prediction
 from psld_jax.sde import LinearSDE, cholesky
 
 
@@ -28,7 +28,9 @@ def bridge(sde: LinearSDE, t: float, s: float, eta: float) -> tuple[np.ndarray, 
     # I - R_s^-1 S R_s^-T is G G^T of eta = 1, whose singular values are at hand: nothing has to be subtracted.
     u, values, v = np.linalg.svd(np.linalg.solve(r_s, full @ r_t))
     root = (u * np.sqrt(1 - eta**2 + (eta * values) ** 2)) @ u.T
-    gain = root @ expm(eta * np.real(logm(u @ v)))
+    # An orthogonal matrix is normal: its complex Schur form is diagonal, and a power is one of numbers.
+    form, basis = schur(u @ v, output="complex")[:2]
+    gain = root @ np.real((basis * np.diag(form) ** eta) @ basis.conj().T)
     return r_s @ gain @ np.linalg.inv(r_t), eta**2 * noise
 
 
@@ -41,7 +43,7 @@ def ancestral(
     *,
     order: int = 2,
     eta: float = 1.0,
-    projection: str = "least_squares",
+    projection: Projection = "least_squares",
 ) -> list[Stage]:
     """Ancestral sampling in phase space: ``z_s ~ p(z_s | z_t, x_0)`` with the predicted ``x_0``, see :func:`bridge`.
 

@@ -47,6 +47,9 @@ class Stage:
         return dataclasses.replace(self, tau=tau)
 
 
+#: Times of earlier steps that a multistep method is given.
+MAX_PAST = 4
+
 StepFn = Callable[..., Sequence[Stage]]
 
 # A matrix among the hyper-parameters fixes K, so there is an SDE to probe with for K = 2 and 1.
@@ -73,8 +76,8 @@ class Integrator:
     def stages(self, sde: LinearSDE, t: float, s: float, past: Sequence[float] = ()) -> list[Stage]:
         """The stages of one step from ``t`` to ``s``, float64.
 
-        ``past`` holds the times at which the steps before this one began, the latest first; only a multistep method
-        looks at it, and starts with a lower order where there are too few.
+        ``past`` holds the times at which the steps before this one began, the latest first, at most ``MAX_PAST``; only
+        a multistep method looks at it, and starts with a lower order where there are too few.
 
         Raises:
           ValueError: if the method does not apply to ``sde`` (splitting needs K = 2), or a hyper-parameter is

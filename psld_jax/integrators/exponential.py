@@ -39,13 +39,24 @@ class Prediction(NamedTuple):
     V: Callable[[Array], np.ndarray]
 
 
-def projection(sde: LinearSDE, t: Array, kind: str = "least_squares") -> np.ndarray:
-    """``w`` with ``w^T mu = 1``, ``[..., K, 1]``: makes one of the K equations ``z + Sigma score = mu x_0``.
+Projection = str | Sequence[tuple[float, float, float]]
+
+
+def projection(sde: LinearSDE, t: Array, kind: Projection = "least_squares") -> np.ndarray:
+    """``w``, ``[..., K, 1]``, that makes one of the K equations ``z + Sigma score = mu x_0``: ``w^T mu = 1``.
 
     ``"least_squares"`` weighs them by ``Sigma^-1``, ``w = Sigma^-1 mu / (mu^T Sigma^-1 mu)``, as is best if ``eps`` has
-    equal errors in all blocks; ``"position"`` and ``"momentum"`` take the first or the second equation alone.
+    equal errors in all blocks; ``"position"`` and ``"momentum"`` take the first or the second equation alone. For a
+    preconditioned network all are the same. Triples ``(t, a, b)`` are weights of what the two equations give for
+    ``x_0``, as :func:`psld_jax.fit_projection` finds them for a network; linear in ``log t`` between the times. Where
+    the network errs, ``a + b = w^T mu`` is less than 1.
     """
     mu = sde.mean(t)
+    if not isinstance(kind, str):
+        if sde.num_blocks != 2:
+            raise ValueError(f"a fitted projection is for 2 blocks; {sde!r} has {sde.num_blocks}, use 'least_squares'")
+        times, *weights = np.array(sorted(kind), np.float64).T
+        return np.stack([np.interp(np.log(t), np.log(times), w) for w in weights], axis=-1)[..., None] / mu
     if kind == "least_squares":
         pull = np.linalg.solve(sde.cov(t), mu)
         return pull / (np.swapaxes(mu, -1, -2) @ pull)
@@ -55,10 +66,22 @@ def projection(sde: LinearSDE, t: Array, kind: str = "least_squares") -> np.ndar
     return np.eye(sde.num_blocks)[:, block : block + 1] / mu[..., block : block + 1, :]
 
 
-def make_prediction(sde: LinearSDE, kind: str, project: str = "least_squares") -> Prediction:
+def _check_projection(value: Any) -> None:
+    if isinstance(value, str):
+        choice("projection", value, PROJECTIONS)
+        return
+    try:
+        rows = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        rows = np.zeros(0)
+    if rows.ndim != 2 or rows.shape[-1] != 3 or not np.isfinite(rows).all() or not np.all(rows[:, 0] > 0):
+        raise ValueError(f"projection={value!r} must be one of {', '.join(PROJECTIONS)}, or triples (t, a, b)")
+
+
+def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squares") -> Prediction:
     """The prediction of that name, as above; ``project`` is for ``"data"``, see :func:`projection`."""
     choice("prediction", kind, PREDICTIONS)
-    choice("projection", project, PROJECTIONS)
+    _check_projection(project)
     first = np.eye(sde.num_blocks)[:, :1]
 
     def transposed(a: Array) -> np.ndarray:
@@ -132,7 +155,7 @@ def exponential_multistep(
     prediction: str = "data",
     order: int = 2,
     variable: str = "log_t",
-    projection: str = "least_squares",
+    projection: Projection = "least_squares",
 ) -> list[Stage]:
     """Exponential Adams-Bashforth: ``q`` is extrapolated from the last ``order`` evaluations.
 
@@ -145,7 +168,8 @@ def exponential_multistep(
       prediction: ``"eps"``, ``"eps_r"`` or ``"data"``.
       order: 1, 2 or 3.
       variable: of the polynomials, ``"t"``, ``"log_t"`` or ``"log_snr"``.
-      projection: of ``"data"``, ``"least_squares"``, ``"position"`` or ``"momentum"``.
+      projection: of ``"data"``, ``"least_squares"``, ``"position"``, ``"momentum"``, or fitted, see
+        :func:`projection`.
     """
     choice("order", order, (1, 2, 3))
     p = make_prediction(sde, prediction, projection)
@@ -163,7 +187,7 @@ def predictor_corrector(
     prediction: str = "data",
     order: int = 2,
     variable: str = "log_t",
-    projection: str = "least_squares",
+    projection: Projection = "least_squares",
 ) -> list[Stage]:
     """Exponential multistep whose evaluation at ``t`` first corrects the step to there (as UniPC: Zhao et al., 2023).
 
@@ -193,7 +217,7 @@ def exponential_runge_kutta(
     prediction: str = "data",
     order: int = 2,
     variable: str = "log_t",
-    projection: str = "least_squares",
+    projection: Projection = "least_squares",
 ) -> list[Stage]:
     """Exponential Runge-Kutta: the evaluations that a multistep method takes from the past are made within the step.
 

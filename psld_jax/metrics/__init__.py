@@ -1,5 +1,5 @@
 """Distances between sets of samples."""
 
-from psld_jax.metrics.frechet import frechet_distance, mixture_statistics, statistics
+from psld_jax.metrics.frechet import FrechetTarget, frechet_distance, mixture_statistics, statistics
 
-__all__ = ["frechet_distance", "mixture_statistics", "statistics"]
+__all__ = ["FrechetTarget", "frechet_distance", "mixture_statistics", "statistics"]

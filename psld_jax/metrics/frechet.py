@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = Any
@@ -48,3 +50,38 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
     cross = np.linalg.eigvalsh(root @ cov2 @ root)
     overlap = 2 * np.sqrt(np.maximum(cross, 0)).sum()
     return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - overlap)
+
+
+class FrechetTarget(NamedTuple):
+    """Samples to whose law the Frechet distance of other samples is taken, again and again; make it with :meth:`of`.
+
+    With ``C1 = X1^T X1`` and ``C2 = Y2^T Y2`` the overlap ``tr (C1^1/2 C2 C1^1/2)^1/2`` is the nuclear norm of
+    ``X1 Y2^T``, so no matrix is larger than the number of samples. Equal to :func:`frechet_distance` of the
+    :func:`statistics`.
+    """
+
+    mean: Array
+    factor: Array
+    trace: float
+
+    @classmethod
+    def of(cls, samples: Array) -> FrechetTarget:
+        """The law of samples ``[m, ...]``, float64."""
+        centred, mean = _centred(np.asarray(samples, np.float64))
+        # Y2: the samples themselves, or where they are many, the triangular factor of them.
+        factor = centred if len(centred) <= centred.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
+        return cls(mean, factor, float(np.sum(factor**2)))
+
+    def distance(self, samples: Array) -> Array:
+        """The distance of samples ``[n, ...]``, in float64 for numpy arrays; JAX arrays can be differentiated."""
+        xp = jnp if isinstance(samples, jax.Array) else np
+        centred, mean = _centred(samples if xp is jnp else np.asarray(samples, np.float64))
+        overlap = xp.linalg.svd(centred @ self.factor.T, compute_uv=False).sum()
+        return xp.sum((mean - self.mean) ** 2) + xp.sum(centred**2) + self.trace - 2 * overlap
+
+
+def _centred(samples: Array) -> tuple[Array, Array]:
+    """``X`` with ``X^T X`` the covariance of the samples, and their mean."""
+    samples = samples.reshape(len(samples), -1)
+    mean = samples.mean(axis=0)
+    return (samples - mean) / np.sqrt(len(samples)), mean

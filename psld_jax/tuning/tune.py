@@ -1,0 +1,186 @@
+"""The tuner: for every sampler and budget the best setting, for every budget the best sampler; resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from psld_jax import build, integrators
+from psld_jax.build import Model
+from psld_jax.errors import is_count
+from psld_jax.settings import Setting, Tuned
+from psld_jax.tuning.evaluate import Evaluator, Score
+from psld_jax.tuning.gradient import refine
+from psld_jax.tuning.search import applicable, search
+
+Array = Any
+
+#: What ``sampler="auto"`` chooses from, unless the tuner is told otherwise.
+DEFAULT_SAMPLERS = ("predictor_corrector", "exponential_multistep", "ancestral")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The best setting of one sampler for one budget, and how it did."""
+
+    nfe: int
+    setting: Setting
+    score: Score
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that JSON can hold."""
+        return {"nfe": self.nfe, "setting": self.setting.to_json(), **dataclasses.asdict(self.score)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What :func:`tune` found.
+
+    Attributes:
+      model: what it belongs to.
+      rows: one for each budget and sampler.
+    """
+
+    model: str
+    rows: tuple[Row, ...]
+
+    @property
+    def best(self) -> tuple[Tuned, ...]:
+        """For every budget the setting whose samples had the smallest distance: ``sampler="auto"`` chooses from these.
+
+        ``dataclasses.replace(model, tuned=tuning.best)`` is a model that uses them.
+        """
+        budgets = sorted({row.nfe for row in self.rows})
+        chosen = (min((r for r in self.rows if r.nfe == nfe), key=lambda r: r.score.distance) for nfe in budgets)
+        return tuple(Tuned(row.nfe, row.setting) for row in chosen)
+
+    def write(self, path: Path) -> None:
+        """Write all to a file that a model's directory may hold as ``samplers.json``."""
+        best = [{"nfe": tuned.nfe, "setting": tuned.setting.to_json()} for tuned in self.best]
+        content = {"model": self.model, "best": best, "rows": [row.to_json() for row in self.rows]}
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(path)
+
+
+def tune(
+    model: Model,
+    nfe: Iterable[int] = (5, 10, 20, 50),
+    samplers: Sequence[str] = DEFAULT_SAMPLERS,
+    *,
+    num_samples: int = 128,
+    candidates: int = 24,
+    gradient_steps: int = 20,
+    target: Array | None = None,
+    features: Callable[[Array], Array] | None = None,
+    t_end: float = 1e-3,
+    denoise: bool = True,
+    seed: int = 0,
+    log: Path | None = None,
+    report: Callable[[Row], None] = lambda row: None,
+) -> Tuning:
+    """Choose grid and hyper-parameters of every sampler for every budget, and the best sampler for every budget.
+
+    A deterministic sampler is to come close to a fine solution of the probability-flow ODE from the same noise, and to
+    the law of ``target``; a stochastic one to the latter (``evaluate.Score``): first by a search (``search.search``),
+    then, for a deterministic sampler, by gradient (``gradient.refine``). Between samplers the distance decides, of
+    twice as many samples from other noise. For each sampler and budget this costs about
+    ``num_samples (candidates / 2 + 14 + gradient_steps)`` samples.
+
+    Args:
+      model: from ``psld_jax.load``.
+      nfe: budgets, denoising included.
+      samplers: names; ``("all",)`` means all that work for the model's diffusion.
+      num_samples: the best settings are compared on so many, the first round on a quarter of them; also the batch.
+      candidates: settings in the first round.
+      gradient_steps: iterations of L-BFGS; 0 for none.
+      target: images ``[m, H, W, C]`` in [-1, 1], best from the data; by default, samples of the fine solution.
+      features: of images, for the distance, as JAX can trace them; by default their pixels.
+      t_end, denoise, seed: of the samplers.
+      log: a file of JSON lines with every run; a killed tuning that is started again does not repeat what it holds.
+      report: called with every row as it is found.
+
+    Raises:
+      ValueError: for unknown samplers, counts out of range, or a log of another tuning.
+    """
+    budgets = sorted(set(nfe))
+    for name, value, least in (
+        *(("nfe", budget, 1) for budget in budgets),
+        ("num_samples", num_samples, 8),
+        ("candidates", candidates, 1),
+        ("gradient_steps", gradient_steps, 0),
+    ):
+        if not is_count(value, least):
+            raise ValueError(f"{name}={value!r} must be an integer >= {least}")
+    names = applicable(samplers, model.sde)
+    belongs_to = build.tuned_for(model.config, model.sde)
+    about = {"model": belongs_to, "num_samples": num_samples, "t_end": t_end, "denoise": denoise, "seed": seed}
+    trials = _Log(log, about)
+    batch = max(num_samples // 4, 1)
+    options: dict[str, Any] = {"t_end": t_end, "denoise": denoise, "batch_size": batch}
+    evaluator = Evaluator(model, target=target, features=features, seed=seed, **options)
+    # The gradient has noise of its own, and so have the numbers that are reported and decide between samplers: the
+    # smallest of many distances owes something to luck.
+    trainer = Evaluator(model, target=target, features=features, seed=seed + 1, **options)
+    judge = Evaluator(model, target=target, features=features, seed=seed + 2, **options)
+
+    def best_of(name: str, budget: int, inherited: list[Setting]) -> Row:
+        stochastic = integrators.get(name).stochastic
+
+        def trial(setting: Setting, n: int, judge: Evaluator = evaluator) -> Score:
+            return trials.score(setting, budget, n, lambda: judge(setting, budget, n, paired=not stochastic))
+
+        best = search(name, trial, num_samples=num_samples, candidates=candidates, seed=seed, inherited=inherited)
+        if gradient_steps and not stochastic:
+            refined = trials.refined(best, budget, lambda: refine(best, trainer, budget, gradient_steps))
+            best = min((best, refined), key=lambda setting: trial(setting, num_samples).loss)
+        return Row(budget, best, trial(best, 2 * num_samples, judge))
+
+    rows: list[Row] = []
+    for name in names:
+        cost, inherited = integrators.get(name).nfe_per_step, []
+        for budget in (b for b in budgets if b >= cost + denoise):
+            rows.append(best_of(name, budget, inherited))
+            report(rows[-1])
+            inherited = [rows[-1].setting]
+    return Tuning(belongs_to, tuple(rows))
+
+
+class _Log:
+    """Every run of a tuning, in memory and in a file of JSON lines."""
+
+    def __init__(self, path: Path | None, about: dict[str, Any]):
+        self._path, self._known = path, {}
+        lines = path.read_text().splitlines(keepends=True) if path is not None and path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a killed run may have cut off the last one
+        if path is not None and len(whole) < len(lines):
+            path.write_text("".join(whole))
+        if not whole:
+            self._write(about)
+            return
+        found, *entries = map(json.loads, whole)
+        if found != about:
+            names = ", ".join(f"{key}={found.get(key)!r}" for key in about if found.get(key) != about[key])
+            raise ValueError(f"{path} is of a tuning with {names}; choose another directory, or remove it")
+        self._known = {entry.pop("key"): entry for entry in entries}
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._path is not None:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _get(self, key: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        name = json.dumps(key, sort_keys=True)
+        if name not in self._known:
+            self._known[name] = make()
+            self._write({"key": name, **self._known[name]})
+        return self._known[name]
+
+    def score(self, setting: Setting, nfe: int, n: int, make: Callable[[], Score]) -> Score:
+        return Score(**self._get(["score", setting.to_json(), nfe, n], lambda: dataclasses.asdict(make())))
+
+    def refined(self, setting: Setting, nfe: int, make: Callable[[], Setting]) -> Setting:
+        return Setting.from_json(self._get(["refine", setting.to_json(), nfe], lambda: make().to_json()))
