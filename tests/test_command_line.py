@@ -35,7 +35,8 @@ def run(mode, workdir, **overrides):
 
 def test_sample_leaves_pictures_and_a_report(tmp_path):
     report = run("sample", tmp_path)["sample"]
-    assert report["nfe_mean"] == 10 and report["num_samples"] == 9 and report["sampler"] == "reduced_oba"
+    assert report["nfe_mean"] == 10 and report["num_samples"] == 9 and report["sampler"] == "auto"
+    assert report["setting"]["sampler"] in pj.integrators.available()
     assert report["config"]["sampler"]["nfe"] == 10 and report["versions"]["jax"] == jax.__version__
     picture = plt.imread(tmp_path / "samples.png")
     assert picture.std() > 0.1
@@ -71,6 +72,22 @@ def test_bench_s_numbers_are_those_of_the_library(tmp_path):
     distance = pj.metrics.frechet_distance(*pj.metrics.statistics(images), *law)
     # The same samples, denoised in another program: a few float32 roundings.
     np.testing.assert_allclose(rows[0]["frechet"], distance, rtol=1e-3)
+
+
+def test_what_was_tuned_is_what_auto_takes(tmp_path):
+    few = {"tune.num_samples": 16, "tune.candidates": 2, "tune.gradient_steps": 1, "tune.num_targets": 300}
+    report = run("tune", tmp_path, **few, **{"tune.nfe": (6, 12), "tune.samplers": ("ancestral", "lambda_ddim_i")})
+    best = {row["nfe"]: row["setting"] for row in report["tune"]["best"]}
+    assert set(best) == {6, 12}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "samplers.json",
+        "tuning.jsonl",
+        "tuning.png",
+        "tuned_numbers.png",
+        "report.json",
+    }
+    report = run("sample", tmp_path, **{"sampler.tuned": str(tmp_path / "samplers.json"), "sampler.nfe": 11})
+    assert report["sample"]["setting"] == best[12] and report["sample"]["nfe_mean"] == 11
 
 
 def test_adaptive_samplers_and_vp_go_through_the_same_door(tmp_path):
@@ -113,11 +130,12 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path):
     [
         ({"sampler.name": "reduced_obaa"}, "Did you mean 'reduced_oba'"),
         ({"sampler.nfe": 1}, "nfe=1 is too small"),
+        ({"sampler.tuned": "nowhere.json"}, "nowhere.json is no file of tuned samplers"),
         ({"sampler.grid": "cubic"}, "unknown grid 'cubic'"),
         ({"sampler.t_end": 0.0}, "t_end=0.0"),
         ({"sampler.t_end": 1.5}, "t_end=1.5"),
-        ({"sampler.hyper.lam_s": -1.0}, "lam_s=-1.0"),
-        ({"sampler.hyper.noise_scaling": "steps"}, "step, mean_time"),
+        ({"sampler.name": "ROBA", "sampler.hyper.lam_s": -1.0}, "lam_s=-1.0"),
+        ({"sampler.name": "ROBA", "sampler.hyper.noise_scaling": "steps"}, "step, mean_time"),
         ({"sde.gamma": 4.01}, "gamma = nu = 4.01"),
         ({"sde.beta_min": -8.0}, "beta_min=-8.0"),
         ({"sde.name": "psdl"}, "Did you mean 'psld'"),

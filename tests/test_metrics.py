@@ -1,5 +1,7 @@
 """Frechet distance against closed forms."""
 
+import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
@@ -43,3 +45,13 @@ def test_bad_input_is_named():
         pj.metrics.statistics(np.ones((1, 4)))
     with pytest.raises(ValueError, match="shapes disagree"):
         pj.metrics.frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(20, 30, 7), (6, 8, 15), (30, 5, 12), (4, 50, 12)])
+def test_the_distance_to_fixed_samples_is_the_distance(n, m, d):
+    samples, target = RNG.standard_normal((n, d)), 2 + 3 * RNG.standard_normal((m, d))
+    expected = pj.metrics.frechet_distance(*pj.metrics.statistics(samples), *pj.metrics.statistics(target))
+    fixed = pj.metrics.FrechetTarget.of(target)
+    np.testing.assert_allclose(fixed.distance(samples), expected, rtol=1e-7)  # square roots of zero eigenvalues
+    np.testing.assert_allclose(fixed.distance(jnp.asarray(samples)), expected, rtol=1e-7)
+    chex.assert_numerical_grads(fixed.distance, (jnp.asarray(samples),), order=1, modes=["rev"])

@@ -67,8 +67,7 @@ def projection(sde: LinearSDE, t: Array, kind: Projection = "least_squares") -> 
 
 
 def _check_projection(value: Any) -> None:
-    if isinstance(value, str):
-        choice("projection", value, PROJECTIONS)
+    if isinstance(value, str) and value in PROJECTIONS:
         return
     try:
         rows = np.array(value, np.float64)

@@ -33,12 +33,12 @@ _STEP = 1e-4
 SMOOTH = ("lam",)
 #: How far the search goes from where it starts, in every parameter: a segment may become 20 times longer or shorter.
 _REACH = 3.0
+#: The loss where there is none, such as after an overflow: the line search turns back.
+_HOPELESS = 1e3
 
 
 def refine(setting: Setting, evaluator: Evaluator, nfe: int, steps: int = 20) -> Setting:
-    """``setting`` of a deterministic sampler with the grid (and ``lam``) that minimise ``Score.loss``.
-
-    L-BFGS over the logarithms of the lengths of at most 12 segments in ``log t``, and over ``lam`` where there is one.
+    """``setting`` of a deterministic sampler with the grid (and ``lam``) that minimise ``Score.loss``, by L-BFGS.
 
     Args:
       setting: the start.
@@ -47,65 +47,95 @@ def refine(setting: Setting, evaluator: Evaluator, nfe: int, steps: int = 20) ->
       steps: iterations.
 
     Returns:
-      The best setting that was met, with its times in ``grid``; ``setting`` itself if none was better.
+      The best setting that was met, with its times in ``grid``.
     """
-    sde, t_end, denoise = evaluator.model.sde, evaluator.t_end, evaluator.denoise
-    integrator = setting.integrator()
-    start = setting.table(sde, nfe - denoise, t_end=t_end, denoise=False).times
-    n_steps, smooth = len(start) - 1, [name for name in SMOOTH if name in integrator.hyper]
-    segments = min(n_steps, _SEGMENTS)
-    lengths = -np.diff(np.log(grids.resample(start, segments)))
-    first = np.concatenate([np.log(lengths), [integrator.hyper[name] for name in smooth]])
-    remembering = dataclasses.replace(integrator, fn=functools.lru_cache(8192)(integrator.fn))
+    objective = Objective(setting, evaluator, nfe)
+    best, best_loss = objective.start, np.inf
 
-    def times(theta: np.ndarray) -> np.ndarray:
-        weights = np.exp(theta[:segments] - theta[:segments].max())
-        knots = np.exp(np.log(t_end) * np.concatenate([[0.0], np.cumsum(weights) / weights.sum()]))
-        return grids.resample(np.append(knots[:-1], t_end), n_steps)
-
-    def table(grid: np.ndarray, values: np.ndarray) -> Tableau:
-        hyper = {**integrator.hyper, **dict(zip(smooth, map(float, values), strict=True))}
-        return tabulate(dataclasses.replace(remembering, hyper=hyper), sde, grid, denoise)
-
-    z_T, exact = evaluator.noise(), evaluator.exact(evaluator.batch_size)
-    floor = evaluator.floor(evaluator.batch_size)
-    best, best_loss = first, np.inf
-
-    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+    def watched(theta: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best, best_loss
-        grid, values = times(theta), theta[segments:]
-        here = table(grid, values)
+        loss, gradient = objective(theta)
+        if not (np.isfinite(loss) and np.isfinite(gradient).all()):
+            return _HOPELESS, np.zeros_like(theta)
+        if loss < best_loss:
+            best, best_loss = theta.copy(), loss
+        return loss, gradient
+
+    bounds = np.stack([objective.start - _REACH, objective.start + _REACH], axis=1)
+    options = {"maxiter": steps, "maxfun": 2 * steps}
+    minimize(watched, objective.start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return objective.setting(best)
+
+
+class Objective:
+    """``theta -> (loss, gradient)`` with the loss ``log Score.loss``.
+
+    ``theta`` holds the logarithms of the lengths of at most 12 segments in ``log t``, and ``lam`` where there is one.
+
+    Attributes:
+      start: ``theta`` of the setting that was given.
+    """
+
+    def __init__(self, setting: Setting, evaluator: Evaluator, nfe: int):
+        self._setting, self._evaluator, integrator = setting, evaluator, setting.integrator()
+        sde, self._t_end, self._denoise = evaluator.model.sde, evaluator.t_end, evaluator.denoise
+        times = setting.table(sde, nfe - self._denoise, t_end=self._t_end, denoise=False).times
+        self._n_steps, self._smooth = len(times) - 1, [name for name in SMOOTH if name in integrator.hyper]
+        self._segments = min(self._n_steps, _SEGMENTS)
+        lengths = -np.diff(np.log(grids.resample(times, self._segments)))
+        self.start = np.concatenate([np.log(lengths), [integrator.hyper[name] for name in self._smooth]])
+        # Moving one time changes a few steps only.
+        self._integrator = dataclasses.replace(integrator, fn=functools.lru_cache(8192)(integrator.fn))
+
+    def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        evaluator, n = self._evaluator, self._evaluator.batch_size
+        times, values = self._times(theta), theta[self._segments :]
+        table = self._table(times, values)
         loss, slopes = _loss_and_slopes(
-            _floats(here), evaluator.model.eps_fn, here, z_T, exact, evaluator.target(), floor, evaluator.features
+            _floats(table),
+            evaluator.model.eps_fn,
+            table,
+            evaluator.noise(),
+            evaluator.exact(n),
+            evaluator.target(),
+            evaluator.floor(n),
+            evaluator.features,
         )
-        slopes = jax.tree.map(np.asarray, slopes)
+        slopes = {name: np.asarray(slope, np.float64) for name, slope in slopes.items()}
 
         def derivative(move: Callable[[float], Tableau], step: float) -> float:
             up, down = _floats(move(step)), _floats(move(-step))
             return float(sum(np.sum(slopes[k] * (up[k] - down[k])) for k in slopes)) / (2 * step)
 
-        by_time = np.zeros(len(grid))
-        for i in range(1, len(grid) - 1):  # the ends stay where they are
-            unit = np.eye(len(grid))[i]
-            step = _STEP * (grid[i] - grid[i + 1])
-            by_time[i] = derivative(lambda h, unit=unit: table(grid + h * unit, values), step)
+        by_time = np.zeros(len(times))  # the ends stay where they are
+        for i, unit in enumerate(np.eye(len(times))[1:-1], start=1):
+            step = _STEP * (times[i] - times[i + 1])
+            by_time[i] = derivative(lambda h, unit=unit: self._table(times + h * unit, values), step)
         by_value = [
-            derivative(lambda h, unit=unit: table(grid, values + h * unit), _STEP) for unit in np.eye(len(values))
+            derivative(lambda h, unit=unit: self._table(times, values + h * unit), _STEP)
+            for unit in np.eye(len(values))
         ]
-        shifts = _STEP * np.eye(segments, len(theta))
-        by_segment = [by_time @ (times(theta + shift) - times(theta - shift)) / (2 * _STEP) for shift in shifts]
-        gradient = np.array([*by_segment, *by_value])
-        if not (np.isfinite(loss) and np.isfinite(gradient).all()):
-            return 1e3, np.zeros_like(theta)
-        if loss < best_loss:
-            best, best_loss = theta, float(loss)
-        return float(loss), gradient
+        shifts = _STEP * np.eye(self._segments, len(theta))
+        moved = [(self._times(theta + shift) - self._times(theta - shift)) / (2 * _STEP) for shift in shifts]
+        return float(loss), np.array([*(by_time @ velocity for velocity in moved), *by_value])
 
-    bounds = np.stack([first - _REACH, first + _REACH], axis=1)
-    options = {"maxiter": steps, "maxfun": 2 * steps}
-    minimize(objective, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    hyper = {name: float(value) for name, value in zip(smooth, best[segments:], strict=True)}
-    return dataclasses.replace(setting, grid=tuple(map(float, times(best))), hyper={**setting.hyper, **hyper})
+    def setting(self, theta: np.ndarray) -> Setting:
+        """The setting that ``theta`` stands for."""
+        hyper = {**self._setting.hyper, **self._hyper(theta[self._segments :])}
+        return dataclasses.replace(self._setting, grid=tuple(map(float, self._times(theta))), hyper=hyper)
+
+    def _hyper(self, values: np.ndarray) -> dict[str, float]:
+        return dict(zip(self._smooth, map(float, values), strict=True))
+
+    def _times(self, theta: np.ndarray) -> np.ndarray:
+        weights = np.exp(theta[: self._segments] - theta[: self._segments].max())
+        knots = np.exp(np.log(self._t_end) * np.concatenate([[0.0], np.cumsum(weights) / weights.sum()]))
+        return grids.resample(np.append(knots[:-1], self._t_end), self._n_steps)
+
+    def _table(self, times: np.ndarray, values: np.ndarray) -> Tableau:
+        hyper = {**self._integrator.hyper, **self._hyper(values)}
+        integrator = dataclasses.replace(self._integrator, hyper=hyper)
+        return tabulate(integrator, self._evaluator.model.sde, times, self._denoise)
 
 
 def _floats(table: Tableau) -> dict[str, np.ndarray]:
