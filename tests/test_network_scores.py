@@ -15,6 +15,7 @@ from flax import nnx
 
 import psld_jax as pj
 from psld_jax import build, checkpoint, convert, models
+from psld_jax.generate import resolve
 
 ROOT, GOLDEN = Path(__file__).parents[1], Path(__file__).parent / "golden"
 TINY = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (), "image_size": 8, "dropout": 0.0}
@@ -322,7 +323,9 @@ def test_published_configurations_have_the_published_size_and_fit_their_diffusio
     assert sum(int(np.prod(shape)) for shape in shapes) == count
     sde = build.build_sde(config)
     assert config.model.in_ch == 3 * sde.num_blocks
-    pj.grids.for_budget(config.sampler.grid, pj.integrators.get(config.sampler.name), config.sampler.nfe)
+    sampler = config.sampler
+    setting = resolve(build.Model(sde, print, config, ()), sampler.name, sampler.nfe, grid=sampler.grid)
+    assert pj.grids.for_budget(setting.grid, setting.integrator(), sampler.nfe)[-1] == sampler.t_end
 
 
 def test_every_configuration_file_is_complete_and_locked():
