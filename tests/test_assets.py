@@ -34,3 +34,12 @@ def test_ten_evaluations_draw_digits_that_the_classifier_knows():
     assert len(set(np.asarray(logits).argmax(-1))) >= 7  # of ten digits
     # The corners of a digit are black; ten evaluations leave a little noise, 0.05 on average.
     assert np.abs(state.x[:, :2, :2] + 1).mean() < 0.1
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_the_samplers_that_ship_were_tuned_for_their_model_and_keep_the_budget(name):
+    model = pj.load(name)
+    assert len(model.tuned) >= 3
+    for tuned in model.tuned:
+        assert tuned.setting.table(model.sde, tuned.nfe).nfe <= tuned.nfe
+    assert pj.load(name, {"sde.beta_min": 7.0, "sde.beta_max": 7.0}).tuned == ()
