@@ -50,7 +50,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
         raise ValueError("bench needs a model whose exact law is known, such as the digits")
     samplers, sde, n = select(config.bench.samplers), model.sde, config.bench.num_samples
     if sde.num_blocks == 1:
-        samplers = tuple(name for name in samplers if _applies(name, sde))
+        samplers = tuple(name for name in samplers if integrators.get(name).applies_to(sde))
     for grid in config.bench.grids:
         if grid not in grids.available():
             raise unknown("grid", grid, grids.available())
@@ -124,14 +124,6 @@ class _Stopwatch:
         start = time.perf_counter()
         z = jax.block_until_ready(sample(self.eps_fn, table, z, self.keys))
         return z, time.perf_counter() - start
-
-
-def _applies(name: str, sde: Any) -> bool:
-    try:
-        integrators.get(name).stages(sde, 0.5, 0.4)
-    except ValueError:
-        return False
-    return True
 
 
 def write_tables(rows: list[dict[str, Any]], directory: Path) -> None:

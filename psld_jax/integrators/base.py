@@ -85,6 +85,14 @@ class Integrator:
         """
         return list(self.fn(sde, t, s, *([tuple(past)] if self.multistep else []), **self.hyper))
 
+    def applies_to(self, sde: LinearSDE) -> bool:
+        """Whether the method works for ``sde``: splitting needs a momentum."""
+        try:
+            self.stages(sde, 0.5, 0.4)
+        except ValueError:
+            return False
+        return True
+
     @functools.cached_property
     def _probe(self) -> list[Stage]:
         """The stages of some step: their pattern is the same for every SDE the method applies to."""

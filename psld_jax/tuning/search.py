@@ -46,18 +46,10 @@ def applicable(names: Iterable[str], sde: LinearSDE) -> tuple[str, ...]:
     """
     names = tuple(names)
     known = integrators.available() if names == ("all",) else [integrators.get(name).name for name in names]
-    usable = tuple(name for name in known if _works(name, sde))
+    usable = tuple(name for name in known if integrators.get(name).applies_to(sde))
     if not usable:
         raise ValueError(f"none of the samplers {', '.join(known)} works for {sde!r}")
     return usable
-
-
-def _works(name: str, sde: LinearSDE) -> bool:
-    try:
-        integrators.get(name).stages(sde, 0.5, 0.4)
-    except ValueError:
-        return False
-    return True
 
 
 def space(sampler: str) -> list[Setting]:
