@@ -59,7 +59,7 @@ class Setting:
 
     def describe(self) -> str:
         """One line for people."""
-        grid = self.grid if isinstance(self.grid, str) else f"{len(self.grid) - 1} tuned steps"
+        grid = self.grid if isinstance(self.grid, str) else "tuned"
         chosen = [f"{name}={value}" for name, value in self.hyper.items()]
         return ", ".join([self.sampler, f"rho={self.rho:g}" if grid == "power" else f"{grid} grid", *chosen])
 
