@@ -201,7 +201,7 @@ def _saved_model(config: Any) -> Model | Classifier:
 
 def _open(directory: str, weights: str) -> tuple[Any, dict[str, Any]]:
     """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from."""
-    place = assets.network(directory) if directory in assets.NETWORKS else Path(directory)
+    place = _place(directory)
     latest = checkpoint.latest_training(place)
     if latest is None:
         stored, params = checkpoint.read_converted(place, weights or None)
@@ -225,13 +225,14 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
     if m.name == "ncsnpp_clf":
         return Classifier(sde, scores.classifier(net), config, shape)
-    return Model(sde, scores.network(net, sde), config, shape, tuned=_tuned(config, sde, _samplers_of(m.checkpoint)))
+    return Model(
+        sde, scores.network(net, sde), config, shape, tuned=_tuned(config, sde, _place(m.checkpoint) / "samplers.json")
+    )
 
 
-def _samplers_of(checkpoint_name: str) -> Path:
-    """Where the tuned samplers of a saved network are, if it has any."""
-    place = assets.network(checkpoint_name) if checkpoint_name in assets.NETWORKS else Path(checkpoint_name)
-    return place / "samplers.json"
+def _place(name: str) -> Path:
+    """The directory of a saved network, or of one that ships."""
+    return assets.network(name) if name in assets.NETWORKS else Path(name)
 
 
 def tuned_for(config: Any, sde: LinearSDE) -> str:
@@ -240,12 +241,13 @@ def tuned_for(config: Any, sde: LinearSDE) -> str:
     return f"{sde!r}, " + (f"bandwidth={config.model.bandwidth}" if exact else f"data_std={sde.data_std}")
 
 
-def _tuned(config: Any, sde: LinearSDE, place: Path) -> tuple[Tuned, ...]:
+def _tuned(config: Any, sde: LinearSDE, place: Path | None) -> tuple[Tuned, ...]:
     """The tuned samplers in ``config.sampler.tuned``; without one, those in ``place`` if they are for this model."""
     chosen, wanted = config.sampler.tuned, tuned_for(config, sde)
-    if not chosen and not place.is_file():
+    source = Path(chosen) if chosen else place
+    if source is None or not (chosen or source.is_file()):
         return ()
-    belongs_to, rows = read_tuned(Path(chosen) if chosen else place)
+    belongs_to, rows = read_tuned(source)
     if belongs_to == wanted:
         return rows
     if chosen:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,9 +90,19 @@ class Evaluator:
     ):
         self.model, self.t_end, self.denoise, self.batch_size = model, t_end, denoise, batch_size
         self.features = features or (lambda images: images)
-        self._key, self._other = jax.random.split(jax.random.key(seed))
-        self._exact = np.zeros((0, *model.image_shape), np.float32)
-        self._target = None if target is None else metrics.FrechetTarget.of(self.features(target))
+        self._draw(seed)
+        #: What the distance is taken to; made when it is first asked for.
+        self.target = functools.cache(lambda: self._make_target(target, jax.random.key(seed)))
+
+    def with_seed(self, seed: int) -> Evaluator:
+        """The same with other noise; the target is shared."""
+        other = copy.copy(self)
+        other._draw(seed)
+        return other
+
+    def _draw(self, seed: int) -> None:
+        self._key = jax.random.split(jax.random.key(seed))[0]
+        self._exact = np.zeros((0, *self.model.image_shape), np.float32)
         self._floors: dict[int, float] = {}
 
     def __call__(self, setting: Setting, nfe: int, n: int, paired: bool = True) -> Score:
@@ -112,14 +124,12 @@ class Evaluator:
             self._exact = np.concatenate([self._exact, *(self._run(table, start, self._key) for start in missing)])
         return self._exact[:n]
 
-    def target(self) -> metrics.FrechetTarget:
-        """What the distance is taken to."""
-        if self._target is None:
-            table = self._table(FINE, FINE_NFE)
+    def _make_target(self, images: Array | None, key: Any) -> metrics.FrechetTarget:
+        if images is None:
+            table, other = self._table(FINE, FINE_NFE), jax.random.split(key)[1]
             starts = range(0, _NUM_TARGET, self.batch_size)
-            drawn = np.concatenate([self._run(table, start, self._other) for start in starts])
-            self._target = metrics.FrechetTarget.of(self.features(np.clip(drawn, -1, 1)))
-        return self._target
+            images = np.clip(np.concatenate([self._run(table, start, other) for start in starts]), -1, 1)
+        return metrics.FrechetTarget.of(self.features(images))
 
     def floor(self, n: int) -> float:
         """The distance of ``n`` samples of the fine solution."""

@@ -124,8 +124,7 @@ def tune(
     evaluator = Evaluator(model, target=target, features=features, seed=seed, **options)
     # The gradient has noise of its own, and so have the numbers that are reported and decide between samplers: the
     # smallest of many distances owes something to luck.
-    trainer = Evaluator(model, target=target, features=features, seed=seed + 1, **options)
-    judge = Evaluator(model, target=target, features=features, seed=seed + 2, **options)
+    trainer, judge = evaluator.with_seed(seed + 1), evaluator.with_seed(seed + 2)
 
     def best_of(name: str, budget: int, inherited: list[Setting]) -> Row:
         stochastic = integrators.get(name).stochastic
