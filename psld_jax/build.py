@@ -225,9 +225,8 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
     if m.name == "ncsnpp_clf":
         return Classifier(sde, scores.classifier(net), config, shape)
-    return Model(
-        sde, scores.network(net, sde), config, shape, tuned=_tuned(config, sde, _place(m.checkpoint) / "samplers.json")
-    )
+    samplers = _place(m.checkpoint) / "samplers.json" if m.checkpoint else None  # a network in training has no place
+    return Model(sde, scores.network(net, sde), config, shape, tuned=_tuned(config, sde, samplers))
 
 
 def _place(name: str) -> Path:
