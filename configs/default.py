@@ -139,6 +139,16 @@ def get_config() -> ConfigDict:
     config.tune.num_samples = 128  # the best settings are compared on so many, and in the end on twice as many others
     config.tune.candidates = 24  # settings in the first round, on a quarter of the samples
     config.tune.gradient_steps = 20  # 0: no refinement by gradient
+    config.tune.features = "pixels"  # of the images, for distances: pixels | mnist (of a classifier)
     config.tune.num_targets = 10_000  # images of config.data, if it has a path, that the samples are compared to
+
+    config.evaluate = ConfigDict()
+    config.evaluate.samplers = ("auto",)  # names, also of adaptive solvers (which take no notice of nfe)
+    config.evaluate.nfe = (10, 20, 50)
+    config.evaluate.seeds = (0, 1, 2)  # the spread over them is reported
+    config.evaluate.num_samples = 10_000  # for each sampler, budget and seed
+    config.evaluate.features = "pixels"  # as for tune
+    config.evaluate.tuned = ""  # a samplers.json that --mode tune wrote: every sampler's own settings
+    config.evaluate.num_reference = 0  # training images that the samples are compared to; 0: all
 
     return config.lock()

@@ -250,8 +250,26 @@ def _tuned(config: Any, sde: LinearSDE, place: Path | None) -> tuple[Tuned, ...]
     if belongs_to == wanted:
         return rows
     if chosen:
-        raise ValueError(f"config.sampler.tuned={chosen!r} was tuned for {belongs_to}; this model is {wanted}")
+        raise _not_tuned_for("config.sampler.tuned", chosen, belongs_to, wanted)
     return ()
+
+
+def tuned_rows(model: Model, path: str) -> tuple[Tuned, ...]:
+    """The settings of every sampler in ``config.evaluate.tuned``; none if it is empty.
+
+    Raises:
+      ValueError: if it is no such file, or of another model.
+    """
+    if not path:
+        return ()
+    (belongs_to, rows), wanted = read_tuned(Path(path), "rows"), tuned_for(model.config, model.sde)
+    if belongs_to != wanted:
+        raise _not_tuned_for("config.evaluate.tuned", path, belongs_to, wanted)
+    return rows
+
+
+def _not_tuned_for(field: str, value: str, belongs_to: str, wanted: str) -> ValueError:
+    return ValueError(f"{field}={value!r} was tuned for {belongs_to}; this model is {wanted}")
 
 
 def build_data(config: Any, split: str) -> Dataset:

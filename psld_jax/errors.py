@@ -21,3 +21,10 @@ def is_count(value: Any, least: int = 1) -> bool:
     """Whether ``value`` is a whole number of at least ``least``; 10.0 is one, ``True`` and ``"10"`` are not."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return bool(number and value >= least and float(value).is_integer())
+
+
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """Raise a ``ValueError`` for the first of the named values that is no whole number of at least ``least``."""
+    for name, value in counts.items():
+        if not is_count(value, least):
+            raise ValueError(f"{name}={value!r} must be an integer >= {least}")

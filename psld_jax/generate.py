@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,10 @@ import numpy as np
 
 from psld_jax import blocks, random
 from psld_jax.build import Model
-from psld_jax.errors import is_count
+from psld_jax.errors import check_counts
 from psld_jax.settings import Setting, choose
 from psld_jax.solve import SOLVERS, sample, sample_ode
+from psld_jax.tableau import Tableau
 
 Array = Any
 
@@ -49,60 +50,89 @@ def _times(grid: Any) -> str | tuple[float, ...]:
     return grid if isinstance(grid, str) else tuple(map(float, grid))
 
 
-def generate_states(
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A model with all that is chosen about its sampling: a function of keys; :func:`prepare` makes one.
+
+    Attributes:
+      model: what is sampled from.
+      setting: of a table-driven sampler; ``None`` if it is adaptive.
+      table: its table.
+      adaptive: keyword arguments of ``sample_ode``.
+    """
+
+    model: Model
+    setting: Setting | None
+    table: Tableau | None
+    adaptive: dict[str, Any]
+
+    def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, np.ndarray]:
+        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``."""
+        keys = random.sample_keys(key, jnp.asarray(indices))
+        z_T = self.model.sde.prior_sample(keys, (len(keys), *self.model.image_shape))
+        if self.table is None:
+            z, counts = sample_ode(self.model.eps_fn, self.model.sde, z_T, **self.adaptive)
+        else:
+            z = sample(self.model.eps_fn, self.table, z_T, keys)
+            counts = np.full(len(keys), self.table.nfe)
+        return z, np.asarray(counts)
+
+    def batches(self, seed: int, n: int, batch_size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
+        """Samples 0 to ``n - 1`` of ``seed`` in batches: number of the first, state of numpy arrays, NFE of each."""
+        key, size = jax.random.key(seed), min(batch_size, n)
+        for start in range(0, n, size):
+            # The last batch is filled up with samples beyond n: one shape, so one program and the same bits.
+            z, counts = self(key, np.arange(start, start + size))
+            here = min(size, n - start)
+            yield start, jax.tree.map(lambda leaf, here=here: np.asarray(leaf)[:here], z), counts[:here]
+
+    def describe(self) -> str:
+        """One line for people."""
+        return self.adaptive["solver"] if self.setting is None else self.setting.describe()
+
+
+def prepare(
     model: Model,
     sampler: str = "auto",
     *,
     nfe: int = 20,
-    n: int = 64,
-    seed: int = 0,
     grid: str | Sequence[float] = "auto",
     rho: float = 7.0,
     t_end: float = 1e-3,
     denoise: bool = True,
-    batch_size: int = 256,
     rtol: float = 1e-4,
     atol: float = 1e-4,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     **hyper: Any,
+) -> Sampler:
+    """The :class:`Sampler` that these arguments of :func:`generate` mean for ``model``; checks all of them."""
+    if sampler not in SOLVERS:
+        setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
+        return Sampler(model, setting, setting.table(model.sde, nfe, t_end=t_end, denoise=denoise), {})
+    if hyper:
+        raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
+    adaptive = {"t_end": t_end, "solver": sampler, "rtol": rtol, "atol": atol, "denoise": denoise}
+    return Sampler(model, None, None, adaptive)
+
+
+def generate_states(
+    model: Model,
+    sampler: str = "auto",
+    *,
+    n: int = 64,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    **options: Any,
 ) -> tuple[blocks.State, np.ndarray]:
     """Like :func:`generate`, but returns all K blocks, and the NFE of each sample ``[n]``.
 
     ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``.
     """
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        if not is_count(value):
-            raise ValueError(f"{name}={value!r} must be an integer >= 1")
-    adaptive = sampler in SOLVERS
-    if adaptive and hyper:
-        raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
-    table = None
-    if not adaptive:
-        setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
-        table = setting.table(model.sde, nfe, t_end=t_end, denoise=denoise)
-    key = jax.random.key(seed)
-    size = min(batch_size, n)
-    parts, counts = [], []
-    for start in progress(range(0, n, size)):
-        # The last batch is filled up with samples beyond n: one shape, so one program and the same bits.
-        keys = random.sample_keys(key, jnp.arange(start, start + size))
-        z_T = model.sde.prior_sample(keys, (size, *model.image_shape))
-        if table is None:
-            z, count = sample_ode(
-                model.eps_fn,
-                model.sde,
-                z_T,
-                t_end=t_end,
-                solver=sampler,
-                rtol=rtol,
-                atol=atol,
-                denoise=denoise,
-            )
-        else:
-            z, count = sample(model.eps_fn, table, z_T, keys), np.full(len(keys), table.nfe)
-        parts.append(jax.tree.map(np.asarray, z))
-        counts.append(np.asarray(count))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts), np.concatenate(counts)[:n]
+    check_counts(n=n, batch_size=batch_size)
+    batches = prepare(model, sampler, **options).batches(seed, n, batch_size)
+    starts = progress(range(0, n, min(batch_size, n)))
+    _, states, counts = zip(*(next(batches) for _ in starts), strict=True)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *states), np.concatenate(counts)
 
 
 def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:

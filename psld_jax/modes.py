@@ -20,8 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from psld_jax import bench, build, checkpoint, metrics, plots
+from psld_jax import bench, build, checkpoint, evaluate, metrics, plots
+from psld_jax.data import Dataset
 from psld_jax.generate import generate_states, resolve
+from psld_jax.journal import Journal, replace
 from psld_jax.settings import Setting
 from psld_jax.solve import SOLVERS, sample
 from psld_jax.train import train
@@ -123,7 +125,10 @@ def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     options = {name: c[name] for name in ("nfe", "samplers", "num_samples", "candidates", "gradient_steps")}
     sampler = {name: config.sampler[name] for name in ("t_end", "denoise")}
     log = workdir / "tuning.jsonl"
-    tuning = tune(model, **options, **sampler, target=target, seed=config.seed, log=log, report=report)
+    features = metrics.features(c.features)
+    tuning = tune(
+        model, **options, **sampler, target=target, features=features, seed=config.seed, log=log, report=report
+    )
     tuning.write(workdir / "samplers.json")
     plots.save_tuning(workdir, [row.to_json() for row in tuning.rows])
     if Path(config.model.checkpoint or workdir).absolute() != workdir.absolute():
@@ -133,15 +138,95 @@ def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
 
 def _target(model: build.Model, config: Any) -> np.ndarray | None:
     """Images to compare samples with: of the exact law, or of the data if the configuration says where they are."""
-    count = config.tune.num_targets
     if model.data is not None:
-        rng = np.random.default_rng(config.seed)
-        noise = rng.standard_normal((count, *model.image_shape))
-        return model.data[rng.integers(len(model.data), size=count)] + config.model.bandwidth * noise
+        return _exact_images(model, config, config.tune.num_targets, config.seed)
     if not config.data.path:
         return None
     data = build.build_data(model.config, "train")
-    return data.gather(np.arange(min(count, len(data))))[0] / np.float32(127.5) - 1
+    return _images(data, np.arange(min(config.tune.num_targets, len(data))))
+
+
+def _exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.ndarray:
+    """Draws from the law whose score is exact."""
+    assert model.data is not None
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((count, *model.image_shape))
+    return model.data[rng.integers(len(model.data), size=count)] + config.model.bandwidth * noise
+
+
+def _images(data: Dataset, numbers: np.ndarray) -> np.ndarray:
+    """Images of a data set in [-1, 1], float32."""
+    return data.gather(numbers)[0] / np.float32(127.5) - 1
+
+
+def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """Compare samplers by many samples; leave evaluation.csv, .json, .md and .png, and a picture of each cell."""
+    c, model = config.evaluate, _sampled(config)
+    features = metrics.features(c.features)
+    features.check(model.image_shape)
+    options = build.sampler_options(config)
+    tuned = build.tuned_rows(model, c.tuned)
+    jobs = list(evaluate.jobs(model, c.samplers, c.nfe, tuned, options))
+    reference, real = _references(model, config, features)
+    console.print(f"{len(jobs)} samplers and budgets, {len(c.seeds)} seeds of {c.num_samples:,} samples each")
+    about = {"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint}
+    about |= {"features": features.name, "t_end": config.sampler.t_end, "denoise": config.sampler.denoise}
+    pictures = workdir / "pictures"
+
+    def report(cell: evaluate.Cell) -> None:
+        console.print(f"{cell.sampler}, {cell.nfe:.0f} NFE, seed {cell.seed}: distance {cell.distance:.4g}")
+
+    def picture(cell: evaluate.Cell, images: np.ndarray) -> None:
+        pictures.mkdir(exist_ok=True)
+        plots.save_samples(
+            pictures / f"{cell.sampler}_{cell.budget}.png", (images,), f"{cell.sampler}, {cell.nfe:.0f} NFE"
+        )
+
+    cells = evaluate.evaluate(
+        jobs,
+        reference,
+        features=features,
+        seeds=c.seeds,
+        num_samples=c.num_samples,
+        batch_size=config.sampling.batch_size,
+        journal=Journal(workdir / "evaluation.jsonl", about, "an evaluation"),
+        report=report,
+        picture=picture,
+    )
+    rows = evaluate.summary(cells)
+    evaluate.write(workdir, rows, real, f"{features.name} features, {c.num_samples:,} samples a seed")
+    labels = {"distance": f"Frechet distance, {features.name} features"}
+    plots.save_curves(
+        workdir / "evaluation.png", [{**row, "grid": ""} for row in rows], labels, {"distance": real[0]}, "real images"
+    )
+    console.print((workdir / "evaluation.md").read_text())
+    return {"rows": rows, "real": real}
+
+
+def _references(
+    model: build.Model, config: Any, features: metrics.Features
+) -> tuple[metrics.Gaussian, tuple[float, float]]:
+    """The law of the features of the data, and mean and spread of the distance that so many other real images have."""
+    c = config.evaluate
+    if model.data is not None:
+        count = c.num_reference or 50_000
+        images = [_exact_images(model, config, count, 10**6)]
+        others = [_exact_images(model, config, c.num_samples, seed) for seed in c.seeds]
+    else:
+        train, test = (build.build_data(model.config, split) for split in ("train", "test"))
+        numbers = np.arange(c.num_reference or len(train))
+        images = (_images(train, part) for part in np.array_split(numbers, max(len(numbers) // 1000, 1)))
+        choices = [np.random.default_rng(seed).permutation(len(test))[: c.num_samples] for seed in c.seeds]
+        others = (_images(test, chosen) for chosen in choices)
+    reference = metrics.Moments()
+    for part in images:
+        reference.add(features(np.clip(part, -1, 1)))
+    law, distances = reference.gaussian(), []
+    for part in others:
+        moments = metrics.Moments()
+        moments.add(features(np.clip(part, -1, 1)))
+        distances.append(moments.gaussian().distance(law))
+    return law, (float(np.mean(distances)), float(np.std(distances)))
 
 
 def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
@@ -170,6 +255,7 @@ MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {
     "bench": run_bench,
     "train": train,
     "tune": run_tune,
+    "evaluate": run_evaluate,
     "export": run_export,
 }
 
@@ -199,7 +285,5 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
         "config": json.loads(config.to_json()),
         "versions": used,
     }
-    temporary = report.with_name(".report.json")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(report)
+    replace(report, json.dumps(content, indent=1) + "\n")
     console.print(f"results in {workdir}")

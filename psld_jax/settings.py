@@ -99,18 +99,23 @@ def choose(sde: LinearSDE, tuned: Sequence[Tuned], nfe: int) -> Setting:
     """``sampler="auto"``: what was tuned for the budget nearest to ``nfe`` (in its logarithm), else :func:`rule`."""
     if not tuned:
         return rule(sde, nfe)
-    return min(tuned, key=lambda row: abs(np.log(row.nfe / max(nfe, 1)))).setting
+    return nearest(tuned, max(nfe, 1))
 
 
-def read_tuned(path: Path) -> tuple[str, tuple[Tuned, ...]]:
-    """What a file of tuned samplers belongs to, and its rows.
+def nearest(tuned: Sequence[Tuned], nfe: int) -> Setting:
+    """The setting for the budget nearest to ``nfe`` in its logarithm."""
+    return min(tuned, key=lambda row: abs(np.log(row.nfe / nfe))).setting
+
+
+def read_tuned(path: Path, which: str = "best") -> tuple[str, tuple[Tuned, ...]]:
+    """What a file of tuned samplers belongs to, and the best setting of every budget, or ``"rows"``: of every sampler.
 
     Raises:
       ValueError: if there is no such file, or :func:`psld_jax.tune` has not written it.
     """
     try:
         content = json.loads(path.read_text())
-        rows = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"])) for row in content["best"])
+        rows = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"])) for row in content[which])
         return content["model"], rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no file of tuned samplers ({error}); --mode tune writes one") from None

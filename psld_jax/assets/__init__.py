@@ -10,6 +10,9 @@ import numpy as np
 #: Trained networks, directories that :func:`psld_jax.load` opens; each has a model card, ``README.md``.
 NETWORKS = ("mnist", "mnist_clf")
 
+#: Data sets with a classifier of clean images, :func:`psld_jax.metrics.judge`.
+JUDGES = ("mnist",)
+
 #: The samplers that were tuned for the digits' exact score.
 DIGITS_SAMPLERS = Path(__file__).parent / "digits_samplers.json"
 
@@ -17,6 +20,11 @@ DIGITS_SAMPLERS = Path(__file__).parent / "digits_samplers.json"
 def network(name: str) -> Path:
     """The directory of a trained network."""
     return Path(__file__).parent / name
+
+
+def judge(name: str) -> Path:
+    """The weights of a classifier of clean images."""
+    return Path(__file__).parent / f"{name}_judge.npz"
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +51,55 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
     cross = np.linalg.eigvalsh(root @ cov2 @ root)
     overlap = 2 * np.sqrt(np.maximum(cross, 0)).sum()
     return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - overlap)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Mean ``[d]`` and covariance ``[d, d]`` of features, float64."""
+
+    mean: np.ndarray
+    cov: np.ndarray
+
+    def distance(self, other: Gaussian) -> float:
+        """:func:`frechet_distance`."""
+        return frechet_distance(self.mean, self.cov, other.mean, other.cov)
+
+
+class Moments:
+    """Mean and covariance in one pass, float64: features are added in parts of any size, and not kept.
+
+    Parts are joined by the formula of Chan, Golub & LeVeque (1983), which does not cancel.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.finite = 0, True
+        self._mean: np.ndarray = np.zeros(0)
+        self._scatter: np.ndarray = np.zeros((0, 0))
+
+    def add(self, features: Array) -> None:
+        """Add features ``[n, ...]``; after NaN or infinite ones :attr:`finite` is false, and there are no moments."""
+        part = np.asarray(features, np.float64)
+        self.finite = self.finite and bool(np.isfinite(part).all())
+        if not self.finite or not len(part):
+            return
+        part = part.reshape(len(part), -1)
+        if not self.count:
+            self._mean, self._scatter = np.zeros(part.shape[1]), np.zeros((part.shape[1],) * 2)
+        mean = part.mean(axis=0)
+        centred, apart, total = part - mean, mean - self._mean, self.count + len(part)
+        self._scatter += centred.T @ centred + np.outer(apart, apart) * (self.count * len(part) / total)
+        self._mean = self._mean + apart * (len(part) / total)
+        self.count = total
+
+    def gaussian(self, unbiased: bool = False) -> Gaussian:
+        """The moments so far: covariance over ``n``, or over ``n - 1`` if ``unbiased`` (numpy.cov, pytorch-fid).
+
+        Raises:
+          ValueError: for fewer than two samples, or NaN or infinite values.
+        """
+        if not self.finite or self.count < 2:
+            raise ValueError(f"moments need at least two samples, all finite; got {self.count}, finite: {self.finite}")
+        return Gaussian(self._mean, self._scatter / (self.count - unbiased))
 
 
 class FrechetTarget(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,7 +71,7 @@ class Evaluator:
       model: from ``psld_jax.load``.
       target: images ``[m, H, W, C]`` in [-1, 1] to whose law the samples are compared; by default 512 samples of the
         fine solution, from other noise.
-      features: what the distance is taken of, ``[n, H, W, C]`` to ``[n, ...]``; by default the pixels.
+      features: what the distance is taken of; by default the pixels.
       t_end, denoise, seed: of the samplers.
       batch_size: samples that run at a time.
     """
@@ -82,14 +81,15 @@ class Evaluator:
         model: Model,
         *,
         target: Array | None = None,
-        features: Callable[[Array], Array] | None = None,
+        features: metrics.Features | None = None,
         t_end: float = 1e-3,
         denoise: bool = True,
         seed: int = 0,
         batch_size: int = 64,
     ):
         self.model, self.t_end, self.denoise, self.batch_size = model, t_end, denoise, batch_size
-        self.features = features or (lambda images: images)
+        self.features = features or metrics.features("pixels")
+        self.features.check(model.image_shape)
         self._draw(seed)
         #: What the distance is taken to; made when it is first asked for.
         self.target = functools.cache(lambda: self._make_target(target, jax.random.key(seed)))

@@ -99,7 +99,7 @@ class Objective:
             evaluator.exact(n),
             evaluator.target(),
             evaluator.floor(n),
-            evaluator.features,
+            evaluator.features.fn,
         )
         slopes = {name: np.asarray(slope, np.float64) for name, slope in slopes.items()}
 

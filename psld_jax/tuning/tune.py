@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from psld_jax import build, integrators
+from psld_jax import build, integrators, metrics
 from psld_jax.build import Model
-from psld_jax.errors import is_count
+from psld_jax.errors import check_counts
+from psld_jax.journal import Journal, replace
 from psld_jax.settings import Setting, Tuned
 from psld_jax.tuning.evaluate import Evaluator, Score
 from psld_jax.tuning.gradient import refine
@@ -61,9 +62,7 @@ class Tuning:
         """Write all to a file that a model's directory may hold as ``samplers.json``."""
         best = [{"nfe": tuned.nfe, "setting": tuned.setting.to_json()} for tuned in self.best]
         content = {"model": self.model, "best": best, "rows": [row.to_json() for row in self.rows]}
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        temporary.replace(path)
+        replace(path, json.dumps(content, indent=1) + "\n")
 
 
 def tune(
@@ -75,7 +74,7 @@ def tune(
     candidates: int = 24,
     gradient_steps: int = 20,
     target: Array | None = None,
-    features: Callable[[Array], Array] | None = None,
+    features: metrics.Features | None = None,
     t_end: float = 1e-3,
     denoise: bool = True,
     seed: int = 0,
@@ -98,7 +97,7 @@ def tune(
       candidates: settings in the first round.
       gradient_steps: iterations of L-BFGS; 0 for none.
       target: images ``[m, H, W, C]`` in [-1, 1], best from the data; by default, samples of the fine solution.
-      features: of images, for the distance, as JAX can trace them; by default their pixels.
+      features: of images, for the distance, e.g. ``metrics.features("mnist")``; by default their pixels.
       t_end, denoise, seed: of the samplers.
       log: a file of JSON lines with every run; a killed tuning that is started again does not repeat what it holds.
       report: called with every row as it is found.
@@ -107,18 +106,17 @@ def tune(
       ValueError: for unknown samplers, counts out of range, or a log of another tuning.
     """
     budgets = sorted(set(nfe))
-    for name, value, least in (
-        *(("nfe", budget, 1) for budget in budgets),
-        ("num_samples", num_samples, 8),
-        ("candidates", candidates, 1),
-        ("gradient_steps", gradient_steps, 0),
-    ):
-        if not is_count(value, least):
-            raise ValueError(f"{name}={value!r} must be an integer >= {least}")
+    for budget in budgets:
+        check_counts(nfe=budget)
+    check_counts(8, num_samples=num_samples)
+    check_counts(candidates=candidates)
+    check_counts(0, gradient_steps=gradient_steps)
     names = applicable(samplers, model.sde)
     belongs_to = build.tuned_for(model.config, model.sde)
-    about = {"model": belongs_to, "num_samples": num_samples, "t_end": t_end, "denoise": denoise, "seed": seed}
-    trials = _Log(log, about)
+    features = features or metrics.features("pixels")
+    about = {"model": belongs_to, "features": features.name, "num_samples": num_samples}
+    about |= {"t_end": t_end, "denoise": denoise, "seed": seed}
+    trials = Journal(log, about, "a tuning")
     batch = max(num_samples // 4, 1)
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise, "batch_size": batch}
     evaluator = Evaluator(model, target=target, features=features, seed=seed, **options)
@@ -129,13 +127,17 @@ def tune(
     def best_of(name: str, budget: int, inherited: list[Setting]) -> Row:
         stochastic = integrators.get(name).stochastic
 
+        def score(setting: Setting, n: int, judge: Evaluator) -> dict[str, Any]:
+            return dataclasses.asdict(judge(setting, budget, n, paired=not stochastic))
+
         def trial(setting: Setting, n: int, judge: Evaluator = evaluator) -> Score:
-            return trials.score(setting, budget, n, lambda: judge(setting, budget, n, paired=not stochastic))
+            return Score(**trials.get(["score", setting.to_json(), budget, n], lambda: score(setting, n, judge)))
 
         best = search(name, trial, num_samples=num_samples, candidates=candidates, seed=seed, inherited=inherited)
         if gradient_steps and not stochastic:
-            refined = trials.refined(best, budget, lambda: refine(best, trainer, budget, gradient_steps))
-            best = min((best, refined), key=lambda setting: trial(setting, num_samples).loss)
+            key = ["refine", best.to_json(), budget]
+            refined = trials.get(key, lambda: refine(best, trainer, budget, gradient_steps).to_json())
+            best = min((best, Setting.from_json(refined)), key=lambda setting: trial(setting, num_samples).loss)
         return Row(budget, best, trial(best, 2 * num_samples, judge))
 
     rows: list[Row] = []
@@ -146,40 +148,3 @@ def tune(
             report(rows[-1])
             inherited = [rows[-1].setting]
     return Tuning(belongs_to, tuple(rows))
-
-
-class _Log:
-    """Every run of a tuning, in memory and in a file of JSON lines."""
-
-    def __init__(self, path: Path | None, about: dict[str, Any]):
-        self._path, self._known = path, {}
-        lines = path.read_text().splitlines(keepends=True) if path is not None and path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a killed run may have cut off the last one
-        if path is not None and len(whole) < len(lines):
-            path.write_text("".join(whole))
-        if not whole:
-            self._write(about)
-            return
-        found, *entries = map(json.loads, whole)
-        if found != about:
-            names = ", ".join(f"{key}={found.get(key)!r}" for key in about if found.get(key) != about[key])
-            raise ValueError(f"{path} is of a tuning with {names}; choose another directory, or remove it")
-        self._known = {entry.pop("key"): entry for entry in entries}
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        if self._path is not None:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(entry) + "\n")
-
-    def _get(self, key: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        name = json.dumps(key, sort_keys=True)
-        if name not in self._known:
-            self._known[name] = make()
-            self._write({"key": name, **self._known[name]})
-        return self._known[name]
-
-    def score(self, setting: Setting, nfe: int, n: int, make: Callable[[], Score]) -> Score:
-        return Score(**self._get(["score", setting.to_json(), nfe, n], lambda: dataclasses.asdict(make())))
-
-    def refined(self, setting: Setting, nfe: int, make: Callable[[], Setting]) -> Setting:
-        return Setting.from_json(self._get(["refine", setting.to_json(), nfe], lambda: make().to_json()))

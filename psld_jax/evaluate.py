@@ -1,0 +1,187 @@
+"""A sweep over samplers, budgets and seeds: distances of many samples, which are not kept; resumable by cell."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psld_jax import integrators, metrics
+from psld_jax.build import Model, sampler_hyper
+from psld_jax.errors import check_counts
+from psld_jax.generate import Sampler, prepare
+from psld_jax.journal import Journal, replace
+from psld_jax.settings import Tuned, nearest
+from psld_jax.solve import SOLVERS
+
+Array = Any
+
+#: Samples of a cell's first batch that its picture shows.
+_PICTURE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One sampler at one budget with one seed, and how it did.
+
+    Attributes:
+      sampler: what it is called in the sweep: ``"auto"`` stays ``"auto"``.
+      budget: evaluations allowed, 0 for an adaptive solver; ``nfe`` those used, on average.
+      distance: Frechet distance of the features to the reference.
+      seconds: for all samples, compilation included.
+      setting: what was run; ``None`` for an adaptive solver.
+    """
+
+    sampler: str
+    budget: int
+    seed: int
+    num_samples: int
+    nfe: float
+    distance: float
+    seconds: float
+    setting: dict[str, Any] | None
+
+
+def jobs(
+    model: Model, samplers: Iterable[str], budgets: Iterable[int], tuned: Sequence[Tuned], options: dict[str, Any]
+) -> Iterator[tuple[str, int, Sampler]]:
+    """Name, budget and sampler for every combination; those whose budget is below one step are left out.
+
+    Adaptive solvers come first, once each, with budget 0: they take the evaluations that they need.
+
+    Args:
+      tuned: settings; a sampler that is among them takes the one for the nearest budget.
+      options: of :func:`psld_jax.generate.prepare`, for the others.
+
+    Raises:
+      ValueError: for an unknown sampler, or options that make no sense.
+    """
+    common = {name: options[name] for name in ("t_end", "denoise", "rtol", "atol")}
+    samplers, budgets = tuple(samplers), tuple(budgets)
+    check_counts(**{f"nfe[{i}]": budget for i, budget in enumerate(budgets)})
+    for name in (name for name in samplers if name in SOLVERS):
+        yield name, 0, prepare(model, name, **common)
+    for budget, name in itertools.product(budgets, samplers):
+        own = {"grid": options["grid"], "rho": options["rho"]}
+        if name in SOLVERS:
+            continue
+        if name != "auto":
+            integrator = integrators.get(name)
+            if budget < integrator.nfe_per_step + options["denoise"]:
+                continue
+            mine = [row for row in tuned if row.setting.sampler == integrator.name]
+            if mine:
+                setting = nearest(mine, budget)
+                own = {"grid": setting.grid, "rho": setting.rho, **setting.hyper}
+            else:
+                own |= sampler_hyper(model.config, name)
+        yield name, budget, prepare(model, name, nfe=budget, **own, **common)
+
+
+def evaluate(
+    jobs: Iterable[tuple[str, int, Sampler]],
+    reference: metrics.Gaussian,
+    *,
+    features: metrics.Features,
+    seeds: Sequence[int] = (0,),
+    num_samples: int = 10_000,
+    batch_size: int = 64,
+    journal: Journal,
+    report: Callable[[Cell], None] = lambda cell: None,
+    picture: Callable[[Cell, np.ndarray], None] = lambda cell, images: None,
+) -> list[Cell]:
+    """Draw ``num_samples`` samples for each job and seed, and take the distance of their features to ``reference``.
+
+    Memory holds one batch and the moments of the features. A cell that ``journal`` knows is not run again.
+
+    Args:
+      jobs: name, budget and sampler of each, in the order in which they are run.
+      reference: mean and covariance of the features of the data.
+      features: of images, clipped to [-1, 1].
+      seeds: of the samples; the spread over them is that of the distances.
+      journal: of this sweep.
+      report: called with every cell.
+      picture: called with every new cell of the first seed, and its first images.
+    """
+    check_counts(num_samples=num_samples, batch_size=batch_size)
+
+    def run(name: str, budget: int, sampler: Sampler, seed: int) -> Cell:
+        start, moments, evaluations, first = time.perf_counter(), metrics.Moments(), 0.0, np.zeros(0)
+        for _, state, counts in sampler.batches(seed, num_samples, batch_size):
+            images = np.clip(state[0], -1, 1)
+            first = first if len(first) else images[:_PICTURE]
+            moments.add(features(images))
+            evaluations += float(counts.sum())
+        distance = moments.gaussian().distance(reference) if moments.finite else float("inf")
+        setting, seconds = _json(sampler), time.perf_counter() - start
+        cell = Cell(name, budget, seed, num_samples, evaluations / num_samples, distance, seconds, setting)
+        if seed == seeds[0]:
+            picture(cell, first)
+        return cell
+
+    cells = []
+    for (name, budget, sampler), seed in itertools.product(jobs, seeds):
+        job = (name, budget, sampler, seed)
+        key = [name, budget, seed, num_samples, _json(sampler)]
+        cells.append(Cell(**journal.get(key, lambda job=job: dataclasses.asdict(run(*job)))))
+        report(cells[-1])
+    return cells
+
+
+def _json(sampler: Sampler) -> dict[str, Any] | None:
+    return None if sampler.setting is None else sampler.setting.to_json()
+
+
+def summary(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """One row for each sampler and budget: mean and spread (standard deviation) of the distance over the seeds."""
+    rows: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.sampler, cell.budget), []).append(cell)
+    return [
+        {
+            "sampler": name,
+            "budget": budget,
+            "nfe": float(np.mean([cell.nfe for cell in row])),
+            "distance": float(np.mean([cell.distance for cell in row])),
+            "spread": float(np.std([cell.distance for cell in row])),
+            "seeds": len(row),
+            "num_samples": row[0].num_samples,
+            "seconds": float(np.mean([cell.seconds for cell in row])),
+            "setting": row[0].setting,
+        }
+        for (name, budget), row in rows.items()
+    ]
+
+
+def markdown(rows: list[dict[str, Any]], real: tuple[float, float]) -> str:
+    """The rows as a table, samplers down and budgets across, the best of each budget in bold."""
+    budgets = sorted({row["budget"] for row in rows})
+    best = {budget: min(row["distance"] for row in rows if row["budget"] == budget) for budget in budgets}
+    lines = ["| | " + " | ".join(f"{b} NFE" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for name in dict.fromkeys(row["sampler"] for row in rows):
+        cells = {row["budget"]: row for row in rows if row["sampler"] == name}
+        texts = []
+        for budget in budgets:
+            row = cells.get(budget)
+            text = "-" if row is None else f"{row['distance']:.3g} ± {row['spread']:.2g}"
+            texts.append(f"**{text}**" if row is not None and row["distance"] == best[budget] else text)
+        lines.append(f"| `{name}` | " + " | ".join(texts) + " |")
+    return "\n".join([*lines, "", f"As many real images: {real[0]:.3g} ± {real[1]:.2g}.", ""])
+
+
+def write(directory: Path, rows: list[dict[str, Any]], real: tuple[float, float], title: str) -> None:
+    """Write ``evaluation.csv``, ``.json`` and ``.md``."""
+    content = {"title": title, "real": real, "rows": rows}
+    replace(directory / "evaluation.json", json.dumps(content, indent=1) + "\n")
+    replace(directory / "evaluation.md", f"{title}\n\n{markdown(rows, real)}")
+    with open(directory / "evaluation.csv", "w", newline="") as file:
+        writer: csv.DictWriter[str] = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "setting": json.dumps(row["setting"])} for row in rows)

@@ -1,0 +1,130 @@
+"""What distances between images are taken of: their pixels, or the features of a small classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from psld_jax import assets, checkpoint
+from psld_jax.errors import unknown
+
+Array = Any
+
+#: Images are classified so many at a time.
+_BATCH = 64
+
+
+class ImageClassifier(nnx.Module):
+    """A small convolutional classifier of clean images of 32 x 32 pixels with one channel; 159,000 parameters.
+
+    Four 3x3 convolutions (two with stride 2) and a mean over 2x2, then ``num_features`` features and the logits.
+    It knows no noise and no time: it judges samples, and does not guide them.
+
+    Args:
+      n_classes: number of logits.
+      num_features: width of the last hidden layer.
+      rngs: stream ``params`` initialises.
+    """
+
+    def __init__(self, n_classes: int = 10, num_features: int = 64, *, rngs: nnx.Rngs):
+        self.conv_1 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
+        self.conv_2 = nnx.Conv(32, 64, (3, 3), strides=2, rngs=rngs)
+        self.conv_3 = nnx.Conv(64, 64, (3, 3), rngs=rngs)
+        self.conv_4 = nnx.Conv(64, 64, (3, 3), strides=2, rngs=rngs)
+        self.hidden = nnx.Linear(4 * 4 * 64, num_features, rngs=rngs)
+        self.out = nnx.Linear(num_features, n_classes, rngs=rngs)
+
+    def features(self, images: Array) -> Array:
+        """Activations of the last hidden layer, before their nonlinearity: ``[n, 32, 32, 1]`` to ``[n, 64]``."""
+        h = images
+        for layer in (self.conv_1, self.conv_2, self.conv_3, self.conv_4):
+            h = nnx.relu(layer(h))
+        h = nnx.avg_pool(h, (2, 2), (2, 2))
+        return self.hidden(h.reshape(len(h), -1))
+
+    def __call__(self, images: Array) -> Array:
+        """Logits ``[n, n_classes]``."""
+        return self.out(nnx.relu(self.features(images)))
+
+    def save(self, path: Path) -> None:
+        """Write the parameters to a .npz."""
+        arrays = checkpoint.flatten(nnx.to_pure_dict(nnx.state(self, nnx.Param)))
+        values: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+        np.savez(path, **values)
+
+    @classmethod
+    def open(cls, path: Path) -> ImageClassifier:
+        """The classifier that :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        n_classes, num_features = arrays["out/bias"].shape[0], arrays["hidden/bias"].shape[0]
+        net = nnx.eval_shape(lambda: cls(n_classes, num_features, rngs=nnx.Rngs(0)))
+        graph, state = nnx.split(net)
+        values = checkpoint.unflatten((name.split("/"), jnp.asarray(array)) for name, array in arrays.items())
+        nnx.replace_by_pure_dict(state, values)
+        return nnx.merge(graph, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """A function of images ``[n, H, W, C]`` in [-1, 1] to features ``[n, d]``; :func:`features` makes those by name.
+
+    Attributes:
+      name: what reports call it.
+      fn: the function, as JAX can trace it.
+      image_shape: ``(H, W, C)`` that it takes, or ``None`` for any.
+    """
+
+    name: str
+    fn: Callable[[Array], Array]
+    image_shape: tuple[int, ...] | None = None
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Raise a ``ValueError`` if these are no features of images of that shape."""
+        if self.image_shape not in (None, tuple(image_shape)):
+            raise ValueError(f"the features {self.name!r} are of images {self.image_shape}, not {tuple(image_shape)}")
+
+    def __call__(self, images: Array) -> Array:
+        """Features ``[n, d]``: numpy in batches for numpy arrays; JAX arrays can be traced and differentiated."""
+        self.check(images.shape[1:])
+        if isinstance(images, jax.Array):
+            return self.fn(images)
+        # Whole batches only, so that there is one program.
+        starts, padding = range(0, len(images), _BATCH), [(0, -len(images) % _BATCH)] + [(0, 0)] * (images.ndim - 1)
+        padded = np.pad(images, padding)
+        parts = [np.asarray(self.fn(jnp.asarray(padded[start : start + _BATCH]))) for start in starts]
+        return np.concatenate(parts)[: len(images)]
+
+
+@functools.cache
+def judge(name: str) -> ImageClassifier:
+    """A classifier of clean images that ships with the package: ``"mnist"``, 32 x 32 pixels.
+
+    Raises:
+      ValueError: for another name.
+    """
+    if name not in assets.JUDGES:
+        raise unknown("classifier of images", name, assets.JUDGES)
+    return ImageClassifier.open(assets.judge(name))
+
+
+@functools.cache  # one function for one name, so that programs made with it are made once
+def features(name: str) -> Features:
+    """Features by name: ``"pixels"``, or those of a classifier that ships (:func:`judge`).
+
+    Raises:
+      ValueError: for another name.
+    """
+    if name == "pixels":
+        return Features(name, lambda images: images.reshape(len(images), -1))
+    if name not in assets.JUDGES:
+        raise unknown("features", name, ("pixels", *assets.JUDGES))
+    return Features(name, jax.jit(judge(name).features), (32, 32, 1))

@@ -1,0 +1,139 @@
+"""Sweeps over samplers: moments in one pass, cells that a killed run does not repeat, tables."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from psld_jax import build, evaluate, metrics
+from psld_jax.generate import prepare
+from psld_jax.journal import Journal
+from psld_jax.settings import Setting, Tuned
+
+RNG = np.random.default_rng(0)
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    """Float64, awkward on purpose: a mean of 1e4 deviations, parts of unequal size, one of them a single sample."""
+    data = 1e4 + RNG.standard_normal((1001, 7)) @ RNG.standard_normal((7, 7))
+    moments = metrics.Moments()
+    for part in np.split(data, [1, 400, 400, 640]):
+        moments.add(part)
+    law = moments.gaussian(unbiased=True)
+    np.testing.assert_allclose(law.mean, data.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(law.cov, np.cov(data.T), rtol=1e-9)  # a mean of 1e4 costs eight of sixteen digits
+    np.testing.assert_allclose(moments.gaussian().cov, np.cov(data.T, bias=True), rtol=1e-9)
+
+
+def test_moments_of_bad_features():
+    moments = metrics.Moments()
+    with pytest.raises(ValueError, match="at least two"):
+        moments.gaussian()
+    moments.add(np.array([[1.0, np.nan]]))
+    assert not moments.finite
+    with pytest.raises(ValueError, match="finite: False"):
+        moments.gaussian()
+
+
+@pytest.fixture(scope="module")
+def digits_sweep(digits_model):
+    """A reference of exact images, and the jobs of two samplers."""
+    images = digits_model.data[RNG.integers(len(digits_model.data), size=4000)]
+    features = metrics.features("pixels")
+    moments = metrics.Moments()
+    moments.add(features(images + 0.05 * RNG.standard_normal(images.shape)))
+    options = build.sampler_options(digits_model.config)
+    jobs = list(evaluate.jobs(digits_model, ("auto", "ROBA"), (6, 12), (), options))
+    return jobs, moments.gaussian(), features
+
+
+def test_a_killed_sweep_goes_on(digits_sweep, tmp_path):
+    """The second run takes the cells of the first from the journal, and gives the same rows."""
+    jobs, reference, features = digits_sweep
+    path, reported = tmp_path / "evaluation.jsonl", []
+    options = {"features": features, "seeds": (0, 1), "num_samples": 90, "batch_size": 64}
+
+    def run(jobs):
+        journal = Journal(path, {"model": "digits"}, "an evaluation")
+        return evaluate.evaluate(jobs, reference, **options, journal=journal, picture=lambda c, x: reported.append(c))
+
+    first = run(jobs[:2])
+    assert [(cell.sampler, cell.budget, cell.seed) for cell in first] == [
+        ("auto", 6, 0),
+        ("auto", 6, 1),
+        ("ROBA", 6, 0),
+        ("ROBA", 6, 1),
+    ]
+    path.write_text(path.read_text() + '{"key": "half a li')
+    cells = run(jobs)
+    assert cells[:4] == first
+    assert [(cell.sampler, cell.budget) for cell in reported] == [("auto", 6), ("ROBA", 6), ("auto", 12), ("ROBA", 12)]
+    rows = evaluate.summary(cells)
+    assert [row["nfe"] for row in rows] == [6, 6, 12, 12]
+    assert rows[2]["distance"] < rows[0]["distance"] < rows[1]["distance"]
+    evaluate.write(tmp_path, rows, (1.0, 0.1), "pixels")
+    lines = (tmp_path / "evaluation.md").read_text().splitlines()
+    assert lines[2] == "| | 6 NFE | 12 NFE |"
+    assert lines[4].startswith("| `auto` | **")
+    assert json.loads((tmp_path / "evaluation.json").read_text())["rows"] == rows
+    with pytest.raises(ValueError, match="is of an evaluation with model='digits'"):
+        Journal(path, {"model": "another"}, "an evaluation")
+
+
+def test_distance_is_that_of_the_samples(digits_sweep):
+    """Streaming in batches against all samples at once."""
+    jobs, reference, features = digits_sweep
+    options = {"features": features, "num_samples": 90, "batch_size": 64}
+    (cell,) = evaluate.evaluate(jobs[:1], reference, **options, journal=Journal(None, {}, ""))
+    images = np.concatenate([state[0] for _, state, _ in jobs[0][2].batches(0, 90, 90)])
+    expected = metrics.frechet_distance(*metrics.statistics(np.clip(images, -1, 1)), reference.mean, reference.cov)
+    np.testing.assert_allclose(cell.distance, expected, rtol=1e-6)  # float32 samples in batches of another size
+
+
+def test_tuned_settings_and_budgets(digits_model):
+    options = build.sampler_options(digits_model.config)
+    tuned = [Tuned(10, Setting("lambda_ddim_ii", "log_snr", hyper={"lam": 0.7})), Tuned(50, Setting("lambda_ddim_ii"))]
+    samplers = ("rk45", "lambda_ddim_ii", "RVV")
+    jobs = list(evaluate.jobs(digits_model, samplers, (2, 15), tuned, options))
+    assert [(name, budget) for name, budget, _ in jobs] == [
+        ("rk45", 0),
+        ("lambda_ddim_ii", 2),
+        ("lambda_ddim_ii", 15),
+        ("RVV", 15),
+    ]
+    setting = jobs[2][2].setting
+    assert (setting.grid, setting.hyper) == ("log_snr", {"lam": 0.7})
+    with pytest.raises(ValueError, match="Did you mean 'ancestral'"):
+        list(evaluate.jobs(digits_model, ("ancestra",), (10,), (), options))
+    with pytest.raises(ValueError, match="nfe"):
+        list(evaluate.jobs(digits_model, ("ancestral",), (0,), (), options))
+
+
+def test_features():
+    images = RNG.uniform(-1, 1, (70, 32, 32, 1)).astype(np.float32)
+    features = metrics.features("mnist")
+    values = features(images)
+    assert values.shape == (70, 64) and values.dtype == np.float32
+    # A batch of another size rounds otherwise.
+    np.testing.assert_allclose(values[:3], metrics.judge("mnist").features(images[:3]), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="are of images"):
+        features(images[:, :28])
+    with pytest.raises(ValueError, match="Did you mean 'mnist'"):
+        metrics.features("mnst")
+
+
+def test_judge_round_trip(tmp_path):
+    net = metrics.judge("mnist")
+    net.save(tmp_path / "judge.npz")
+    images = RNG.uniform(-1, 1, (4, 32, 32, 1)).astype(np.float32)
+    np.testing.assert_array_equal(metrics.ImageClassifier.open(tmp_path / "judge.npz")(images), net(images))
+
+
+def test_a_sampler_is_prepared_once(digits_model):
+    """What ``generate`` returns, from the prepared sampler; frozen, so that it can be passed around."""
+    sampler = prepare(digits_model, "ancestral", nfe=6)
+    (_, first, _), (start, second, counts) = sampler.batches(3, 20, 16)
+    assert (start, len(first[0]), len(second[0]), list(counts)) == (16, 16, 4, [6] * 4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sampler.table = None
