@@ -8,6 +8,7 @@ from psld_jax.analysis import stability
 from psld_jax.blocks import PhaseState
 from psld_jax.build import Classifier, Model, load
 from psld_jax.generate import generate, generate_states
+from psld_jax.inpainting import known_pixels
 from psld_jax.random import sample_keys
 from psld_jax.settings import Setting, Tuned
 from psld_jax.solve import sample, sample_ode
@@ -29,6 +30,7 @@ __all__ = [
     "generate_states",
     "grids",
     "integrators",
+    "known_pixels",
     "load",
     "metrics",
     "models",

@@ -14,6 +14,7 @@ import numpy as np
 from psld_jax import blocks, random
 from psld_jax.device import TimeFunction, to_device
 from psld_jax.errors import unknown
+from psld_jax.inpainting import Known
 from psld_jax.integrators.baselines import euler_stage
 from psld_jax.sde import LinearSDE
 from psld_jax.tableau import Tableau
@@ -59,6 +60,7 @@ def sample(
     key: Array | None = None,
     *,
     noise: blocks.State | None = None,
+    known: Known | None = None,
     return_trajectory: bool = False,
     unroll: int = 1,
     remat: bool = False,
@@ -72,7 +74,9 @@ def sample(
       z_T: state tuple of K blocks, leaves ``[n, ...]`` of one floating dtype; everything runs in that dtype.
       key: one key (sample ``i`` uses ``fold_in(key, i)``) or one key per sample; needed if the sampler is
         stochastic and ``noise`` is not given.
-      noise: recorded draws, a state whose leaves have a leading axis of length ``table.num_draws``.
+      noise: recorded draws, a state whose leaves have a leading axis of length ``table.num_draws``, and so many more
+        as ``known`` takes.
+      known: pixels that are known, from :func:`psld_jax.known_pixels` for the same table.
       return_trajectory: also keep the state after every step: leaves ``[num_steps + 1, n, ...]``, ``z_T`` first.
       unroll: passed to ``lax.scan``.
       remat: compute each row again in the backward pass of a gradient, so that its memory is that of one evaluation.
@@ -84,16 +88,18 @@ def sample(
       ValueError: for a state, key or noise that does not fit, before anything is compiled.
     """
     n, dtype = _check_state(z_T, table.num_blocks)
-    keys = None
+    keys, num_draws = None, table.num_draws + (0 if known is None else known.num_draws)
+    if known is not None and (len(known.mean) != len(table.times) or int(known.draws[0]) != table.num_draws):
+        raise ValueError("known pixels are of another table; make them with known_pixels(sde, table, ...)")
     if noise is not None:
-        expected = [(table.num_draws, *jnp.shape(leaf)) for leaf in jax.tree.leaves(z_T)]
+        expected = [(num_draws, *jnp.shape(leaf)) for leaf in jax.tree.leaves(z_T)]
         got = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(noise)]
         if got != expected:
-            raise ValueError(f"noise must hold {table.num_draws} draws, leaves of shape {expected}, got {got}")
+            raise ValueError(f"noise must hold {num_draws} draws, leaves of shape {expected}, got {got}")
         noise = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), blocks.like(z_T, noise))
-    elif table.num_draws:
+    elif num_draws:
         if key is None:
-            raise ValueError(f"this sampler draws noise {table.num_draws} times: pass key=... or noise=...")
+            raise ValueError(f"this sampler draws noise {num_draws} times: pass key=... or noise=...")
         keys = random.per_sample(key, n)
     return _run(
         blocks.as_pytree(eps_fn),
@@ -102,13 +108,15 @@ def sample(
         jax.tree.map(jnp.asarray, z_T),
         keys,
         noise,
+        known,
+        None if known is None else jnp.asarray(table.ends()),
         unroll=unroll,
         remat=remat,
     )
 
 
 @partial(jax.jit, static_argnames=("unroll", "remat"))
-def _run(eps_fn, rows, last_rows, z_T, keys, noise, *, unroll: int, remat: bool):
+def _run(eps_fn, rows, last_rows, z_T, keys, noise, known, ends, *, unroll: int, remat: bool):
     """The scan over the rows of a table. What a sampler lacks is ``None``, so it is not in the program."""
 
     def draw(number: Array, z: blocks.State) -> blocks.State:
@@ -119,8 +127,8 @@ def _run(eps_fn, rows, last_rows, z_T, keys, noise, *, unroll: int, remat: bool)
     def add_noise(z: blocks.State, matrix: Array, number: Array) -> blocks.State:
         return jax.lax.cond(number >= 0, lambda z: blocks.add(z, blocks.apply(matrix, draw(number, z))), lambda z: z, z)
 
-    def body(carry, row: dict[str, Any]):
-        z, history = carry
+    def body(carry, inputs):
+        (z, history), (row, end) = carry, inputs
         if row["P"] is not None:
             z = add_noise(blocks.apply(row["P"], z), row["Rpre"], row["pre_draw"])
         eps = evaluate(eps_fn, z, row["tau"])
@@ -130,11 +138,15 @@ def _run(eps_fn, rows, last_rows, z_T, keys, noise, *, unroll: int, remat: bool)
         z = blocks.add(*terms)
         if row["R"] is not None:
             z = add_noise(z, row["R"], row["post_draw"])
+        if known is not None:
+            z = jax.lax.cond(end > 0, lambda z: known(z, end, draw), lambda z: z, z)
         return (z, history), (None if last_rows is None else z)
 
     empty = jax.tree.map(jnp.zeros_like, z_T)
+    if known is not None:
+        z_T = known(z_T, 0, draw)
     carry = (z_T, (empty,) * rows["B"].shape[1])
-    (z, _), path = jax.lax.scan(jax.checkpoint(body) if remat else body, carry, rows, unroll=unroll)
+    (z, _), path = jax.lax.scan(jax.checkpoint(body) if remat else body, carry, (rows, ends), unroll=unroll)
     if last_rows is None:
         return z
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[last_rows]]), z_T, path)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from psld_jax import grids
+from psld_jax.errors import check_counts
 from psld_jax.integrators.base import MAX_PAST, Integrator, Stage
 from psld_jax.integrators.baselines import euler_stage
 from psld_jax.sde import LinearSDE, cholesky
@@ -69,6 +70,12 @@ class Tableau:
     def num_blocks(self) -> int:
         """K."""
         return self.A.shape[-1]
+
+    def ends(self) -> np.ndarray:
+        """``[S]``: at the last row of a step its number, from 1, and 0 elsewhere."""
+        ends = np.zeros(self.nfe, int)
+        ends[self.last_rows] = np.arange(1, self.num_steps + 1)
+        return ends
 
     def rows(self) -> dict[str, Array | None]:
         """The fields with one entry a row: what the scan runs over."""
@@ -127,7 +134,9 @@ def _rows_of_step(stages: list[Stage], k: int) -> list[_Row]:
     return rows
 
 
-def tabulate(integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool = True) -> Tableau:
+def tabulate(
+    integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool = True, *, resample: int = 1, jump: int = 1
+) -> Tableau:
     """Compute every coefficient of a sampler on the host, float64.
 
     Args:
@@ -135,17 +144,36 @@ def tabulate(integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool 
       sde: the diffusion the network was trained for.
       grid: descending forward times ``[N + 1]`` in ``(0, 1]``.
       denoise: add the final step of :func:`denoising`.
+      resample: take every stretch of the grid so many times, the forward process leading back to its start in between
+        (RePaint, Lugmayr et al., 2022): what was made up has time to agree with what is known. NFE grow as much.
+      jump: steps in a stretch.
 
     Raises:
-      ValueError: for an invalid grid, or an integrator that does not apply to ``sde``.
+      ValueError: for an invalid grid, an integrator that does not apply to ``sde``, or counts below 1.
     """
+    check_counts(resample=resample, jump=jump)
     grid = grids.validate(grid)
-    pasts = [grid[max(i - MAX_PAST, 0) : i][::-1] for i in range(len(grid))]
-    steps = [integrator.stages(sde, grid[i], grid[i + 1], pasts[i]) for i in range(len(grid) - 1)]
-    if not denoise:
-        return _assemble(steps, grid, sde.num_blocks)
-    last = [euler_stage(sde, grid[-1], grid[-1], stochastic=integrator.stochastic)]
-    return _assemble([*steps, last], np.append(grid, 0.0), sde.num_blocks)
+    steps, times, past = [], [grid[0]], 0
+    for start in range(0, len(grid) - 1, jump):
+        stop = min(start + jump, len(grid) - 1)
+        for repeat in range(resample):
+            if repeat:
+                past = start  # predictions from before the jump are of another path
+            for i in range(start, stop):
+                nodes = grid[max(i - MAX_PAST, past) : i][::-1]
+                stages = integrator.stages(sde, grid[i], grid[i + 1], nodes)
+                back = [_forward_stage(sde, grid[stop], grid[start])] if repeat and i == start else []
+                steps.append([*back, *stages])
+                times.append(grid[i + 1])
+    if denoise:
+        steps.append([euler_stage(sde, grid[-1], grid[-1], stochastic=integrator.stochastic)])
+        times.append(0.0)
+    return _assemble(steps, np.array(times), sde.num_blocks)
+
+
+def _forward_stage(sde: LinearSDE, s: float, t: float) -> Stage:
+    """The forward process from ``s`` to ``t > s``: an affine update with noise, without an evaluation."""
+    return Stage(A=sde.transition(t, s), R=cholesky(sde.noise_cov(t, s)))
 
 
 def denoising(sde: LinearSDE, t_end: float, stochastic: bool) -> Tableau:
