@@ -122,6 +122,23 @@ def get_config() -> ConfigDict:
     config.sampler.rtol = 1e-4  # adaptive solvers only
     config.sampler.atol = 1e-4
 
+    config.steer = ConfigDict()  # conditions on the samples, for --mode sample
+    config.steer.labels = ()  # classes; sample i has labels[i % len(labels)]
+    config.steer.guidance = 1.0  # towards the label: 1 is Bayes' rule, more makes samples more typical
+    config.steer.classifier = ""  # mnist_clf, or a directory; empty if the network itself takes labels
+    config.steer.interval = (0.0, 1.0)  # times between which guidance without a classifier acts
+    # Test images of config.data of which a part is known: left | right | top | bottom | center (known around it) |
+    # a .npy of 0 and 1 (known), [H, W]
+    config.steer.mask = ""
+    config.steer.fresh = True  # new noise on known pixels after every step
+    config.steer.resample = 1  # times that every stretch of the grid is taken
+    config.steer.jump = 10  # steps in a stretch
+    config.steer.operator = ""  # test images are measured through it: downsample | blur
+    config.steer.factor = 4  # of downsample
+    config.steer.blur = 2.0  # standard deviation in pixels
+    config.steer.noise_std = 0.05  # of the measurement, pixels in [-1, 1]
+    config.steer.posterior = "pigdm"  # pigdm | dps
+
     config.sampling = ConfigDict()
     config.sampling.num_samples = 64
     config.sampling.batch_size = 256

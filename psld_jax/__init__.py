@@ -3,7 +3,7 @@
 The data flow is config -> sde -> tableau (float64, host) -> scan (device) -> samples -> metrics.
 """
 
-from psld_jax import analysis, assets, blocks, grids, integrators, metrics, models, scores, sde
+from psld_jax import analysis, assets, blocks, grids, integrators, metrics, models, operators, scores, sde
 from psld_jax.analysis import stability
 from psld_jax.blocks import PhaseState
 from psld_jax.build import Classifier, Model, load
@@ -12,6 +12,7 @@ from psld_jax.inpainting import known_pixels
 from psld_jax.random import sample_keys
 from psld_jax.settings import Setting, Tuned
 from psld_jax.solve import sample, sample_ode
+from psld_jax.steering import Steering
 from psld_jax.tableau import Tableau, tabulate
 from psld_jax.tuning import fit_projection, tune
 
@@ -20,6 +21,7 @@ __all__ = [
     "Model",
     "PhaseState",
     "Setting",
+    "Steering",
     "Tableau",
     "Tuned",
     "analysis",
@@ -34,6 +36,7 @@ __all__ = [
     "load",
     "metrics",
     "models",
+    "operators",
     "sample",
     "sample_keys",
     "sample_ode",

@@ -17,9 +17,10 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from psld_jax import assets, checkpoint, integrators, losses, optim, scores
+from psld_jax import assets, checkpoint, integrators, losses, operators, optim, scores
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.errors import unknown
+from psld_jax.inpainting import check_mask
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
 from psld_jax.settings import Tuned, read_tuned
@@ -38,7 +39,7 @@ class Model:
     """What a sampler needs: the diffusion, ``eps_fn``, the configuration, and the image shape ``(H, W, C)``.
 
     ``data`` holds the data set (float32 NHWC in [-1, 1]) where the exact law is known, else ``None``. ``tuned`` is what
-    ``sampler="auto"`` chooses from.
+    ``sampler="auto"`` chooses from. ``n_classes`` is 0 unless the network takes labels.
     """
 
     sde: LinearSDE
@@ -47,6 +48,7 @@ class Model:
     image_shape: tuple[int, ...]
     data: np.ndarray | None = None
     tuned: tuple[Tuned, ...] = ()
+    n_classes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Classifier:
     logits_fn: Callable[..., Any]
     config: Any
     image_shape: tuple[int, ...]
+    n_classes: int
 
 
 def config_directory() -> Path:
@@ -224,9 +227,10 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     net, m = nnx.merge(graph, state), config.model
     shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
     if m.name == "ncsnpp_clf":
-        return Classifier(sde, scores.classifier(net), config, shape)
+        return Classifier(sde, scores.classifier(net), config, shape, m.n_classes)
     samplers = _place(m.checkpoint) / "samplers.json" if m.checkpoint else None  # a network in training has no place
-    return Model(sde, scores.network(net, sde), config, shape, tuned=_tuned(config, sde, samplers))
+    tuned = _tuned(config, sde, samplers)
+    return Model(sde, scores.network(net, sde), config, shape, tuned=tuned, n_classes=m.n_classes)
 
 
 def _place(name: str) -> Path:
@@ -362,6 +366,58 @@ def sampler_options(config: Any) -> dict[str, Any]:
     c = config.sampler
     options = {name: c[name] for name in ("nfe", "grid", "rho", "t_end", "denoise", "rtol", "atol")}
     return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}
+
+
+def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]:
+    """What ``config.steer`` asks for, as fields of :class:`psld_jax.steering.Steering`.
+
+    Returns:
+      The fields; the images that known pixels or a measurement are taken from, and what the sampler sees of them as
+      images of the same size; ``None`` if there are none.
+
+    Raises:
+      ValueError: for an unknown mask or operator, or without images to take them from.
+    """
+    c, n = config.steer, config.sampling.num_samples
+    options: dict[str, Any] = {}
+    if c.labels:
+        options["label"] = np.resize(np.asarray(c.labels), n)
+        options |= {"guidance": c.guidance, "classifier": c.classifier or None, "interval": tuple(c.interval)}
+    elif c.classifier:
+        raise ValueError("config.steer.classifier guides towards config.steer.labels, which is empty")
+    if not (c.mask or c.operator):
+        return options, None, None
+    truth = model.data if model.data is not None else to_images(build_data(model.config, "test"), np.arange(n))
+    if len(truth) < n:
+        raise ValueError(f"config.sampling.num_samples={n} is more than the {len(truth)} test images")
+    truth = seen = truth[:n]
+    if c.mask:
+        if c.mask.endswith(".npy"):
+            mask = np.load(c.mask, allow_pickle=False)[None, ..., None]
+        else:
+            mask = operators.half_mask(c.mask, model.image_shape)
+        options |= {"known": truth, "mask": mask, "fresh": c.fresh, "resample": c.resample, "jump": c.jump}
+        check_mask(mask, truth.shape)
+        seen = np.where(mask == 1, truth, 0).astype(np.float32)
+    if c.operator:
+        operator = operators.by_name(c.operator, factor=c.factor, std=c.blur)
+        clean = np.asarray(operator(jnp.asarray(truth)))
+        noise = np.random.default_rng(config.seed).standard_normal(clean.shape)
+        measurement = (clean + c.noise_std * noise).astype(np.float32)
+        options |= {
+            "operator": operator,
+            "measurement": measurement,
+            "noise_std": c.noise_std,
+            "posterior": c.posterior,
+        }
+        repeats = [size // small for size, small in zip(truth.shape[1:3], measurement.shape[1:3], strict=True)]
+        seen = measurement.repeat(repeats[0], axis=1).repeat(repeats[1], axis=2)
+    return options, truth, seen
+
+
+def to_images(data: Dataset, numbers: np.ndarray) -> np.ndarray:
+    """Images of a data set, float32 in [-1, 1]."""
+    return data.gather(numbers)[0] / np.float32(127.5) - 1
 
 
 def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) -> Any:

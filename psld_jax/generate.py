@@ -15,6 +15,7 @@ from psld_jax.build import Model
 from psld_jax.errors import check_counts
 from psld_jax.settings import Setting, choose
 from psld_jax.solve import SOLVERS, sample, sample_ode
+from psld_jax.steering import Bound, Steering
 from psld_jax.tableau import Tableau
 
 Array = Any
@@ -59,23 +60,33 @@ class Sampler:
       setting: of a table-driven sampler; ``None`` if it is adaptive.
       table: its table.
       adaptive: keyword arguments of ``sample_ode``.
+      steering: conditions on the samples, or ``None``.
     """
 
     model: Model
     setting: Setting | None
     table: Tableau | None
     adaptive: dict[str, Any]
+    steering: Bound | None = None
 
     def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, np.ndarray]:
         """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``."""
         keys = random.sample_keys(key, jnp.asarray(indices))
         z_T = self.model.sde.prior_sample(keys, (len(keys), *self.model.image_shape))
+        eps_fn = self.model.eps_fn if self.steering is None else self.steering.eps_fn(indices)
         if self.table is None:
-            z, counts = sample_ode(self.model.eps_fn, self.model.sde, z_T, **self.adaptive)
-        else:
-            z = sample(self.model.eps_fn, self.table, z_T, keys)
-            counts = np.full(len(keys), self.table.nfe)
-        return z, np.asarray(counts)
+            z, counts = sample_ode(eps_fn, self.model.sde, z_T, **self.adaptive)
+            return z, np.asarray(counts)
+        known = None if self.steering is None else self.steering.known(self.table, indices)
+        z = sample(eps_fn, self.table, z_T, keys, known=known)
+        return z, np.full(len(keys), self.nfe)
+
+    @property
+    def nfe(self) -> int | None:
+        """Network evaluations of a sample; ``None`` for an adaptive solver."""
+        if self.table is None:
+            return None
+        return self.table.nfe if self.steering is None else self.steering.evaluations(self.table)
 
     def batches(self, seed: int, n: int, batch_size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
         """Samples 0 to ``n - 1`` of ``seed`` in batches: number of the first, state of numpy arrays, NFE of each."""
@@ -102,16 +113,38 @@ def prepare(
     denoise: bool = True,
     rtol: float = 1e-4,
     atol: float = 1e-4,
-    **hyper: Any,
+    **options: Any,
 ) -> Sampler:
     """The :class:`Sampler` that these arguments of :func:`generate` mean for ``model``; checks all of them."""
+    conditions = {name: options.pop(name) for name in _CONDITIONS if name in options}
+    steering, hyper = Steering(**conditions), options
+    bound = steering.bind(model) if conditions else None
     if sampler not in SOLVERS:
         setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
-        return Sampler(model, setting, setting.table(model.sde, nfe, t_end=t_end, denoise=denoise), {})
+        return Sampler(model, setting, _table(setting, bound, model, nfe, t_end, denoise), {}, bound)
+    if steering.known is not None or steering.resample > 1:
+        raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
     if hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
     adaptive = {"t_end": t_end, "solver": sampler, "rtol": rtol, "atol": atol, "denoise": denoise}
-    return Sampler(model, None, None, adaptive)
+    return Sampler(model, None, None, adaptive, bound)
+
+
+_CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
+
+
+def _table(setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float, denoise: bool) -> Tableau:
+    """The largest table whose evaluations, those of guidance included, ``nfe`` allows."""
+    options: dict[str, Any] = {"t_end": t_end, "denoise": denoise}
+    if bound is None:
+        return setting.table(model.sde, nfe, **options)
+    options |= {"resample": bound.steering.resample, "jump": bound.steering.jump}
+    # Guidance at most doubles the evaluations; how much it does depends on where the grid lies.
+    for budget in range(nfe, 0, -1):
+        table = setting.table(model.sde, budget, **options)
+        if bound.evaluations(table) <= nfe:
+            return table
+    raise AssertionError("a budget below one step has been refused")
 
 
 def generate_states(
@@ -129,7 +162,10 @@ def generate_states(
     ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``.
     """
     check_counts(n=n, batch_size=batch_size)
-    batches = prepare(model, sampler, **options).batches(seed, n, batch_size)
+    prepared = prepare(model, sampler, **options)
+    if prepared.steering is not None:
+        prepared.steering.check(n)
+    batches = prepared.batches(seed, n, batch_size)
     starts = progress(range(0, n, min(batch_size, n)))
     _, states, counts = zip(*(next(batches) for _ in starts), strict=True)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *states), np.concatenate(counts)
@@ -146,8 +182,9 @@ def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
       sampler: an integrator or a paper acronym, or ``rk23``, ``rk45``, ``tsit5``, ``dopri8``; ``"auto"`` is what was
         tuned for the model, see :func:`resolve`.
       options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid`` (a name or times), ``rho`` (of the power
-        grid), ``t_end``, ``denoise``, ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), and the sampler's
-        hyper-parameters (``lam``, ``lam_s``, ...).
+        grid), ``t_end``, ``denoise``, ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's
+        hyper-parameters (``lam``, ``lam_s``, ...), and conditions: any field of :class:`psld_jax.steering.Steering`,
+        such as ``label`` and ``classifier``, ``known`` and ``mask``, ``operator`` and ``measurement``.
 
     Raises:
       ValueError: for anything unknown or out of range, before anything is compiled.

@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.progress import track
 
 from psld_jax import bench, build, checkpoint, evaluate, metrics, plots
-from psld_jax.data import Dataset
 from psld_jax.generate import generate_states, resolve
 from psld_jax.journal import Journal, replace
 from psld_jax.settings import Setting
@@ -47,6 +46,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Draw samples; leave samples.png and, in phase space, trajectories.png. Returns the report."""
     c, model = config.sampler, _sampled(config)
     setting = None if c.name in SOLVERS else _resolve(model, config, c.name)
+    conditions, truth, seen = build.steer_options(config, model)
     start = time.perf_counter()
     state, nfe = generate_states(
         model,
@@ -54,6 +54,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         batch_size=config.sampling.batch_size,
         progress=partial(track, description="sampling", console=console, transient=True),
         **build.sampler_options(config),
+        **conditions,
     )
     seconds = time.perf_counter() - start
     report = {
@@ -65,7 +66,10 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         "num_samples": len(nfe),
         "seconds": seconds,
     }
-    if model.data is not None and len(nfe) > 1:
+    if truth is not None:
+        plots.save_restored(workdir / "restored.png", {"seen": seen, "samples": state[0], "truth": truth})
+        report["rmse_to_truth"] = float(np.sqrt(np.mean((np.clip(state[0], -1, 1) - truth) ** 2)))
+    if model.data is not None and len(nfe) > 1 and not conditions:
         law = metrics.mixture_statistics(model.data, config.model.bandwidth)
         report["frechet"] = float(metrics.frechet_distance(*metrics.statistics(state[0]), *law))
     title = f"{setting.describe() if setting else c.name}, {report['nfe_mean']:.0f} evaluations"
@@ -143,7 +147,7 @@ def _target(model: build.Model, config: Any) -> np.ndarray | None:
     if not config.data.path:
         return None
     data = build.build_data(model.config, "train")
-    return _images(data, np.arange(min(config.tune.num_targets, len(data))))
+    return build.to_images(data, np.arange(min(config.tune.num_targets, len(data))))
 
 
 def _exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.ndarray:
@@ -152,11 +156,6 @@ def _exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((count, *model.image_shape))
     return model.data[rng.integers(len(model.data), size=count)] + config.model.bandwidth * noise
-
-
-def _images(data: Dataset, numbers: np.ndarray) -> np.ndarray:
-    """Images of a data set in [-1, 1], float32."""
-    return data.gather(numbers)[0] / np.float32(127.5) - 1
 
 
 def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
@@ -215,9 +214,9 @@ def _references(
     else:
         train, test = (build.build_data(model.config, split) for split in ("train", "test"))
         numbers = np.arange(c.num_reference or len(train))
-        images = (_images(train, part) for part in np.array_split(numbers, max(len(numbers) // 1000, 1)))
+        images = (build.to_images(train, part) for part in np.array_split(numbers, max(len(numbers) // 1000, 1)))
         choices = [np.random.default_rng(seed).permutation(len(test))[: c.num_samples] for seed in c.seeds]
-        others = (_images(test, chosen) for chosen in choices)
+        others = (build.to_images(test, chosen) for chosen in choices)
     reference = metrics.Moments()
     for part in images:
         reference.add(features(np.clip(part, -1, 1)))

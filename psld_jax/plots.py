@@ -55,6 +55,19 @@ def save_samples(path: Path, state: Any, title: str, momentum_scale: float | Non
     _save(figure, path)
 
 
+def save_restored(path: Path, columns: dict[str, Any], count: int = 48) -> None:
+    """Save images side by side, a panel for each of ``columns`` (title -> images), each image at the same place."""
+    figure, axes = plt.subplots(1, len(columns), figsize=(4.5 * len(columns), 4.8), squeeze=False)
+    for axis, (title, images) in zip(axes[0], columns.items(), strict=True):
+        axis.imshow(
+            image_grid(np.asarray(images[:count])).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+        )
+        axis.set_title(title)
+        axis.axis("off")
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def save_trajectories(path: Path, paths: dict[str, Any], grid_times: dict[str, np.ndarray], data: Any) -> None:
     """Save trajectories of one pixel in the plane of position and momentum, a panel for each sampler.
 

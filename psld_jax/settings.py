@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax import grids, integrators
-from psld_jax.errors import unknown
+from psld_jax.errors import check_counts, is_count, unknown
 from psld_jax.sde import LinearSDE
 from psld_jax.solve import SOLVERS
 from psld_jax.tableau import Tableau, tabulate
@@ -37,8 +37,17 @@ class Setting:
         """The integrator; ``ValueError`` for an unknown name or hyper-parameter."""
         return integrators.get(self.sampler, **self.hyper)
 
-    def table(self, sde: LinearSDE, nfe: int, *, t_end: float = 1e-3, denoise: bool = True) -> Tableau:
-        """The table on the largest grid that ``nfe`` evaluations allow, denoising included.
+    def table(
+        self,
+        sde: LinearSDE,
+        nfe: int,
+        *,
+        t_end: float = 1e-3,
+        denoise: bool = True,
+        resample: int = 1,
+        jump: int = 1,
+    ) -> Tableau:
+        """The table on the largest grid that ``nfe`` evaluations allow, denoising and resampling included.
 
         Raises:
           ValueError: for an unknown sampler, grid or hyper-parameter, or a budget below one step.
@@ -55,7 +64,10 @@ class Setting:
             options["rho"] = self.rho
         if self.grid == "log_snr":
             options["sde"] = sde
-        return tabulate(integrator, sde, grids.for_budget(self.grid, integrator, nfe, denoise, **options), denoise)
+        check_counts(resample=resample, jump=jump)
+        once = (nfe - denoise) // resample + denoise if is_count(nfe) else nfe
+        grid = grids.for_budget(self.grid, integrator, once, denoise, **options)
+        return tabulate(integrator, sde, grid, denoise, resample=resample, jump=jump)
 
     def describe(self) -> str:
         """One line for people."""

@@ -111,6 +111,47 @@ def classifier_guided(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class ClassifierFree:
+    """Guidance by the difference that a label makes (Ho & Salimans, 2022); make it with :func:`classifier_free`."""
+
+    with_label: Any
+    without: Any
+    scale: Array
+    interval: tuple[Array, Array]
+
+    def __call__(self, z: blocks.State, t: Array) -> blocks.State:
+        """``eps(z, t) + scale (eps(z, t, label) - eps(z, t))``, or ``eps(z, t, label)`` outside of the interval."""
+        t = jnp.asarray(t, z[0].dtype)
+        low, high = self.interval
+        labelled = self.with_label(z, t)
+
+        def guided() -> blocks.State:
+            scale = self.scale.astype(z[0].dtype)
+            return jax.tree.map(lambda a, b: b + scale * (a - b), labelled, self.without(z, t))
+
+        acts = (t >= low) & (t <= high) & (self.scale != 1)
+        return jax.lax.cond(acts, guided, lambda: labelled)
+
+
+def classifier_free(
+    eps_fn: Any, labels: Array, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
+) -> ClassifierFree:
+    """``eps_fn`` of ``p(z) (p(z | y) / p(z))^scale`` for a network that takes labels.
+
+    Two evaluations of the network, or one outside of ``interval`` and for scale 1.
+
+    Args:
+      eps_fn: a :class:`psld_jax.scores.NetworkScore` of a network trained with labels, some of them dropped.
+      labels: integers ``[n]``.
+      scale: 1 is the law of the label, 0 the unconditional one.
+      interval: forward times between which the guidance acts.
+    """
+    low, high = (jnp.asarray(t, jnp.float32) for t in interval)
+    return ClassifierFree(eps_fn.with_labels(labels), eps_fn, jnp.asarray(scale, jnp.float32), (low, high))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class PosteriorGuided:
     """Guidance by a measurement of ``x_0``; make it with :func:`posterior_guided`."""
 
