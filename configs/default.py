@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     config.model.embedding_type = "positional"  # positional | fourier
     config.model.init_scale = 0.0
     config.model.fourier_scale = 16.0
+    config.model.num_labels = 0  # classes that the score network is told; 0: none
     config.model.dtype = "float32"  # float32 | bfloat16, of the activations
 
     config.data = ConfigDict()
@@ -71,6 +72,8 @@ def get_config() -> ConfigDict:
     config.train.steps = 800_000
     config.train.batch_size = 128  # over all devices
     config.train.accumulate = 1  # parts that a batch goes through the network in, one after the other
+    config.train.init = ""  # begin with the weights of this network, a directory or mnist; what it lacks is new
+    config.train.label_dropout = 0.1  # of a network with labels: samples whose label it is not told
     config.train.objective = "hsm"  # hsm | dsm
     config.train.weighting = "fid"  # fid | nll
     config.train.norm = "l2"  # l2 | l1

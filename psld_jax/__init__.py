@@ -9,6 +9,8 @@ from psld_jax.blocks import PhaseState
 from psld_jax.build import Classifier, Model, load
 from psld_jax.generate import generate, generate_states
 from psld_jax.inpainting import known_pixels
+from psld_jax.latent import decode, encode, interpolate
+from psld_jax.likelihood import dequantize, log_likelihood
 from psld_jax.random import sample_keys
 from psld_jax.settings import Setting, Tuned
 from psld_jax.solve import sample, sample_ode
@@ -27,13 +29,18 @@ __all__ = [
     "analysis",
     "assets",
     "blocks",
+    "decode",
+    "dequantize",
+    "encode",
     "fit_projection",
     "generate",
     "generate_states",
     "grids",
     "integrators",
+    "interpolate",
     "known_pixels",
     "load",
+    "log_likelihood",
     "metrics",
     "models",
     "operators",

@@ -230,7 +230,7 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
         return Classifier(sde, scores.classifier(net), config, shape, m.n_classes)
     samplers = _place(m.checkpoint) / "samplers.json" if m.checkpoint else None  # a network in training has no place
     tuned = _tuned(config, sde, samplers)
-    return Model(sde, scores.network(net, sde), config, shape, tuned=tuned, n_classes=m.n_classes)
+    return Model(sde, scores.network(net, sde), config, shape, tuned=tuned, n_classes=m.num_labels)
 
 
 def _place(name: str) -> Path:
@@ -285,7 +285,7 @@ def build_data(config: Any, split: str) -> Dataset:
     if config.model.name not in TRAINABLE:
         raise ValueError(f"config.model.name={config.model.name!r} cannot be trained; it must be one of {TRAINABLE}")
     c, m = config.data, config.model
-    blocks, classes = build_sde(config).num_blocks, m.n_classes if m.name == "ncsnpp_clf" else 0
+    blocks, classes = build_sde(config).num_blocks, m.n_classes if m.name == "ncsnpp_clf" else m.num_labels
     if m.in_ch % blocks:
         raise ValueError(f"config.model.in_ch={m.in_ch} must be divisible by the {blocks} blocks of {config.sde.name}")
     data = open_dataset(
@@ -304,7 +304,8 @@ def build_data(config: Any, split: str) -> Dataset:
     )
     if classes and (data.class_names is None or len(data.class_names) != classes):
         found = "no labels" if data.class_names is None else f"{len(data.class_names)} classes"
-        raise ValueError(f"config.model.n_classes={classes}, but {data.describe()} has {found}")
+        field = "n_classes" if m.name == "ncsnpp_clf" else "num_labels"
+        raise ValueError(f"config.model.{field}={classes}, but {data.describe()} has {found}")
     return data
 
 
@@ -346,11 +347,31 @@ def build_optimizer(config: Any) -> tuple[optax.GradientTransformation, optax.Sc
 
 
 def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
-    """The network that ``config.model`` describes, with initial weights from ``config.seed``."""
+    """The network that ``config.model`` describes: initial weights from ``config.seed``, then ``config.train.init``.
+
+    Raises:
+      ValueError: if the network in ``config.train.init`` has arrays that this one has not, or of another shape.
+    """
     options, rngs = network_options(config), nnx.Rngs(params=config.seed)
     if config.model.name == "ncsnpp_clf":
-        return NCSNppClassifier(options, config.model.n_classes, rngs=rngs)
-    return NCSNpp(options, rngs=rngs)
+        net = NCSNppClassifier(options, config.model.n_classes, rngs=rngs)
+    else:
+        net = NCSNpp(options, rngs=rngs)
+    if not config.train.init:
+        return net
+    graph, state = nnx.split(net)
+    own = checkpoint.flatten(_text_keys(nnx.to_pure_dict(state)))
+    given = checkpoint.flatten(_open(config.train.init, "")[1])
+    wrong = [path for path in given if path not in own or own[path].shape != given[path].shape]
+    if wrong:
+        raise ValueError(f"config.train.init={config.train.init!r} does not fit the network in {', '.join(wrong[:5])}")
+    merged = checkpoint.unflatten((path.split("/"), jnp.asarray(given.get(path, array))) for path, array in own.items())
+    nnx.replace_by_pure_dict(state, merged)
+    return nnx.merge(graph, state)
+
+
+def _text_keys(tree: Any) -> Any:
+    return {str(key): _text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def sampler_hyper(config: Any, name: str) -> dict[str, Any]:

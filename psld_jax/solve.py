@@ -194,26 +194,18 @@ def sample_ode(
     Raises:
       ValueError: for an unknown solver, tolerances or times out of range, or a state that does not fit.
     """
-    if solver not in SOLVERS:
-        raise unknown("ODE solver", solver, SOLVERS)
+    check_solver(solver, rtol, atol)
     if step_control not in ("sample", "batch"):
         raise ValueError(f"step_control={step_control!r} must be one of sample, batch")
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol={rtol} and atol={atol} must be > 0")
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
     _, dtype = _check_state(z_T, sde.num_blocks)
-
-    def velocity(t: np.ndarray) -> np.ndarray:
-        d = sde.diffusion(t)
-        return np.concatenate([sde.drift(t) - 0.5 * d @ sde.score_skip(t), -0.5 * d @ sde.score_matrix(t)], axis=-1)
-
     last = euler_stage(sde, t_end, t_end)
     final = to_device(np.stack([last.A, last.B[0]]), dtype) if denoise else None
     times = to_device(np.array([t_start, t_end, rtol, atol]), dtype)
     return _run_ode(
         blocks.as_pytree(eps_fn),
-        TimeFunction(velocity, t_end * (1 - 1e-5), t_start),
+        velocity(sde, t_end, t_start),
         final,
         jax.tree.map(jnp.asarray, z_T),
         times,
@@ -221,6 +213,52 @@ def sample_ode(
         step_control=step_control,
         max_steps=max_steps,
     )
+
+
+def encode_ode(
+    eps_fn: EpsFn,
+    sde: LinearSDE,
+    z: blocks.State,
+    *,
+    t_end: float = 1e-3,
+    solver: str = "rk45",
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    max_steps: int = 4096,
+) -> tuple[blocks.State, Array]:
+    """Follow the probability-flow ODE the other way, from ``t_end`` to 1; arguments, result, errors as `sample_ode`."""
+    check_solver(solver, rtol, atol)
+    if not 0 < t_end < 1:
+        raise ValueError(f"need 0 < t_end < 1, got t_end={t_end}")
+    _, dtype = _check_state(z, sde.num_blocks)
+    return _run_ode(
+        blocks.as_pytree(eps_fn),
+        velocity(sde, t_end, 1.0),
+        None,
+        jax.tree.map(jnp.asarray, z),
+        to_device(np.array([t_end, 1.0, rtol, atol]), dtype),
+        solver=solver,
+        step_control="sample",
+        max_steps=max_steps,
+    )
+
+
+def check_solver(solver: str, rtol: float, atol: float) -> None:
+    """Raise a ``ValueError`` for an unknown solver, or tolerances that are not > 0."""
+    if solver not in SOLVERS:
+        raise unknown("ODE solver", solver, SOLVERS)
+    if not (rtol > 0 and atol > 0):
+        raise ValueError(f"rtol={rtol} and atol={atol} must be > 0")
+
+
+def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
+    """``[H, N] [K, 2 K]`` of the probability-flow ODE ``dz/dt = H z + N eps`` between the two times."""
+
+    def matrices(t: np.ndarray) -> np.ndarray:
+        d = sde.diffusion(t)
+        return np.concatenate([sde.drift(t) - 0.5 * d @ sde.score_skip(t), -0.5 * d @ sde.score_matrix(t)], axis=-1)
+
+    return TimeFunction(matrices, t_end * (1 - 1e-5), t_start)
 
 
 @partial(jax.jit, static_argnames=("solver", "step_control", "max_steps"))

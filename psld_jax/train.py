@@ -26,6 +26,7 @@ from psld_jax import build, checkpoint, losses, optim, plots
 from psld_jax.data import Batches, Dataset
 from psld_jax.errors import is_count
 from psld_jax.generate import generate_states, resolve
+from psld_jax.models import NCSNppClassifier
 from psld_jax.random import sample_keys
 from psld_jax.solve import SOLVERS
 from psld_jax.watch import Monitor, read_rows
@@ -78,6 +79,7 @@ def make_train_step(
     ema_decay: float = 0.9999,
     ema_warmup: bool = False,
     accumulate: int = 1,
+    label_dropout: float = 0.0,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """``step(state, key, images, labels, coefficients, noise=None) -> (state, metrics)``, not yet jitted.
 
@@ -89,12 +91,13 @@ def make_train_step(
       transformation, rate: from :mod:`psld_jax.optim`.
       ema_decay, ema_warmup: see :func:`psld_jax.optim.ema_update`.
       accumulate: parts that the batch is cut into; their gradients are added up, which saves memory.
+      label_dropout: probability that a network that takes labels is not told that of a sample.
 
     Returns:
       The step. ``key`` is the run's, the same at every step; ``noise`` replaces the draws of the loss. Metrics:
       ``loss`` of every sample ``[n]`` and what else the loss reports, ``grad_norm`` before clipping, ``lr``.
     """
-    graph = nnx.graphdef(net)
+    graph, num_labels = nnx.graphdef(net), _num_labels(net)
 
     def gradient(weights: Weights, key: Array, batch: tuple) -> tuple[Any, dict[str, Array]]:
         images, labels, coefficients, noise = batch
@@ -102,8 +105,13 @@ def make_train_step(
         def objective(params: Any) -> tuple[Array, dict[str, Array]]:
             module: Any = nnx.merge(graph, params, weights.frozen)
 
+            told = ()
+            if num_labels:
+                dropped = jax.random.uniform(jax.random.fold_in(key, 1), labels.shape) < label_dropout
+                told = (jnp.where(dropped, num_labels, labels),)
+
             def network(x: Array, t: Array) -> Array:
-                return module(x, t, deterministic=False, rngs=nnx.Rngs(dropout=key))
+                return module(x, t, *told, deterministic=False, rngs=nnx.Rngs(dropout=key))
 
             values, extra = loss(network, coefficients, images, labels, noise)
             return values.mean() if loss.reduce_mean else values.sum(), {"loss": values, **extra}
@@ -148,7 +156,7 @@ def make_train_step(
 
 def make_eval_step(net: nnx.Module, loss: losses.ScoreLoss | losses.ClassifierLoss) -> Callable[..., dict[str, Array]]:
     """``step(weights, keys [n], images, labels, coefficients) -> metrics`` of the samples, without dropout."""
-    graph = nnx.graphdef(net)
+    graph, num_labels = nnx.graphdef(net), _num_labels(net)
 
     def step(weights: Weights, keys: Array, images: Array, labels: Array, coefficients: losses.Coefficients):
         def draws(key: Array) -> tuple[Array, ...]:
@@ -156,10 +164,20 @@ def make_eval_step(net: nnx.Module, loss: losses.ScoreLoss | losses.ClassifierLo
                 jax.random.normal(k, images.shape[1:], images.dtype) for k in jax.random.split(key, loss.num_noise)
             )
 
-        values, extra = loss(nnx.merge(graph, *weights), coefficients, images, labels, jax.vmap(draws)(keys))
+        module: Any = nnx.merge(graph, *weights)
+
+        def network(x: Array, t: Array) -> Array:
+            return module(x, t, *((labels,) if num_labels else ()))
+
+        values, extra = loss(network, coefficients, images, labels, jax.vmap(draws)(keys))
         return {"loss": values, **extra}
 
     return step
+
+
+def _num_labels(net: Any) -> int:
+    """Classes that a score network is told; 0 for a classifier."""
+    return 0 if isinstance(net, NCSNppClassifier) else net.config.num_labels
 
 
 class Devices:
@@ -289,6 +307,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             ema_decay=c.ema_decay,
             ema_warmup=c.ema_warmup,
             accumulate=c.accumulate,
+            label_dropout=c.label_dropout,
         )
         step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=devices.replicated)
         held_out = None if held_out_data is None else _HeldOut(net, loss, held_out_data, config, devices)
@@ -345,7 +364,7 @@ def _check(config: Any, devices: Devices) -> None:
         raise ValueError(f"training runs in one process with all of its devices, not in {jax.process_count()}")
     if config.model.checkpoint:
         raise ValueError(
-            f"training starts from initial weights: config.model.checkpoint={config.model.checkpoint!r} must be empty"
+            f"config.model.checkpoint={config.model.checkpoint!r} must be empty; config.train.init begins with weights"
         )
     for name in ("steps", "batch_size", "accumulate", "log_every", "keep_last", "num_samples"):
         if not is_count(c[name]):
@@ -369,6 +388,8 @@ def _check(config: Any, devices: Devices) -> None:
             f"config.train.batch_size={c.batch_size} must be divisible by {devices.count} device(s) times "
             f"config.train.accumulate={c.accumulate}"
         )
+    if not 0 <= c.label_dropout < 1:
+        raise ValueError(f"config.train.label_dropout={c.label_dropout} must lie in [0, 1)")
     losses.draw_times(0, 0, 1, c.t_min, c.time_sampling)
     if c.sample_every and config.model.name != "ncsnpp_clf" and config.sampler.name not in SOLVERS:
         s, model = config.sampler, build.Model(build.build_sde(config), print, config, ())
@@ -394,7 +415,9 @@ def _sample(config: Any, weights: Weights, workdir: Path, step: int) -> np.ndarr
     """Draw samples, leave them in ``samples/``, and return their grid ``[H, W, C]`` in [0, 1]."""
     model = build.network_model(config, jax.device_get(weights.as_dict()))
     assert isinstance(model, build.Model)
-    state, _ = generate_states(model, n=config.train.num_samples, **build.sampler_options(config))
+    n, classes = config.train.num_samples, model.n_classes
+    labels = {"label": np.arange(n) % classes} if classes else {}
+    state, _ = generate_states(model, n=n, **build.sampler_options(config), **labels)
     (workdir / "samples").mkdir(exist_ok=True)
     plots.save_samples(workdir / "samples" / f"{step:08}.png", state, f"step {step:,}, {config.sampler.name}")
     return plots.image_grid(np.asarray(state[0]))

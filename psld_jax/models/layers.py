@@ -220,6 +220,9 @@ def build(entry: Entry, config: NCSNppConfig, rngs: nnx.Rngs) -> nnx.Module:
             return Fourier(entry.in_ch, config.fourier_scale, rngs)
         case "linear":
             return Dense(entry.in_ch, entry.out_ch, scale=scale, use_bias=entry.name != "classifier", rngs=rngs)
+        case "embedding":
+            # Zero: a network that is trained further begins where it was without labels.
+            return nnx.Embed(entry.in_ch, entry.out_ch, embedding_init=nnx.initializers.zeros, rngs=rngs)
         case "conv3x3":
             return Conv3x3(entry.in_ch, entry.out_ch, scale=scale, rngs=rngs)
         case "groupnorm":

@@ -99,12 +99,21 @@ class NCSNpp(Encoder):
     def __init__(self, config: NCSNppConfig, *, rngs: nnx.Rngs):
         super().__init__(config, plan(config), rngs)
 
-    def __call__(self, z: Array, t: Array, *, deterministic: bool = True, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(
+        self,
+        z: Array,
+        t: Array,
+        labels: Array | None = None,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Array:
         """Predicted noise.
 
         Args:
           z: the state, channels ``[x, m]``, ``[n, image_size, image_size, in_ch]``.
           t: forward time in (0, 1], a scalar or ``[n]``.
+          labels: integers ``[n]`` below ``num_labels``, or ``num_labels`` for any; ``None``: any for all.
           deterministic: ``False`` applies dropout.
           rngs: stream ``dropout``, where dropout is applied.
 
@@ -113,11 +122,16 @@ class NCSNpp(Encoder):
           ``progressive="output_skip"``.
 
         Raises:
-          ValueError: for a wrong shape, or dropout without ``rngs``.
+          ValueError: for a wrong shape, dropout without ``rngs``, or labels that the network does not take.
         """
         c, dropout = self.config, {"deterministic": deterministic, "rngs": rngs}
         z, t = self.inputs(z, t, deterministic, rngs)
         temb = self.embed(t)
+        if c.num_labels:
+            labels = jnp.full(len(z), c.num_labels) if labels is None else labels
+            temb = temb + self.layers["labels"](labels)
+        elif labels is not None:
+            raise ValueError("the network has num_labels=0 and takes no labels")
         skips = self.down(z, temb, **dropout)
         h = self.middle(skips[-1], temb, **dropout)
         pyramid = None

@@ -48,6 +48,8 @@ class NCSNppConfig:
       fourier_scale: standard deviation of the Fourier frequencies.
       dtype: of the activations, ``float32`` or ``bfloat16``. Parameters, statistics of group norm, softmax and output
         stay float32.
+      num_labels: classes that the network is told, each with an embedding that is added to that of the time; one more
+        stands for "any". 0: none, as in the original.
 
     Raises:
       ValueError: for an unknown choice, a number out of range, an image that cannot be halved often enough, or
@@ -76,6 +78,7 @@ class NCSNppConfig:
     init_scale: float = 0.0
     fourier_scale: float = 16.0
     dtype: str = "float32"
+    num_labels: int = 0
 
     def __post_init__(self):
         for name in ("ch_mult", "attn_resolutions", "fir_kernel"):  # lists would not hash
@@ -95,6 +98,8 @@ class NCSNppConfig:
                 f"image_size={self.image_size} must be divisible by {2 ** (self.levels - 1)} to be halved "
                 f"{self.levels - 1} times; pad the images or shorten ch_mult={self.ch_mult}"
             )
+        if self.num_labels < 0 or (self.num_labels and not self.noise_cond):
+            raise ValueError(f"num_labels={self.num_labels} must be >= 0, and 0 with noise_cond=False")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         if not self.fir_kernel or sum(self.fir_kernel) == 0:
@@ -144,6 +149,7 @@ class Entry:
         kind                module                                         original's sub-names
         =================== ============================================== =====================================
         ``fourier``         frozen random frequencies                      none: ``W``
+        ``embedding``       embedding of the label                         the original has none
         ``linear``          linear layer (``classifier``: without bias)    none: ``weight``, ``bias``
         ``conv3x3``         3x3 convolution                                none: ``weight``, ``bias``
         ``groupnorm``       group norm                                     none: ``weight``, ``bias``
@@ -220,6 +226,8 @@ def _modules(c: NCSNppConfig, n_classes: int | None) -> Iterator[tuple[str, str,
     if c.noise_cond:
         yield layer("temb_0", "linear", 2 * c.nf if c.embedding_type == "fourier" else c.nf, 4 * c.nf)
         yield layer("temb_1", "linear", 4 * c.nf, 4 * c.nf)
+    if c.num_labels and n_classes is None:
+        yield layer("labels", "embedding", c.num_labels + 1, 4 * c.nf)
 
     # Way down. ``skips`` are the channels of the activations that the way up will take.
     yield layer("stem", "conv3x3", c.in_ch, c.nf)

@@ -147,7 +147,8 @@ def classifier_free(
       interval: forward times between which the guidance acts.
     """
     low, high = (jnp.asarray(t, jnp.float32) for t in interval)
-    return ClassifierFree(eps_fn.with_labels(labels), eps_fn, jnp.asarray(scale, jnp.float32), (low, high))
+    told, free = blocks.as_pytree(eps_fn.with_labels(labels)), blocks.as_pytree(eps_fn)
+    return ClassifierFree(told, free, jnp.asarray(scale, jnp.float32), (low, high))
 
 
 @jax.tree_util.register_dataclass

@@ -27,6 +27,7 @@ class NetworkScore:
       inputs: function of time, ``Cin [K, K]``, or ``None``.
       predicted: the blocks of eps that the network predicts, in the order of its channels; the others are zero.
       tile: samples that go through the network at a time; 0 for all.
+      labels: integers ``[n]`` for a network that takes them, or ``None``.
     """
 
     state: Any
@@ -34,6 +35,11 @@ class NetworkScore:
     graph: Any = dataclasses.field(metadata={"static": True})
     predicted: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     tile: int = dataclasses.field(metadata={"static": True})
+    labels: Any = None
+
+    def with_labels(self, labels: Array) -> NetworkScore:
+        """The same for samples of these classes, integers ``[n]``."""
+        return dataclasses.replace(self, labels=jnp.asarray(labels, jnp.int32))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
         """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype."""
@@ -46,11 +52,18 @@ class NetworkScore:
 
     def _run(self, images: Array, t: Array) -> Array:
         net, n = nnx.merge(self.graph, self.state), len(images)
+
+        def run(images: Array, labels: Array | None) -> Array:
+            return net(images, t) if labels is None else net(images, t, labels)
+
         if not 0 < self.tile < n:
-            return net(images, t)
-        padded = jnp.pad(images, [(0, -n % self.tile), *[(0, 0)] * (images.ndim - 1)])
-        tiles = jnp.reshape(padded, (-1, self.tile, *images.shape[1:]))
-        out = jax.lax.map(lambda tile: net(tile, t), tiles)
+            return run(images, self.labels)
+
+        def cut(leaf: Array) -> Array:
+            padded = jnp.pad(leaf, [(0, -n % self.tile), *[(0, 0)] * (leaf.ndim - 1)])
+            return jnp.reshape(padded, (-1, self.tile, *leaf.shape[1:]))
+
+        out = jax.lax.map(lambda tile: run(*tile), jax.tree.map(cut, (images, self.labels)))
         return jnp.reshape(out, (-1, *out.shape[2:]))[:n]
 
 

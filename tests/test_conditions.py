@@ -1,0 +1,241 @@
+"""Conditions from ``generate``: checked before anything runs, counted, and the same whatever the batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import psld_jax as pj
+from psld_jax import build, scores
+from psld_jax.generate import prepare
+from psld_jax.models import NCSNpp, NCSNppConfig
+from psld_jax.train import create_state, make_eval_step, make_train_step
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return pj.load("mnist")
+
+
+@pytest.fixture(scope="module")
+def known(digits_model):
+    """Six digits whose upper half is known."""
+    return digits_model.data[:6], pj.operators.half_mask("top", digits_model.image_shape)
+
+
+def test_known_pixels_are_exact_and_samples_do_not_depend_on_the_batch(digits_model, known):
+    images, mask = known
+    options = {"nfe": 12, "seed": 1, "known": images, "mask": mask, "n": 6}
+    x = pj.generate(digits_model, **options)
+    np.testing.assert_array_equal(x[:, :4], np.clip(images, -1, 1)[:, :4])
+    np.testing.assert_allclose(pj.generate(digits_model, **options, batch_size=4), x, atol=1e-4)
+    other = pj.generate(digits_model, **{**options, "seed": 2})
+    assert np.abs(other[:, 4:] - x[:, 4:]).max() > 0.1
+
+
+def test_resampling_stays_in_the_budget(digits_model, known):
+    images, mask = known
+    options = {"nfe": 30, "known": images, "mask": mask, "resample": 4, "jump": 3}
+    sampler = prepare(digits_model, "ancestral", **options)
+    assert sampler.nfe == 29 and len(np.unique(sampler.table.times)) == 9  # 4 x 7 + 1
+    with pytest.raises(ValueError, match="nfe"):
+        prepare(digits_model, "ancestral", **{**options, "nfe": 4})
+
+
+def test_super_resolution_of_digits_agrees_with_the_measurement(digits_model):
+    """Exact score, means over 2 x 2: a mixture is not the Gaussian that is assumed, and a trajectory may end at a digit
+    that agrees less well than another; so half of the error without guidance. DPS does not know that means have a
+    quarter of the variance, and trusts them less.
+    """
+    operator, truth = pj.operators.downsample(2), digits_model.data[:16]
+    measured = np.asarray(operator(jnp.asarray(truth)))
+    options = {"nfe": 40, "n": 16, "operator": operator, "measurement": measured, "noise_std": 0.1}
+    errors = {}
+    for posterior in ("pigdm", "dps"):
+        x = pj.generate(digits_model, **options, posterior=posterior)
+        errors[posterior] = np.sqrt(np.mean((np.asarray(operator(jnp.asarray(x))) - measured) ** 2))
+    free = pj.generate(digits_model, nfe=40, n=16)
+    error = np.sqrt(np.mean((np.asarray(operator(jnp.asarray(free))) - measured) ** 2))
+    assert errors["pigdm"] < 0.5 * error
+    assert errors["pigdm"] < errors["dps"] < 0.8 * error
+
+
+def test_guided_mnist(mnist):
+    """Twenty samples, two of each class, judged by another classifier; chance is 2 of 20."""
+    labels = np.arange(20) % 10
+    x = pj.generate(mnist, nfe=10, n=20, label=labels, classifier="mnist_clf", guidance=4.0)
+    found = np.asarray(pj.metrics.judge("mnist")(x)).argmax(-1)
+    assert np.mean(found == labels) >= 0.7
+
+
+def test_adaptive_solvers_take_guidance_but_no_known_pixels(digits_model, known):
+    images, mask = known
+    with pytest.raises(ValueError, match="known pixels are replaced between steps"):
+        prepare(digits_model, "rk45", known=images, mask=mask)
+    prepare(digits_model, "rk45", operator=lambda x: x, measurement=images)
+
+
+def test_bad_conditions(digits_model, mnist, known):
+    images, mask = known
+    clf = pj.load("mnist_clf")
+    other = dataclasses.replace(clf, sde=pj.sde.PSLD(0.25, 4.25))
+    wide = dataclasses.replace(clf, image_shape=(64, 64, 1))
+    for model, options, message in (
+        (mnist, {"label": 10, "classifier": clf}, "must lie in 0 to 9"),
+        (mnist, {"label": -1, "classifier": clf}, "must lie in 0 to 9"),
+        (mnist, {"label": 1.5, "classifier": clf}, "must be an integer"),
+        (mnist, {"label": 1}, "takes no labels"),
+        (mnist, {"label": 1, "classifier": other}, "the classifier is of PSLD"),
+        (mnist, {"label": 1, "classifier": wide}, r"of images \(64, 64, 1\)"),
+        (mnist, {"label": 1, "classifier": "mnist"}, "is no classifier"),
+        (mnist, {"label": 1, "classifier": clf, "guidance": -1.0}, "guidance=-1"),
+        (mnist, {"classifier": clf}, "give label"),
+        (digits_model, {"known": images}, "belong together"),
+        (digits_model, {"known": images, "mask": mask[:, :5]}, "mask has shape"),
+        (digits_model, {"known": images, "mask": mask * 0.5}, "0 only"),
+        (digits_model, {"known": images[:, :5], "mask": mask}, "known images have shape"),
+        (digits_model, {"operator": jnp.square, "measurement": images}, "must be linear"),
+        (digits_model, {"operator": lambda x: x[:, ::2], "measurement": images}, "the measurement has shape"),
+        (digits_model, {"operator": lambda x: x, "measurement": images, "posterior": "dsp"}, "Did you mean 'dps'"),
+        (digits_model, {"known": images, "mask": mask, "resample": 0}, "resample=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(model, "RVV", **options)
+    with pytest.raises(ValueError, match="6 entries for 7 samples"):
+        pj.generate(digits_model, known=images, mask=mask, n=7)
+    with pytest.raises(ValueError, match="does not divide"):
+        pj.operators.downsample(3)(images)
+    with pytest.raises(ValueError, match="Did you mean 'center'"):
+        pj.operators.half_mask("centre", (8, 8, 1))
+
+
+def test_blur_keeps_the_mean_of_what_is_inside():
+    image = np.zeros((1, 15, 15, 2), np.float32)
+    image[0, 7, 7] = (1.0, 2.0)
+    blurred = np.asarray(pj.operators.blur(1.0)(jnp.asarray(image)))
+    np.testing.assert_allclose(blurred.sum(axis=(0, 1, 2)), [1, 2], rtol=1e-5)
+    at = np.arange(-1, 2)
+    kernel = np.exp(-0.5 * at**2) / np.exp(-0.5 * np.arange(-3, 4) ** 2).sum()
+    np.testing.assert_allclose(blurred[0, 6:9, 6:9, 0], np.outer(kernel, kernel), rtol=1e-5)
+
+
+# --- networks that take labels ---------------------------------------------------------------------------------------
+
+SMALL = NCSNppConfig(2, 1, 8, nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), fir=False, num_labels=3)
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """A small network whose label embedding is not zero, as an ``eps_fn``, and its diffusion."""
+    sde, net = pj.sde.PSLD(0.01, 4.01).preconditioned(1.0), NCSNpp(SMALL, rngs=nnx.Rngs(0))
+    table = net.layers["labels"]
+    table.embedding = nnx.Param(jax.random.normal(jax.random.key(0), table.embedding.shape))
+    head = net.layers["out_conv"]
+    head.kernel = nnx.Param(0.1 * jax.random.normal(jax.random.key(1), head.kernel.shape))
+    for name, layer in net.layers.items():  # the last convolution of every branch begins at zero
+        if "block" in name:
+            layer.conv_1.kernel = nnx.Param(0.1 * jax.random.normal(jax.random.key(2), layer.conv_1.kernel.shape))
+    return scores.network(net, sde), sde, net
+
+
+def test_labels_reach_the_network(labelled):
+    eps_fn, sde, net = labelled
+    z = sde.prior_sample(jax.random.key(0), (6, 8, 8, 1))
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    told, any_label = eps_fn.with_labels(labels)(z, 0.5)[0], eps_fn(z, 0.5)[0]
+    assert np.abs(told - any_label).max() > 1e-3
+    # Tiles of four samples, the last of them padded: every sample keeps its own label.
+    for i, label in enumerate(labels):
+        one = eps_fn.with_labels(labels[i : i + 1])(tuple(leaf[i : i + 1] for leaf in z), 0.5)[0]
+        np.testing.assert_allclose(told[i : i + 1], one, atol=1e-5)
+        assert label == labels[i]
+    with pytest.raises(ValueError, match="takes no labels"):
+        NCSNpp(dataclasses.replace(SMALL, num_labels=0), rngs=nnx.Rngs(0))(
+            jnp.zeros((1, 8, 8, 2)), 0.5, jnp.zeros(1, int)
+        )
+    with pytest.raises(ValueError, match="num_labels"):
+        dataclasses.replace(SMALL, noise_cond=False)
+
+
+def test_classifier_free_guidance(labelled):
+    eps_fn, sde, _ = labelled
+    z, labels = sde.prior_sample(jax.random.key(0), (4, 8, 8, 1)), np.array([0, 1, 2, 1])
+    told, free = eps_fn.with_labels(labels)(z, 0.5)[0], eps_fn(z, 0.5)[0]
+    guided = scores.classifier_free(eps_fn, labels, 2.5)
+    np.testing.assert_allclose(guided(z, 0.5)[0], free + 2.5 * (told - free), atol=1e-5)
+    np.testing.assert_allclose(scores.classifier_free(eps_fn, labels, 0.0)(z, 0.5)[0], free, atol=1e-6)
+    np.testing.assert_array_equal(scores.classifier_free(eps_fn, labels)(z, 0.5)[0], told)
+    limited = scores.classifier_free(eps_fn, labels, 2.5, (0.6, 0.9))
+    np.testing.assert_array_equal(limited(z, 0.5)[0], told)
+    assert np.abs(limited(z, 0.7)[0] - eps_fn.with_labels(labels)(z, 0.7)[0]).max() > 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """An ``eps_fn`` that takes labels and counts its evaluations on the host."""
+
+    calls: list
+
+    def with_labels(self, labels):
+        del labels
+        return self
+
+    def __call__(self, z, t):
+        jax.debug.callback(lambda: self.calls.append(1))
+        return jax.tree.map(lambda leaf: 0.1 * leaf, z)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.7), (0.95, 1.0)])
+def test_evaluations_of_guidance_are_counted(digits_model, interval):
+    """The stated NFE is the number of calls, and stays in the budget."""
+    calls = []
+    model = dataclasses.replace(digits_model, eps_fn=Counting(calls), n_classes=10)
+    sampler = prepare(model, "ddim", nfe=20, label=3, guidance=2.0, interval=interval)
+    state, counts = sampler(jax.random.key(0), np.arange(2))
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert len(calls) == sampler.nfe == counts[0] <= 20
+    assert sampler.nfe >= 18
+
+
+def test_training_tells_labels(labelled):
+    """With dropout 0.999 the embedding of "any" learns, with 0 those of the labels; the held-out loss sees labels."""
+    *_, net = labelled
+    config = build.override(
+        build.load_config("mnist"),
+        {f"model.{name}": getattr(SMALL, name) for name in ("nf", "ch_mult", "image_size", "num_labels")},
+    )
+    loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
+    images, labels = np.zeros((8, 8, 8, 1), np.float32), np.arange(8) % 3
+    coefficients = loss.coefficients(np.linspace(0.1, 0.9, 8)).cast(np.float32)
+    for dropout, rows in ((0.999, [False] * 3 + [True]), (0.0, [True] * 3 + [False])):
+        step = make_train_step(net, loss, transformation, rate, label_dropout=dropout)
+        state = create_state(net, transformation, ema=False)
+        state, _ = step(state, jax.random.key(0), images, labels, coefficients)
+        moved = (
+            np.abs(
+                np.asarray(optax.tree_utils.tree_get(state.optimizer, "mu")["layers"]["labels"]["embedding"][...])
+            ).max(axis=1)
+            > 0
+        )
+        assert list(moved) == rows
+    evaluate, keys = make_eval_step(net, loss), jax.random.split(jax.random.key(0), 8)
+    values = [evaluate(state.online, keys, images, which, coefficients)["loss"] for which in (labels, (labels + 1) % 3)]
+    assert np.abs(values[0] - values[1]).max() > 1e-5
+
+
+def test_training_begins_with_given_weights():
+    """The shipped network with labels added gives what it gave: their embedding is zero."""
+    config = build.override(
+        build.load_config("mnist"), {"train.init": "mnist", "model.num_labels": 10, "data.path": "unused"}
+    )
+    net, model = build.initial_network(config), pj.load("mnist")
+    z = model.sde.prior_sample(jax.random.key(0), (2, 32, 32, 1))
+    ours = scores.network(net, model.sde).with_labels([3, 4])(z, 0.5)
+    np.testing.assert_allclose(ours[0], model.eps_fn(z, 0.5)[0], atol=1e-5)
+    with pytest.raises(ValueError, match="does not fit the network in"):
+        build.initial_network(build.override(config, {"model.nf": 8}))
