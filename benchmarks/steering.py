@@ -23,7 +23,7 @@ from psld_jax import build, metrics, plots
 from psld_jax.data import open_dataset
 from psld_jax.journal import Journal
 
-NFE, SCALES, SAMPLERS = 50, (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), ("auto", "ancestral")
+NFE, SCALES, SAMPLERS = 50, (1.0, 2.0, 4.0, 8.0, 16.0), ("ancestral",)
 JUDGE = metrics.judge("mnist")
 
 
@@ -59,7 +59,7 @@ def guidance(
 
             def run(sampler: str = sampler, scale: float = scale, hyper: dict[str, Any] = hyper) -> dict[str, Any]:
                 conditions = {"label": labels, "classifier": classifier, "guidance": scale}
-                x = pj.generate(model, sampler, nfe=NFE, n=n, batch_size=100, **conditions, **hyper)
+                x = pj.generate(model, sampler, nfe=NFE, n=n, batch_size=50, **conditions, **hyper)
                 plots.save_samples(
                     output / f"guided_{sampler}_{scale:g}.png", (x[:100],), f"{sampler}, scale {scale:g}"
                 )
@@ -90,7 +90,7 @@ def inpainting(path: str, output: Path, n: int) -> None:
     print("truth", accuracy(truth, labels))
 
     def run(mask_name: str, name: str, mask: np.ndarray, sampler: str, conditions: dict[str, Any]) -> dict[str, Any]:
-        x = pj.generate(model, sampler, nfe=NFE, n=n, batch_size=100, **conditions)
+        x = pj.generate(model, sampler, nfe=NFE, n=n, batch_size=50, **conditions)
         file = output / f"inpainted_{mask_name}_{name.replace(', ', '_').replace(' ', '_')}.png"
         plots.save_restored(file, {"seen": np.where(mask == 1, truth, 0), name: x, "truth": truth})
         known = float(np.abs(x - truth)[np.broadcast_to(mask == 1, x.shape)].max())

@@ -145,6 +145,10 @@ def get_config() -> ConfigDict:
     config.sampling = ConfigDict()
     config.sampling.num_samples = 64
     config.sampling.batch_size = 256
+    # png: every image a file in WORKDIR/images | npz: a thousand in a file | empty: a picture of them. A run that is
+    # killed goes on with the images that are missing.
+    config.sampling.save = ""
+    config.sampling.levels = "truncate"  # 127.5 x + 127.5 to uint8: truncate (the original's) | round (EDM's)
 
     config.bench = ConfigDict()
     config.bench.samplers = ("all",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -69,17 +70,34 @@ class Sampler:
     adaptive: dict[str, Any]
     steering: Bound | None = None
 
-    def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, np.ndarray]:
-        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``."""
-        keys = random.sample_keys(key, jnp.asarray(indices))
-        z_T = self.model.sde.prior_sample(keys, (len(keys), *self.model.image_shape))
-        eps_fn = self.model.eps_fn if self.steering is None else self.steering.eps_fn(indices)
+    def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, Array]:
+        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on all devices."""
+        devices = jax.device_count()
+        padded = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
+        keys = random.sample_keys(key, padded)
+        own = {} if self.steering is None else self.steering.arrays(padded)
+        run = self._run if devices == 1 else self._split
+        z, counts = run(self.model.eps_fn, keys, own)
+        return jax.tree.map(lambda leaf: leaf[: len(indices)], z), counts[: len(indices)]
+
+    def _run(self, eps_fn: Any, keys: Array, own: dict[str, Array]) -> tuple[blocks.State, Array]:
+        """Samples of these keys; ``own`` is what the conditions hold for each of them."""
+        n, sde = len(keys), self.model.sde
+        z_T = sde.prior_sample(keys, (n, *self.model.image_shape))
+        eps_fn = eps_fn if self.steering is None else self.steering.eps_fn(eps_fn, own)
         if self.table is None:
-            z, counts = sample_ode(eps_fn, self.model.sde, z_T, **self.adaptive)
-            return z, np.asarray(counts)
-        known = None if self.steering is None else self.steering.known(self.table, indices)
-        z = sample(eps_fn, self.table, z_T, keys, known=known)
-        return z, np.full(len(keys), self.nfe)
+            return sample_ode(eps_fn, sde, z_T, **self.adaptive)
+        known = None if self.steering is None else self.steering.known(self.table, own)
+        return sample(eps_fn, self.table, z_T, keys, known=known), jnp.full(n, self.nfe or 0)
+
+    @functools.cached_property
+    def _split(self) -> Callable[..., tuple[blocks.State, Array]]:
+        """:meth:`_run` on all devices, each with its part of the samples; they need nothing of each other."""
+        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        mine, all_of_it = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+        specs = {"in_specs": (all_of_it, mine, mine), "out_specs": mine, "check_vma": False}
+        split = jax.jit(lambda eps_fn, keys, own: jax.shard_map(self._run, mesh=mesh, **specs)(eps_fn, keys, own))
+        return lambda eps_fn, keys, own: split(blocks.as_pytree(eps_fn), keys, own)
 
     @property
     def nfe(self) -> int | None:
@@ -90,12 +108,28 @@ class Sampler:
 
     def batches(self, seed: int, n: int, batch_size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
         """Samples 0 to ``n - 1`` of ``seed`` in batches: number of the first, state of numpy arrays, NFE of each."""
-        key, size = jax.random.key(seed), min(batch_size, n)
+        size = min(batch_size, n)
         for start in range(0, n, size):
-            # The last batch is filled up with samples beyond n: one shape, so one program and the same bits.
-            z, counts = self(key, np.arange(start, start + size))
-            here = min(size, n - start)
-            yield start, jax.tree.map(lambda leaf, here=here: np.asarray(leaf)[:here], z), counts[:here]
+            yield start, *self.batch(seed, range(start, min(start + size, n)), size)
+
+    def batch(self, seed: int, numbers: range, size: int) -> tuple[blocks.State, np.ndarray]:
+        """Samples of these numbers, a state of numpy arrays, and the NFE of each.
+
+        They are filled up to ``size`` with those that follow: one shape, so one program and the same bits.
+        """
+        z, counts = self(jax.random.key(seed), np.arange(numbers.start, numbers.start + size))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(numbers)], z), np.asarray(counts)[: len(numbers)]
+
+    def draw(self, seed: int, numbers: range, size: int) -> np.ndarray:
+        """Images of :meth:`batch`, float32 in [-1, 1]."""
+        return np.clip(self.batch(seed, numbers, size)[0][0], -1, 1)
+
+    def about(self) -> dict[str, Any]:
+        """What the samples of a key depend on, besides the model, as JSON can hold it."""
+        table = None if self.table is None else {"times": self.table.times.tolist()}
+        setting = None if self.setting is None else self.setting.to_json()
+        steering = None if self.steering is None else self.steering.about()
+        return {"setting": setting, "table": table, "adaptive": self.adaptive, "conditions": steering}
 
     def describe(self) -> str:
         """One line for people."""
@@ -174,8 +208,8 @@ def generate_states(
 def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
     """Images from a model, float32 NHWC in [-1, 1].
 
-    Image ``i`` is a function of ``(seed, i)``, whatever ``n`` and ``batch_size`` are (to the bit for the exact score;
-    a network may round differently in batches of another shape).
+    Image ``i`` is a function of ``(seed, i)``, whatever ``n``, ``batch_size`` and number of devices. Its noise is
+    so to the bit; products of matrices may round differently in batches of another shape.
 
     Args:
       model: from ``psld_jax.load``.

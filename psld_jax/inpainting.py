@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from psld_jax import blocks
 from psld_jax.errors import unknown
@@ -73,8 +74,9 @@ def known_pixels(
     Raises:
       ValueError: for a mask of another shape, or with other values than 0 and 1, or an unknown ``time``.
     """
-    x, mask = jnp.asarray(x), np.asarray(mask)
-    check_mask(mask, x.shape)
+    x = jnp.asarray(x)
+    if not isinstance(mask, Tracer):  # inside a program, who made it has checked it
+        check_mask(np.asarray(mask), x.shape)
     if time not in TIMES:
         raise unknown("time of known pixels", time, TIMES)
     times = table.times if time == "current" else np.append(table.times[0], table.times[:-1])
@@ -83,7 +85,7 @@ def known_pixels(
     at, start = np.where(times > 0, times, 1.0), np.eye(sde.num_blocks)[:, :1]
     return Known(
         x,
-        jnp.asarray(mask.astype(bool)),
+        jnp.asarray(mask).astype(bool),
         np.where(times[:, None, None] > 0, sde.mean(at), start),
         noisy * sde.factor(at),
         np.full(len(times), table.num_draws) + (np.arange(len(times)) if fresh else 0),

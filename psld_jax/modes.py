@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.progress import track
 
 from psld_jax import bench, build, checkpoint, evaluate, metrics, plots
-from psld_jax.generate import generate_states, resolve
+from psld_jax.generate import generate_states, prepare, resolve
 from psld_jax.journal import Journal, replace
+from psld_jax.sampling import write_samples
 from psld_jax.settings import Setting
 from psld_jax.solve import SOLVERS, sample
 from psld_jax.train import train
@@ -47,6 +48,8 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     c, model = config.sampler, _sampled(config)
     setting = None if c.name in SOLVERS else _resolve(model, config, c.name)
     conditions, truth, seen = build.steer_options(config, model)
+    if config.sampling.save:
+        return _save_samples(model, config, conditions, workdir, console)
     start = time.perf_counter()
     state, nfe = generate_states(
         model,
@@ -78,6 +81,30 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         _trajectories(model, config, workdir)
     console.print(f"{len(nfe)} samples by {title} in {seconds:.1f} s (compilation included)")
     return report
+
+
+def _save_samples(
+    model: build.Model, config: Any, conditions: dict[str, Any], workdir: Path, console: Console
+) -> dict[str, Any]:
+    """Write images to ``images/``, as many as are missing. Returns the report."""
+    c, start = config.sampling, time.perf_counter()
+    options = build.sampler_options(config)
+    del options["seed"]
+    sampler = prepare(model, **options, **conditions)
+    drawn = write_samples(
+        sampler,
+        workdir / "images",
+        c.num_samples,
+        seed=config.seed,
+        batch_size=c.batch_size,
+        form=c.save,
+        levels=c.levels,
+        about={"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint},
+        progress=partial(track, description="sampling", console=console, transient=True),
+    )
+    seconds = time.perf_counter() - start
+    console.print(f"{c.num_samples:,} images in {workdir / 'images'}, {drawn:,} of them new, in {seconds:.1f} s")
+    return {"num_samples": c.num_samples, "drawn": drawn, "seconds": seconds, "sampler": sampler.about()}
 
 
 def _resolve(model: build.Model, config: Any, name: str) -> Setting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -110,29 +111,35 @@ class Bound:
             if count not in (1, n):
                 raise ValueError(f"{name} holds {count} entries for {n} samples; give 1 or {n}")
 
-    def eps_fn(self, indices: Array) -> Any:
-        """The ``eps_fn`` of the conditional law, for samples number ``indices [n]``."""
-        s, model, eps_fn = self.steering, self.model, self.model.eps_fn
-        if s.label is not None:
-            labels = _take(np.atleast_1d(s.label), indices)
-            if self.classifier is not None:
-                eps_fn = scores.classifier_guided(eps_fn, self.classifier.logits_fn, model.sde, labels, s.guidance)
-            else:
-                eps_fn = scores.classifier_free(eps_fn, labels, s.guidance, s.interval)
+    def arrays(self, indices: Array) -> dict[str, Array]:
+        """What samples number ``indices [n]`` have of their own: labels, measurements, known pixels, masks."""
+        s = self.steering
+        values = {"labels": s.label, "measurement": s.measurement, "known": s.known}
+        own = {name: _take(np.atleast_1d(value), indices) for name, value in values.items() if value is not None}
+        return own if s.mask is None else {**own, "mask": _take(s.mask, indices)}
+
+    def eps_fn(self, eps_fn: Any, own: dict[str, Array]) -> Any:
+        """The ``eps_fn`` of the conditional law for samples with these arrays."""
+        s, sde = self.steering, self.model.sde
+        if s.label is not None and self.classifier is not None:
+            eps_fn = scores.classifier_guided(eps_fn, self.classifier.logits_fn, sde, own["labels"], s.guidance)
+        elif s.label is not None:
+            eps_fn = scores.classifier_free(eps_fn, own["labels"], s.guidance, s.interval)
         if s.operator is not None:
-            measurement = _take(s.measurement, indices)
             options = {"noise_std": s.noise_std, "method": s.posterior}
-            eps_fn = scores.posterior_guided(eps_fn, model.sde, s.operator, measurement, **options)
+            eps_fn = scores.posterior_guided(eps_fn, sde, s.operator, own["measurement"], **options)
         return eps_fn
 
-    def known(self, table: Tableau, indices: Array) -> Known | None:
-        """The known pixels of samples number ``indices``."""
-        s = self.steering
-        if s.known is None:
+    def known(self, table: Tableau, own: dict[str, Array]) -> Known | None:
+        """The known pixels of samples with these arrays."""
+        if self.steering.known is None:
             return None
-        mask = np.asarray(s.mask)
-        mask = mask if len(mask) == 1 else _take(mask, indices)
-        return known_pixels(self.model.sde, table, _take(s.known, indices), mask, fresh=s.fresh)
+        return known_pixels(self.model.sde, table, own["known"], own["mask"], fresh=self.steering.fresh)
+
+    def about(self) -> dict[str, Any]:
+        """The conditions for a report; of arrays only a check sum."""
+        values = {field.name: getattr(self.steering, field.name) for field in dataclasses.fields(self.steering)}
+        return {name: _describe(value) for name, value in values.items() if value is not None}
 
     def evaluations(self, table: Tableau) -> int:
         """Network evaluations of a sample: classifier-free guidance takes two where it acts."""
@@ -147,6 +154,14 @@ def _take(values: Array, indices: Array) -> np.ndarray:
     """Entries for samples number ``indices``; beyond the last one (a batch that is filled up) from the start again."""
     values = np.asarray(values)
     return values[np.asarray(indices) % len(values)]
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, jax.Array)) and np.ndim(value):
+        return f"array {np.shape(value)} {zlib.crc32(np.ascontiguousarray(value).tobytes()):08x}"
+    if isinstance(value, Classifier):
+        return value.config.model.checkpoint
+    return value if isinstance(value, (str, int, float, tuple, list)) else getattr(value, "__qualname__", repr(value))
 
 
 def _check_pairs(s: Steering) -> None:

@@ -1,0 +1,134 @@
+"""Many samples to files: every image is a function of (seed, number), and a run that is killed goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from psld_jax.errors import check_counts, unknown
+from psld_jax.generate import Sampler
+from psld_jax.journal import replace
+
+Array = Any
+
+FORMS = ("png", "npz")
+LEVELS = ("truncate", "round")
+
+#: Images in a .npz. Batches begin anew with each of these parts, so that a resumed run has the same ones.
+PART = 1000
+
+
+def to_levels(images: Array, how: str = "truncate") -> np.ndarray:
+    """Levels 0 to 255, uint8, of images in [-1, 1]: ``127.5 x + 127.5``, clipped, then truncated or rounded.
+
+    The original PSLD truncates, EDM rounds; Frechet distances differ between the two, so reports should say which.
+
+    Raises:
+      ValueError: for another way.
+    """
+    if how not in LEVELS:
+        raise unknown("way to levels", how, LEVELS)
+    levels = np.clip(np.asarray(images, np.float32) * np.float32(127.5) + np.float32(127.5), 0, 255)
+    return (np.rint(levels) if how == "round" else levels).astype(np.uint8)
+
+
+def write_samples(
+    sampler: Sampler,
+    directory: Path,
+    n: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    form: str = "png",
+    levels: str = "truncate",
+    about: dict[str, Any] | None = None,
+    progress: Callable[[Iterable[range]], Iterable[range]] = iter,
+) -> int:
+    """Write samples 0 to ``n - 1`` to ``directory``; those that are there already are not drawn again.
+
+    A file is there as a whole or not at all. ``000123.png`` is image 123; ``000002.npz`` holds images 2000 to 2999 as
+    ``images``, uint8 ``[1000, H, W, C]`` (the last file fewer). Memory holds one batch, and for .npz one file.
+
+    Args:
+      sampler: from :func:`psld_jax.generate.prepare`.
+      directory: made if it does not exist.
+      n, seed, batch_size: of the samples.
+      form: ``"png"`` or ``"npz"``.
+      levels: ``"truncate"`` or ``"round"``, see :func:`to_levels`.
+      about: what the images depend on besides seed and sampler (which model); kept in ``about.json``.
+      progress: wraps the batches that are to be drawn.
+
+    Returns:
+      How many images were drawn.
+
+    Raises:
+      ValueError: for options out of range, or a directory with images of something else.
+    """
+    check_counts(n=n, batch_size=batch_size)
+    for what, value, allowed in (("form of images", form, FORMS), ("way to levels", levels, LEVELS)):
+        if value not in allowed:
+            raise unknown(what, value, allowed)
+    if sampler.steering is not None:
+        sampler.steering.check(n)
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_about(directory, {"seed": seed, "form": form, "levels": levels, "sampler": sampler.about(), **(about or {})})
+    for temporary in directory.glob(".*.part"):
+        temporary.unlink()
+    there = {file.name for file in directory.iterdir()}
+    missing = [batch for batch in _batches(n, batch_size) if not _files(batch, form) <= there]
+    gathered: list[np.ndarray] = []
+    for batch in progress(missing):
+        images = to_levels(sampler.draw(seed, batch, min(batch_size, PART, n)), levels)
+        if form == "png":
+            for number, image in zip(batch, images, strict=True):
+                _write(directory / f"{number:06}.png", _png(image))
+            continue
+        gathered.append(images)
+        if batch.stop % PART == 0 or batch.stop == n:
+            content = io.BytesIO()
+            np.savez(content, images=np.concatenate(gathered))
+            _write(directory / f"{batch.start // PART:06}.npz", content.getvalue())
+            gathered = []
+    return sum(len(batch) for batch in missing)
+
+
+def _batches(n: int, batch_size: int) -> list[range]:
+    """The numbers of the images in batches, none of which reaches over the border of a part."""
+    parts = (range(start, min(start + PART, n)) for start in range(0, n, PART))
+    return [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
+
+
+def _files(batch: range, form: str) -> set[str]:
+    """The files that a batch leaves, or is part of."""
+    return {f"{number:06}.png" for number in batch} if form == "png" else {f"{batch.start // PART:06}.npz"}
+
+
+def _check_about(directory: Path, about: dict[str, Any]) -> None:
+    path = directory / "about.json"
+    about = json.loads(json.dumps(about))
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != about:
+            names = ", ".join(f"{key}={found.get(key)!r}" for key in about if found.get(key) != about[key])
+            raise ValueError(f"{directory} holds images with {names}; choose another directory, or remove it")
+    else:
+        replace(path, json.dumps(about, indent=1) + "\n")
+
+
+def _png(image: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, "png")
+    return content.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
