@@ -173,6 +173,7 @@ def get_config() -> ConfigDict:
     config.evaluate.num_samples = 10_000  # for each sampler, budget and seed
     config.evaluate.features = "pixels"  # as for tune
     config.evaluate.tuned = ""  # a samplers.json that --mode tune wrote: every sampler's own settings
+    config.evaluate.published = ()  # (sampler, nfe, distance) of somebody else, shown beside ours
     config.evaluate.num_reference = 0  # training images that the samples are compared to; 0: all
 
     return config.lock()

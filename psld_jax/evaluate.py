@@ -160,8 +160,15 @@ def summary(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(rows: list[dict[str, Any]], real: tuple[float, float]) -> str:
-    """The rows as a table, samplers down and budgets across, the best of each budget in bold."""
+Published = Sequence[tuple[str, int, float]]
+
+
+def markdown(rows: list[dict[str, Any]], real: tuple[float, float], published: Published = ()) -> str:
+    """The rows as a table, samplers down and budgets across, the best of each budget in bold.
+
+    ``published`` holds sampler, NFE and distance of somebody else; they are in brackets.
+    """
+    theirs = {(name, nfe): value for name, nfe, value in published}
     budgets = sorted({row["budget"] for row in rows})
     best = {budget: min(row["distance"] for row in rows if row["budget"] == budget) for budget in budgets}
     lines = ["| | " + " | ".join(f"{b} NFE" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
@@ -171,16 +178,21 @@ def markdown(rows: list[dict[str, Any]], real: tuple[float, float]) -> str:
         for budget in budgets:
             row = cells.get(budget)
             text = "-" if row is None else f"{row['distance']:.3g} ± {row['spread']:.2g}"
+            if (name, budget) in theirs:
+                text += f" [{theirs[name, budget]:g}]"
             texts.append(f"**{text}**" if row is not None and row["distance"] == best[budget] else text)
         lines.append(f"| `{name}` | " + " | ".join(texts) + " |")
-    return "\n".join([*lines, "", f"As many real images: {real[0]:.3g} ± {real[1]:.2g}.", ""])
+    note = " In brackets: as published." if published else ""
+    return "\n".join([*lines, "", f"As many real images: {real[0]:.3g} ± {real[1]:.2g}.{note}", ""])
 
 
-def write(directory: Path, rows: list[dict[str, Any]], real: tuple[float, float], title: str) -> None:
+def write(
+    directory: Path, rows: list[dict[str, Any]], real: tuple[float, float], title: str, published: Published = ()
+) -> None:
     """Write ``evaluation.csv``, ``.json`` and ``.md``."""
     content = {"title": title, "real": real, "rows": rows}
     replace(directory / "evaluation.json", json.dumps(content, indent=1) + "\n")
-    replace(directory / "evaluation.md", f"{title}\n\n{markdown(rows, real)}")
+    replace(directory / "evaluation.md", f"{title}\n\n{markdown(rows, real, published)}")
     with open(directory / "evaluation.csv", "w", newline="") as file:
         writer: csv.DictWriter[str] = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

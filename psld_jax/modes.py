@@ -220,7 +220,8 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
         picture=picture,
     )
     rows = evaluate.summary(cells)
-    evaluate.write(workdir, rows, real, f"{features.name} features, {c.num_samples:,} samples a seed")
+    title = f"{features.name} features, {c.num_samples:,} samples a seed"
+    evaluate.write(workdir, rows, real, title, c.published)
     labels = {"distance": f"Frechet distance, {features.name} features"}
     plots.save_curves(
         workdir / "evaluation.png", [{**row, "grid": ""} for row in rows], labels, {"distance": real[0]}, "real images"

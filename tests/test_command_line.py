@@ -74,6 +74,49 @@ def test_bench_s_numbers_are_those_of_the_library(tmp_path):
     np.testing.assert_allclose(rows[0]["frechet"], distance, rtol=1e-3)
 
 
+def test_evaluate_compares_by_many_samples(tmp_path):
+    """A table, a plot, a picture of each cell; the second run draws nothing, and shows what somebody else published."""
+    few = {"evaluate.samplers": ("auto", "RVV", "rk23"), "evaluate.nfe": (6, 13), "evaluate.num_samples": 60}
+    few |= {"evaluate.seeds": (0, 1), "evaluate.num_reference": 500, "sampling.batch_size": 60, "sampler.rtol": 1e-2}
+    rows = run("evaluate", tmp_path, **few)["evaluate"]["rows"]
+    assert [(row["sampler"], row["budget"]) for row in rows] == [
+        ("rk23", 0),
+        *(("auto", 6), ("RVV", 6), ("auto", 13), ("RVV", 13)),
+    ]
+    assert all(row["nfe"] <= (row["budget"] or 500) for row in rows)
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {
+        *("rk23_0.png", "auto_6.png", "auto_13.png", "RVV_6.png", "RVV_13.png")
+    }
+    assert {p.name for p in tmp_path.glob("evaluation.*")} == {
+        f"evaluation.{e}" for e in ("md", "csv", "json", "png", "jsonl")
+    }
+    before = (tmp_path / "evaluation.jsonl").read_bytes()
+    again = run("evaluate", tmp_path, **few, **{"evaluate.published": (("RVV", 13, 14.19),)})["evaluate"]["rows"]
+    assert again == rows and (tmp_path / "evaluation.jsonl").read_bytes() == before
+    assert "[14.19] |" in (tmp_path / "evaluation.md").read_text()
+
+
+def test_conditions_from_the_command_line(tmp_path):
+    """Known halves and a measurement, with pictures of what is seen, the samples and the truth."""
+    small = {"sampling.num_samples": 9, "sampler.nfe": 8}
+    for name, steer in (
+        ("mask", {"steer.mask": "left"}),
+        ("operator", {"steer.operator": "downsample", "steer.factor": 2}),
+    ):
+        report = run("sample", tmp_path / name, **small, **steer)["sample"]
+        assert report["rmse_to_truth"] < 0.8 and "frechet" not in report
+        assert plt.imread(tmp_path / name / "restored.png").std() > 0.1
+    for steer, message in (
+        ({"steer.mask": "lift"}, "Did you mean 'left'"),
+        ({"steer.operator": "blurr"}, "Did you mean 'blur'"),
+        ({"steer.labels": (1,)}, "takes no labels"),
+        ({"steer.classifier": "mnist_clf"}, "config.steer.labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run("sample", tmp_path / "bad", **small, **steer)
+    assert not (tmp_path / "bad").exists()
+
+
 def test_what_was_tuned_is_what_auto_takes(tmp_path):
     few = {"tune.num_samples": 16, "tune.candidates": 2, "tune.gradient_steps": 1, "tune.num_targets": 300}
     report = run("tune", tmp_path, **few, **{"tune.nfe": (6, 12), "tune.samplers": ("ancestral", "lambda_ddim_i")})
