@@ -176,4 +176,20 @@ def get_config() -> ConfigDict:
     config.evaluate.published = ()  # (sampler, nfe, distance) of somebody else, shown beside ours
     config.evaluate.num_reference = 0  # training images that the samples are compared to; 0: all
 
+    config.likelihood = ConfigDict()
+    config.likelihood.num_images = 64  # test images of config.data
+    config.likelihood.draws = 4  # of the momentum and of Hutchinson's signs, for each image
+    config.likelihood.divergence = "hutchinson"  # hutchinson | exact (small images)
+    config.likelihood.t_end = 1e-5
+    config.likelihood.solver = "rk45"
+    config.likelihood.rtol = 1e-4
+    config.likelihood.atol = 1e-4
+    config.likelihood.batch_size = 64
+
+    config.interpolate = ConfigDict()
+    config.interpolate.num_paths = 6  # between test images 0 and 1, 2 and 3, ...
+    config.interpolate.num_steps = 9  # images on each
+    config.interpolate.rtol = 1e-4
+    config.interpolate.atol = 1e-4
+
     return config.lock()

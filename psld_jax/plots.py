@@ -68,6 +68,16 @@ def save_restored(path: Path, columns: dict[str, Any], count: int = 48) -> None:
     _save(figure, path)
 
 
+def save_rows(path: Path, rows: list[np.ndarray]) -> None:
+    """Save images ``[n, H, W, C]`` in rows, one below the other."""
+    picture = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    height, width = picture.shape[:2]
+    figure, axis = plt.subplots(figsize=(10, 10 * height / width))
+    axis.imshow(np.clip(picture / 2 + 0.5, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.axis("off")
+    _save(figure, path)
+
+
 def save_trajectories(path: Path, paths: dict[str, Any], grid_times: dict[str, np.ndarray], data: Any) -> None:
     """Save trajectories of one pixel in the plane of position and momentum, a panel for each sampler.
 

@@ -1,5 +1,6 @@
 """The product as a user meets it: models by name, generate, and the command line."""
 
+import configparser
 import json
 import subprocess
 import sys
@@ -115,6 +116,27 @@ def test_conditions_from_the_command_line(tmp_path):
         with pytest.raises(ValueError, match=message):
             run("sample", tmp_path / "bad", **small, **steer)
     assert not (tmp_path / "bad").exists()
+
+
+def test_every_package_is_installed():
+    """An editable install finds a package that setup.cfg has forgotten; a wheel does not."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    listed = set(parser["options"]["packages"].split())
+    found = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "psld_jax").rglob("__init__.py")}
+    assert listed == found | {"psld_jax.configs", "psld_jax.convert"}
+
+
+def test_likelihood_and_interpolation(tmp_path):
+    few = {"likelihood.num_images": 6, "likelihood.draws": 2, "likelihood.batch_size": 4, "likelihood.rtol": 1e-3}
+    report = run("likelihood", tmp_path, **few)["likelihood"]
+    assert np.load(tmp_path / "likelihood.npz")["nats"].shape == (6,)
+    # Images that a mixture of 100 was made of, far apart: log N(0; 0, 0.05^2) - log(100) / 64 = 2.005 a dimension.
+    assert abs(report["nats_per_dim"] - 2.005) < 5 * report["standard_error_of_draws"] < 0.1
+    assert "bits_per_dim" not in report
+    few = {"interpolate.num_paths": 2, "interpolate.num_steps": 3, "interpolate.rtol": 1e-3}
+    assert run("interpolate", tmp_path, **few)["interpolate"]["reconstruction_rmse"] < 0.05
+    assert plt.imread(tmp_path / "interpolation.png").std() > 0.1
 
 
 def test_what_was_tuned_is_what_auto_takes(tmp_path):

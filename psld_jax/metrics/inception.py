@@ -52,7 +52,10 @@ class _Conv(NamedTuple):
 
 
 def _mean_pool(x: Array) -> Array:
-    return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
+    """Means of 3 x 3 pixels, at the border of those that there are."""
+    # Not count_include_pad=False: with jax_enable_x64 that gives float64.
+    share = nnx.avg_pool(jnp.ones_like(x[:1, :, :, :1]), (3, 3), (1, 1), "SAME")
+    return nnx.avg_pool(x, (3, 3), (1, 1), "SAME") / share
 
 
 def _max_pool(x: Array) -> Array:

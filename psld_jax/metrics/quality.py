@@ -56,9 +56,9 @@ def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
     check_counts(splits=splits)
     if len(logits) < splits:
         raise ValueError(f"{len(logits)} samples cannot be split in {splits} parts; take fewer splits or more samples")
-    log_p = log_softmax(logits, axis=1)
-    scores = []
-    for part in np.array_split(log_p, int(splits)):
+    log_p, scores = log_softmax(logits, axis=1), []
+    ends = [i * len(log_p) // int(splits) for i in range(1, int(splits))]
+    for part in np.split(log_p, ends):
         # Not log(mean(p)): of a class that no sample has, that is log(0), and 0 times it NaN.
         log_mean = logsumexp(part, axis=0) - np.log(len(part))
         scores.append(np.exp(np.mean(np.sum(np.exp(part) * (part - log_mean), axis=1))))

@@ -1,0 +1,70 @@
+"""What each mode of the command line does: run, and leave pictures, tables and a report in the work directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from psld_jax.journal import replace
+from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
+from psld_jax.modes.export import run_export
+from psld_jax.modes.latent import run_interpolate, run_likelihood
+from psld_jax.modes.sample import run_sample
+from psld_jax.train import train
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, for reports."""
+    names = ("psld_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+#: Mode name -> ``run(config, workdir, console) -> report``.
+MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {
+    "sample": run_sample,
+    "bench": run_bench,
+    "train": train,
+    "tune": run_tune,
+    "evaluate": run_evaluate,
+    "likelihood": run_likelihood,
+    "interpolate": run_interpolate,
+    "export": run_export,
+}
+
+
+def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
+    """Run ``mode`` and add its report, with command, configuration and versions, to ``workdir/report.json``.
+
+    Raises:
+      ValueError: for a configuration that makes no sense, before anything expensive starts.
+    """
+    start, used = time.perf_counter(), versions()
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        result = MODES[mode](config, workdir, console)
+    except BaseException:
+        with contextlib.suppress(OSError):  # if they are still empty
+            for path in made:
+                path.rmdir()
+        raise
+    report = workdir / "report.json"
+    content = json.loads(report.read_text()) if report.exists() else {}
+    content[mode] = {
+        **result,
+        "total_seconds": time.perf_counter() - start,
+        "command": sys.argv,
+        "config": json.loads(config.to_json()),
+        "versions": used,
+    }
+    replace(report, json.dumps(content, indent=1) + "\n")
+    console.print(f"results in {workdir}")

@@ -1,0 +1,25 @@
+"""What several modes do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from psld_jax import build
+
+
+def sampled_model(config: Any) -> build.Model:
+    """The score network, or exact score, of a configuration; ``ValueError`` for a classifier."""
+    model = build.build_model(config)
+    if not isinstance(model, build.Model):
+        raise ValueError("a classifier cannot be sampled from; give a score network")
+    return model
+
+
+def exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.ndarray:
+    """Draws from the law whose score is exact."""
+    assert model.data is not None
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((count, *model.image_shape))
+    return model.data[rng.integers(len(model.data), size=count)] + config.model.bandwidth * noise

@@ -1,0 +1,32 @@
+"""``--mode export``: a directory to pass on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from psld_jax import checkpoint
+
+
+def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """Write the latest weights of the training run in ``workdir`` to ``workdir/model``, a directory to pass on."""
+    latest = checkpoint.latest_training(workdir)
+    if latest is None:
+        raise ValueError(f"{workdir} holds no checkpoint of a training run; train first, or choose its work directory")
+    weights = checkpoint.choose_weights(latest, config.model.weights or None)
+    stored, params = checkpoint.read_training(latest, weights)
+    stored["data"]["path"] = ""  # a place on this machine
+    output = workdir / "model"
+    shapes = {path: {"shape": list(np.shape(array))} for path, array in checkpoint.flatten(params).items()}
+    with checkpoint.new_directory(output, overwrite=True) as directory:
+        checkpoint.write_parameters(directory, weights, params)
+        index = {"source": {"training_steps": int(latest.name)}, "parameters": {weights: shapes}}
+        checkpoint.write_description(directory, stored, index)
+        if (workdir / "samplers.json").exists():
+            shutil.copy(workdir / "samplers.json", directory)
+    console.print(f"{weights} weights of step {latest.name} in {output}: psld_jax.load({str(output)!r}) opens them")
+    return {"step": int(latest.name), "weights": weights}

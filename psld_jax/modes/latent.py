@@ -1,0 +1,77 @@
+"""``--mode likelihood | interpolate``: the probability-flow ODE from images to noise."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from psld_jax import build, latent, plots
+from psld_jax.likelihood import dequantize, log_likelihood
+from psld_jax.modes.common import sampled_model
+
+
+def run_likelihood(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """``log p`` of test images; leave likelihood.npz. Returns the report."""
+    c, model, start = config.likelihood, sampled_model(config), time.perf_counter()
+    if model.data is not None:
+        images, quantized = model.data[: c.num_images], False
+    else:
+        data = build.build_data(model.config, "test")
+        levels = data.gather(np.arange(min(c.num_images, len(data))))[0]
+        quantized = levels.dtype == np.uint8
+        images = dequantize(levels, config.seed) if quantized else levels
+    options = {name: c[name] for name in ("draws", "divergence", "t_end", "rtol", "atol", "solver")}
+    starts = range(0, len(images), c.batch_size)
+    parts = [
+        log_likelihood(model, images[at : at + c.batch_size], seed=config.seed + at, **options)
+        for at in track(starts, "likelihood", console=console, transient=True)
+    ]
+    nats, error = (np.concatenate([getattr(part, name) for part in parts]) for name in ("nats", "standard_error"))
+    np.savez(workdir / "likelihood.npz", nats=nats, standard_error=error)
+    dims = parts[0].dims
+    report = {
+        "num_images": len(nats),
+        "nats_per_dim": float(nats.mean() / dims),
+        "standard_error_of_draws": float(np.sqrt(np.mean(error**2) / len(nats)) / dims),
+        "standard_error_of_images": float(nats.std() / np.sqrt(len(nats)) / dims),
+        "nfe_per_draw": float(np.mean([part.nfe.mean() for part in parts])),
+        "seconds": time.perf_counter() - start,
+    }
+    text = f"{report['nats_per_dim']:.4f} nats per dimension"
+    if quantized:
+        report["bits_per_dim"] = float(np.mean([part.bits_per_dim().mean() for part in parts]))
+        text += f", {report['bits_per_dim']:.3f} bits"
+    spread = (
+        f"{report['standard_error_of_draws']:.2g} from the draws, {report['standard_error_of_images']:.2g} from images"
+    )
+    console.print(
+        f"log p of {len(nats)} images: {text} (standard error {spread}); {report['nfe_per_draw']:.0f} NFE a draw"
+    )
+    return report
+
+
+def run_interpolate(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """Paths between pairs of test images; leave interpolation.png. Returns the report."""
+    c, model = config.interpolate, sampled_model(config)
+    if model.data is not None:
+        images = model.data[: 2 * c.num_paths]
+    else:
+        images = build.to_images(build.build_data(model.config, "test"), np.arange(2 * c.num_paths))
+    options = {"rtol": c.rtol, "atol": c.atol, "t_end": config.sampler.t_end}
+    code = latent.encode(model, images, seed=config.seed, **options)
+    back = np.asarray(latent.decode(model, code, **options))
+    error = float(np.sqrt(np.mean((back - images) ** 2)))
+    rows = []
+    for path in track(range(c.num_paths), "interpolating", console=console, transient=True):
+        first, last = (jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], code) for i in (2 * path, 2 * path + 1))
+        between = latent.interpolate(model.sde, first, last, list(np.linspace(0, 1, c.num_steps)))
+        rows.append(np.asarray(latent.decode(model, between, **options)))
+    plots.save_rows(workdir / "interpolation.png", rows)
+    console.print(f"{c.num_paths} paths; encoded and decoded again, images differ by {error:.2g} (root mean square)")
+    return {"reconstruction_rmse": error}

@@ -1,0 +1,105 @@
+"""``--mode sample``: samples, conditions, and images to files."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from psld_jax import build, metrics, plots
+from psld_jax.generate import generate_states, prepare, resolve
+from psld_jax.modes.common import sampled_model
+from psld_jax.sampling import write_samples
+from psld_jax.settings import Setting
+from psld_jax.solve import SOLVERS, sample
+
+
+def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """Draw samples; leave samples.png and, in phase space, trajectories.png. Returns the report."""
+    c, model = config.sampler, sampled_model(config)
+    setting = None if c.name in SOLVERS else _resolve(model, config, c.name)
+    conditions, truth, seen = build.steer_options(config, model)
+    if config.sampling.save:
+        return _save_samples(model, config, conditions, workdir, console)
+    start = time.perf_counter()
+    state, nfe = generate_states(
+        model,
+        n=config.sampling.num_samples,
+        batch_size=config.sampling.batch_size,
+        progress=partial(track, description="sampling", console=console, transient=True),
+        **build.sampler_options(config),
+        **conditions,
+    )
+    seconds = time.perf_counter() - start
+    report = {
+        "model": json.loads(model.config.model.to_json()),
+        "sde": json.loads(model.config.sde.to_json()),
+        "sampler": c.name,
+        "setting": None if setting is None else setting.to_json(),
+        "nfe_mean": float(np.mean(nfe)),
+        "num_samples": len(nfe),
+        "seconds": seconds,
+    }
+    if truth is not None:
+        plots.save_restored(workdir / "restored.png", {"seen": seen, "samples": state[0], "truth": truth})
+        report["rmse_to_truth"] = float(np.sqrt(np.mean((np.clip(state[0], -1, 1) - truth) ** 2)))
+    if model.data is not None and len(nfe) > 1 and not conditions:
+        law = metrics.mixture_statistics(model.data, config.model.bandwidth)
+        report["frechet"] = float(metrics.frechet_distance(*metrics.statistics(state[0]), *law))
+    title = f"{setting.describe() if setting else c.name}, {report['nfe_mean']:.0f} evaluations"
+    plots.save_samples(workdir / "samples.png", state, title)
+    if model.data is not None and model.sde.num_blocks == 2 and c.name not in SOLVERS:
+        _trajectories(model, config, workdir)
+    console.print(f"{len(nfe)} samples by {title} in {seconds:.1f} s (compilation included)")
+    return report
+
+
+def _save_samples(
+    model: build.Model, config: Any, conditions: dict[str, Any], workdir: Path, console: Console
+) -> dict[str, Any]:
+    """Write images to ``images/``, as many as are missing. Returns the report."""
+    c, start = config.sampling, time.perf_counter()
+    options = build.sampler_options(config)
+    del options["seed"]
+    sampler = prepare(model, **options, **conditions)
+    drawn = write_samples(
+        sampler,
+        workdir / "images",
+        c.num_samples,
+        seed=config.seed,
+        batch_size=c.batch_size,
+        form=c.save,
+        levels=c.levels,
+        about={"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint},
+        progress=partial(track, description="sampling", console=console, transient=True),
+    )
+    seconds = time.perf_counter() - start
+    console.print(f"{c.num_samples:,} images in {workdir / 'images'}, {drawn:,} of them new, in {seconds:.1f} s")
+    return {"num_samples": c.num_samples, "drawn": drawn, "seconds": seconds, "sampler": sampler.about()}
+
+
+def _resolve(model: build.Model, config: Any, name: str) -> Setting:
+    c = config.sampler
+    return resolve(model, name, c.nfe, grid=c.grid, rho=c.rho, **build.sampler_hyper(config, name))
+
+
+def _trajectories(model: Any, config: Any, workdir: Path) -> None:
+    """Trajectories of one pixel in phase space by a few samplers, from the same noise."""
+    c, paths, times = config.sampler, {}, {}
+    z_T = model.sde.prior_sample(jax.random.key(config.seed), (6, *model.image_shape))
+    row, column = (size // 2 for size in model.image_shape[:2])
+    settings = {s.integrator().name: s for s in (_resolve(model, config, n) for n in (c.name, "RVV", "ddim"))}
+    for name, setting in settings.items():
+        table = setting.table(model.sde, c.nfe, t_end=c.t_end, denoise=False)
+        path = sample(model.eps_fn, table, z_T, jax.random.key(config.seed), return_trajectory=True)
+        label = f"{name}, {table.nfe} NFE"
+        paths[label] = [np.asarray(leaf)[:, :, row, column, 0] for leaf in path]
+        times[label] = table.times
+    plots.save_trajectories(workdir / "trajectories.png", paths, times, np.unique(model.data[:, row, column, 0]))
