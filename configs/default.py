@@ -171,7 +171,12 @@ def get_config() -> ConfigDict:
     config.evaluate.nfe = (10, 20, 50)
     config.evaluate.seeds = (0, 1, 2)  # the spread over them is reported
     config.evaluate.num_samples = 10_000  # for each sampler, budget and seed
-    config.evaluate.features = "pixels"  # as for tune
+    # pixels | mnist (of a classifier) | inception: the network of FID, from config.evaluate.inception
+    config.evaluate.features = "pixels"
+    config.evaluate.inception = ""  # pt_inception-2015-12-05-6726825d.pth; fetched to that place if it is not there
+    config.evaluate.resize = "tf1"  # for Inception: tf1 (torch-fidelity) | torch (pytorch-fid)
+    config.evaluate.reference = ""  # a .npz with mu and sigma (EDM, pytorch-fid) in place of the training images
+    config.evaluate.num_kept = 0  # > 0: KID, precision, recall (and Inception Score) of the first so many samples
     config.evaluate.tuned = ""  # a samplers.json that --mode tune wrote: every sampler's own settings
     config.evaluate.published = ()  # (sampler, nfe, distance) of somebody else, shown beside ours
     config.evaluate.num_reference = 0  # training images that the samples are compared to; 0: all

@@ -37,6 +37,7 @@ class Cell:
       distance: Frechet distance of the features to the reference.
       seconds: for all samples, compilation included.
       setting: what was run; ``None`` for an adaptive solver.
+      others: other measures by name, of the first samples.
     """
 
     sampler: str
@@ -47,6 +48,7 @@ class Cell:
     distance: float
     seconds: float
     setting: dict[str, Any] | None
+    others: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def jobs(
@@ -93,19 +95,23 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     num_samples: int = 10_000,
     batch_size: int = 64,
+    num_kept: int = 0,
+    others: Callable[[np.ndarray], dict[str, float]] = lambda features: {},
     journal: Journal,
     report: Callable[[Cell], None] = lambda cell: None,
     picture: Callable[[Cell, np.ndarray], None] = lambda cell, images: None,
 ) -> list[Cell]:
     """Draw ``num_samples`` samples for each job and seed, and take the distance of their features to ``reference``.
 
-    Memory holds one batch and the moments of the features. A cell that ``journal`` knows is not run again.
+    Memory holds one batch, the moments of the features, and those that are kept. A cell that ``journal`` knows is not
+    run again.
 
     Args:
       jobs: name, budget and sampler of each, in the order in which they are run.
       reference: mean and covariance of the features of the data.
       features: of images, clipped to [-1, 1].
       seeds: of the samples; the spread over them is that of the distances.
+      num_kept, others: other measures, a function of the features of the first so many samples, which are kept for it.
       journal: of this sweep.
       report: called with every cell.
       picture: called with every new cell of the first seed, and its first images.
@@ -114,14 +120,18 @@ def evaluate(
 
     def run(name: str, budget: int, sampler: Sampler, seed: int) -> Cell:
         start, moments, evaluations, first = time.perf_counter(), metrics.Moments(), 0.0, np.zeros(0)
+        kept: list[np.ndarray] = []
         for _, state, counts in sampler.batches(seed, num_samples, batch_size):
             images = np.clip(state[0], -1, 1)
             first = first if len(first) else images[:_PICTURE]
-            moments.add(features(images))
+            values = features(images)
+            moments.add(values)
+            kept += [values[: max(num_kept - sum(map(len, kept)), 0)]]
             evaluations += float(counts.sum())
         distance = moments.gaussian().distance(reference) if moments.finite else float("inf")
         setting, seconds = _json(sampler), time.perf_counter() - start
-        cell = Cell(name, budget, seed, num_samples, evaluations / num_samples, distance, seconds, setting)
+        more = others(np.concatenate(kept)) if num_kept and moments.finite else {}
+        cell = Cell(name, budget, seed, num_samples, evaluations / num_samples, distance, seconds, setting, more)
         if seed == seeds[0]:
             picture(cell, first)
         return cell
@@ -155,6 +165,7 @@ def summary(cells: Iterable[Cell]) -> list[dict[str, Any]]:
             "num_samples": row[0].num_samples,
             "seconds": float(np.mean([cell.seconds for cell in row])),
             "setting": row[0].setting,
+            **{key: float(np.mean([cell.others[key] for cell in row])) for key in row[0].others},
         }
         for (name, budget), row in rows.items()
     ]
@@ -163,7 +174,7 @@ def summary(cells: Iterable[Cell]) -> list[dict[str, Any]]:
 Published = Sequence[tuple[str, int, float]]
 
 
-def markdown(rows: list[dict[str, Any]], real: tuple[float, float], published: Published = ()) -> str:
+def markdown(rows: list[dict[str, Any]], real: tuple[float, float] | None, published: Published = ()) -> str:
     """The rows as a table, samplers down and budgets across, the best of each budget in bold.
 
     ``published`` holds sampler, NFE and distance of somebody else; they are in brackets.
@@ -182,18 +193,20 @@ def markdown(rows: list[dict[str, Any]], real: tuple[float, float], published: P
                 text += f" [{theirs[name, budget]:g}]"
             texts.append(f"**{text}**" if row is not None and row["distance"] == best[budget] else text)
         lines.append(f"| `{name}` | " + " | ".join(texts) + " |")
-    note = " In brackets: as published." if published else ""
-    return "\n".join([*lines, "", f"As many real images: {real[0]:.3g} ± {real[1]:.2g}.{note}", ""])
+    notes = [] if real is None else [f"As many real images: {real[0]:.3g} ± {real[1]:.2g}."]
+    notes += ["In brackets: as published."] if published else []
+    return "\n".join([*lines, "", " ".join(notes), ""])
 
 
 def write(
-    directory: Path, rows: list[dict[str, Any]], real: tuple[float, float], title: str, published: Published = ()
+    directory: Path, rows: list[dict[str, Any]], real: tuple[float, float] | None, title: str, published: Published = ()
 ) -> None:
     """Write ``evaluation.csv``, ``.json`` and ``.md``."""
     content = {"title": title, "real": real, "rows": rows}
     replace(directory / "evaluation.json", json.dumps(content, indent=1) + "\n")
     replace(directory / "evaluation.md", f"{title}\n\n{markdown(rows, real, published)}")
     with open(directory / "evaluation.csv", "w", newline="") as file:
-        writer: csv.DictWriter[str] = csv.DictWriter(file, list(rows[0]))
+        columns = list(dict.fromkeys(key for row in rows for key in row))  # samples that are not finite have fewer
+        writer: csv.DictWriter[str] = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({**row, "setting": json.dumps(row["setting"])} for row in rows)

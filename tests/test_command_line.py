@@ -78,6 +78,7 @@ def test_bench_s_numbers_are_those_of_the_library(tmp_path):
 def test_evaluate_compares_by_many_samples(tmp_path):
     """A table, a plot, a picture of each cell; the second run draws nothing, and shows what somebody else published."""
     few = {"evaluate.samplers": ("auto", "RVV", "rk23"), "evaluate.nfe": (6, 13), "evaluate.num_samples": 60}
+    few |= {"evaluate.num_kept": 40}
     few |= {"evaluate.seeds": (0, 1), "evaluate.num_reference": 500, "sampling.batch_size": 60, "sampler.rtol": 1e-2}
     rows = run("evaluate", tmp_path, **few)["evaluate"]["rows"]
     assert [(row["sampler"], row["budget"]) for row in rows] == [
@@ -85,6 +86,8 @@ def test_evaluate_compares_by_many_samples(tmp_path):
         *(("auto", 6), ("RVV", 6), ("auto", 13), ("RVV", 13)),
     ]
     assert all(row["nfe"] <= (row["budget"] or 500) for row in rows)
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("precision", "recall"))
+    assert rows[3]["kid"] < rows[2]["kid"]  # auto at 13 NFE against RVV at 6
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {
         *("rk23_0.png", "auto_6.png", "auto_13.png", "RVV_6.png", "RVV_13.png")
     }

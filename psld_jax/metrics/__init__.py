@@ -9,16 +9,34 @@ from psld_jax.metrics.frechet import (
     mixture_statistics,
     statistics,
 )
+from psld_jax.metrics.inception import InceptionV3, inception_features, read_inception
+from psld_jax.metrics.quality import (
+    check_count,
+    inception_score,
+    kid,
+    precision_recall,
+    read_statistics,
+    write_statistics,
+)
 
 __all__ = [
     "Features",
     "FrechetTarget",
     "Gaussian",
     "ImageClassifier",
+    "InceptionV3",
     "Moments",
+    "check_count",
     "features",
     "frechet_distance",
+    "inception_features",
+    "inception_score",
     "judge",
+    "kid",
     "mixture_statistics",
+    "precision_recall",
+    "read_inception",
+    "read_statistics",
     "statistics",
+    "write_statistics",
 ]

@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from psld_jax import bench, build, evaluate, metrics, plots
 from psld_jax.journal import Journal
+from psld_jax.metrics import inception
 from psld_jax.modes.common import exact_images, sampled_model
 from psld_jax.tuning import Row, tune
 
@@ -70,69 +72,117 @@ def _target(model: build.Model, config: Any) -> np.ndarray | None:
 def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Compare samplers by many samples; leave evaluation.csv, .json, .md and .png, and a picture of each cell."""
     c, model = config.evaluate, sampled_model(config)
-    features = metrics.features(c.features)
-    features.check(model.image_shape)
-    options = build.sampler_options(config)
     tuned = build.tuned_rows(model, c.tuned)
-    jobs = list(evaluate.jobs(model, c.samplers, c.nfe, tuned, options))
-    reference, real = _references(model, config, features)
+    jobs = list(evaluate.jobs(model, c.samplers, c.nfe, tuned, build.sampler_options(config)))
+    features, network = _features(config, console)
+    features.check(model.image_shape)
+    reference = _Reference(model, config, features)
+    metrics.check_count(c.num_samples, len(reference.law.mean))
     console.print(f"{len(jobs)} samplers and budgets, {len(c.seeds)} seeds of {c.num_samples:,} samples each")
     about = {"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint}
     about |= {"features": features.name, "t_end": config.sampler.t_end, "denoise": config.sampler.denoise}
+    about |= {"reference": c.reference or f"{c.num_reference or 'all'} training images", "num_kept": c.num_kept}
     pictures = workdir / "pictures"
 
     def report(cell: evaluate.Cell) -> None:
-        console.print(f"{cell.sampler}, {cell.nfe:.0f} NFE, seed {cell.seed}: distance {cell.distance:.4g}")
+        others = "".join(f", {name} {value:.4g}" for name, value in cell.others.items())
+        console.print(f"{cell.sampler}, {cell.nfe:.0f} NFE, seed {cell.seed}: distance {cell.distance:.4g}{others}")
 
     def picture(cell: evaluate.Cell, images: np.ndarray) -> None:
         pictures.mkdir(exist_ok=True)
-        plots.save_samples(
-            pictures / f"{cell.sampler}_{cell.budget}.png", (images,), f"{cell.sampler}, {cell.nfe:.0f} NFE"
-        )
+        file = pictures / f"{cell.sampler}_{cell.budget}.png"
+        plots.save_samples(file, (images,), f"{cell.sampler}, {cell.nfe:.0f} NFE")
+
+    def others(values: np.ndarray) -> dict[str, float]:
+        found = {}
+        if reference.kept is not None:
+            found["kid"] = metrics.kid(reference.kept, values, min(1000, len(values), len(reference.kept)))[0]
+            found["precision"], found["recall"] = metrics.precision_recall(reference.kept, values)
+        if network is not None:
+            logits = np.asarray(network.logits(jnp.asarray(values), bias=False))
+            found["inception_score"] = metrics.inception_score(logits)[0]
+        return found
 
     cells = evaluate.evaluate(
         jobs,
-        reference,
+        reference.law,
         features=features,
         seeds=c.seeds,
         num_samples=c.num_samples,
         batch_size=config.sampling.batch_size,
+        num_kept=c.num_kept,
+        others=others,
         journal=Journal(workdir / "evaluation.jsonl", about, "an evaluation"),
         report=report,
         picture=picture,
     )
-    rows = evaluate.summary(cells)
+    rows, real = evaluate.summary(cells), reference.real
     title = f"{features.name} features, {c.num_samples:,} samples a seed"
     evaluate.write(workdir, rows, real, title, c.published)
     labels = {"distance": f"Frechet distance, {features.name} features"}
-    plots.save_curves(
-        workdir / "evaluation.png", [{**row, "grid": ""} for row in rows], labels, {"distance": real[0]}, "real images"
-    )
+    floors = {} if real is None else {"distance": real[0]}
+    curves = [{**row, "grid": ""} for row in rows]
+    plots.save_curves(workdir / "evaluation.png", curves, labels, floors, "real images")
     console.print((workdir / "evaluation.md").read_text())
-    return {"rows": rows, "real": real}
+    return {"rows": rows, "real": real, "features": features.name}
 
 
-def _references(
-    model: build.Model, config: Any, features: metrics.Features
-) -> tuple[metrics.Gaussian, tuple[float, float]]:
-    """The law of the features of the data, and mean and spread of the distance that so many other real images have."""
+def _features(config: Any, console: Console) -> tuple[metrics.Features, metrics.InceptionV3 | None]:
+    """The features of ``config.evaluate``, and the network behind them if it is Inception."""
     c = config.evaluate
-    if model.data is not None:
-        count = c.num_reference or 50_000
-        images = [exact_images(model, config, count, 10**6)]
-        others = [exact_images(model, config, c.num_samples, seed) for seed in c.seeds]
-    else:
-        train, test = (build.build_data(model.config, split) for split in ("train", "test"))
-        numbers = np.arange(c.num_reference or len(train))
-        images = (build.to_images(train, part) for part in np.array_split(numbers, max(len(numbers) // 1000, 1)))
-        choices = [np.random.default_rng(seed).permutation(len(test))[: c.num_samples] for seed in c.seeds]
-        others = (build.to_images(test, chosen) for chosen in choices)
-    reference = metrics.Moments()
-    for part in images:
-        reference.add(features(np.clip(part, -1, 1)))
-    law, distances = reference.gaussian(), []
-    for part in others:
-        moments = metrics.Moments()
-        moments.add(features(np.clip(part, -1, 1)))
-        distances.append(moments.gaussian().distance(law))
-    return law, (float(np.mean(distances)), float(np.std(distances)))
+    if c.features != "inception":
+        return metrics.features(c.features), None
+    if not c.inception:
+        raise ValueError("config.evaluate.features='inception' needs config.evaluate.inception, where its weights are")
+    if not Path(c.inception).exists():
+        console.print(f"fetching the weights of Inception to {c.inception}")
+        inception.download(c.inception)
+    network = metrics.read_inception(c.inception)
+    return metrics.inception_features(network, c.resize, levels=config.sampling.levels), network
+
+
+class _Reference:
+    """What samples are compared to.
+
+    Attributes:
+      law: mean and covariance of the features of the training images, of the exact law, or in a file.
+      kept: the first ``num_kept`` features of it; ``None`` for a file, or if none are wanted.
+      real: mean and spread of the distance that as many other real images have; ``None`` if there are no images.
+    """
+
+    def __init__(self, model: build.Model, config: Any, features: metrics.Features):
+        c = config.evaluate
+        self.kept, self.real = None, None
+        if model.data is not None:
+            images = [exact_images(model, config, c.num_reference or 50_000, 10**6)]
+            others = [exact_images(model, config, c.num_samples, seed) for seed in c.seeds]
+        elif config.data.path:
+            train, test = (build.build_data(model.config, split) for split in ("train", "test"))
+            numbers = np.arange(c.num_reference or len(train))
+            images = (build.to_images(train, part) for part in np.array_split(numbers, -(-len(numbers) // 1000)))
+            choices = [np.random.default_rng(seed).permutation(len(test))[: c.num_samples] for seed in c.seeds]
+            others = (build.to_images(test, chosen) for chosen in choices)
+        elif c.reference:
+            images, others = [], []
+        else:
+            raise ValueError(
+                "--mode evaluate needs images to compare with: set config.data.path, or evaluate.reference"
+            )
+        if c.reference:
+            dims = int(np.prod(features(np.zeros((2, *model.image_shape), np.float32)).shape[1:]))
+            self.law = metrics.read_statistics(c.reference, dims)
+        else:
+            moments, kept = metrics.Moments(), []
+            for part in images:
+                values = features(np.clip(part, -1, 1))
+                moments.add(values)
+                kept += [values[: max(c.num_kept - sum(map(len, kept)), 0)]]
+            self.law = moments.gaussian()
+            self.kept = np.concatenate(kept) if c.num_kept else None
+        distances = []
+        for part in others:
+            moments = metrics.Moments()
+            moments.add(features(np.clip(part, -1, 1)))
+            distances.append(moments.gaussian().distance(self.law))
+        if distances:
+            self.real = (float(np.mean(distances)), float(np.std(distances)))
