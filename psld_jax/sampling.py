@@ -15,28 +15,14 @@ from PIL import Image
 from psld_jax.errors import check_counts, unknown
 from psld_jax.generate import Sampler
 from psld_jax.journal import replace
+from psld_jax.levels import LEVELS, to_levels
 
 Array = Any
 
 FORMS = ("png", "npz")
-LEVELS = ("truncate", "round")
 
 #: Images in a .npz. Batches begin anew with each of these parts, so that a resumed run has the same ones.
 PART = 1000
-
-
-def to_levels(images: Array, how: str = "truncate") -> np.ndarray:
-    """Levels 0 to 255, uint8, of images in [-1, 1]: ``127.5 x + 127.5``, clipped, then truncated or rounded.
-
-    The original PSLD truncates, EDM rounds; Frechet distances differ between the two, so reports should say which.
-
-    Raises:
-      ValueError: for another way.
-    """
-    if how not in LEVELS:
-        raise unknown("way to levels", how, LEVELS)
-    levels = np.clip(np.asarray(images, np.float32) * np.float32(127.5) + np.float32(127.5), 0, 255)
-    return (np.rint(levels) if how == "round" else levels).astype(np.uint8)
 
 
 def write_samples(
@@ -61,7 +47,7 @@ def write_samples(
       directory: made if it does not exist.
       n, seed, batch_size: of the samples.
       form: ``"png"`` or ``"npz"``.
-      levels: ``"truncate"`` or ``"round"``, see :func:`to_levels`.
+      levels: ``"truncate"`` or ``"round"``, see :func:`psld_jax.levels.image_levels`.
       about: what the images depend on besides seed and sampler (which model); kept in ``about.json``.
       progress: wraps the batches that are to be drawn.
 

@@ -15,6 +15,7 @@ from PIL import Image
 import psld_jax as pj
 from psld_jax import sampling
 from psld_jax.generate import prepare
+from psld_jax.levels import to_levels
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +34,7 @@ def test_images_do_not_depend_on_the_batch(sampler, digits_model, tmp_path):
     sampling.write_samples(sampler, tmp_path / "b", 30, batch_size=64)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert sorted(contents(tmp_path / "a")) == [f"{i:06}.png" for i in range(30)]
-    images = sampling.to_levels(pj.generate(digits_model, "ancestral", nfe=4, n=30))
+    images = to_levels(pj.generate(digits_model, "ancestral", nfe=4, n=30))
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "a" / "000017.png")), images[17, ..., 0])
 
 
@@ -64,8 +65,8 @@ def test_what_is_missing_is_drawn_again(sampler, tmp_path):
 def test_levels():
     """Truncation and rounding differ by half a level; both end at 0 and 255."""
     x = np.array([-1.2, -1.0, 0.0, 0.999, 1.0, 1.5])
-    np.testing.assert_array_equal(sampling.to_levels(x), [0, 0, 127, 254, 255, 255])
-    np.testing.assert_array_equal(sampling.to_levels(x, "round"), [0, 0, 128, 255, 255, 255])
+    np.testing.assert_array_equal(to_levels(x), [0, 0, 127, 254, 255, 255])
+    np.testing.assert_array_equal(to_levels(x, "round"), [0, 0, 128, 255, 255, 255])
 
 
 def test_bad_input(sampler, digits_model, tmp_path):

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from psld_jax.errors import unknown
+from psld_jax.levels import LEVELS, image_levels
 from psld_jax.metrics.features import Features
 
 Array = Any
@@ -32,7 +33,6 @@ URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 RESIZES = ("tf1", "torch")
-LEVELS = ("truncate", "round")
 OUTPUTS = ("pool3", "logits", "logits_unbiased")
 
 _SIDE = 299
@@ -265,28 +265,6 @@ def resize(levels: Array, how: str = "tf1") -> Array:
     x = jnp.einsum("ih,nhwc,jw->nijc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
     x = (x - 128) / 128 if how == "tf1" else 2 * (x / 255) - 1
     return jnp.broadcast_to(x, (*x.shape[:3], 3))
-
-
-def image_levels(images: Array, how: str = "truncate") -> Array:
-    """Levels 0 to 255, as float32: ``127.5 x + 127.5`` of float images in [-1, 1], clipped, then truncated or rounded.
-
-    The original PSLD truncates, EDM rounds. Images of uint8 are levels already. NaN stays NaN.
-
-    Not for use inside jitted functions: a fused multiply-add rounds otherwise, and would truncate a quarter of the
-    levels of real images, ``x = level / 127.5 - 1``, to the level below.
-
-    Raises:
-      ValueError: for another way, or images of other integers.
-    """
-    if how not in LEVELS:
-        raise unknown("way to levels", how, LEVELS)
-    images = jnp.asarray(images)
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32)
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images are of {images.dtype}; give levels as uint8, or floats in [-1, 1]")
-    levels = jnp.clip(images.astype(jnp.float32) * jnp.float32(127.5) + jnp.float32(127.5), 0, 255)
-    return jnp.rint(levels) if how == "round" else jnp.floor(levels)
 
 
 def _digest(path: Path) -> str:
