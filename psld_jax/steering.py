@@ -60,9 +60,6 @@ class Steering:
           ValueError: for a label out of range, a classifier of another diffusion, a mask or a measurement that does not
             fit, an operator that is not linear; and for one of two that belong together.
         """
-        return Bound(self, model, self._classifier(model))
-
-    def _classifier(self, model: Model) -> Classifier | None:
         _check_pairs(self)
         check_counts(resample=self.resample, jump=self.jump)
         if self.known is not None:
@@ -73,26 +70,19 @@ class Steering:
                 raise unknown("posterior guidance", self.posterior, POSTERIORS)
             _check_operator(self.operator, np.asarray(self.measurement), model.image_shape)
         if self.label is None:
-            return None
+            return Bound(self, model, None)
         if not (np.isfinite(self.guidance) and self.guidance >= 0):
             raise ValueError(f"guidance={self.guidance} must be a finite number >= 0")
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"interval={self.interval} must be two times 0 <= low < high <= 1")
         classifier = build.load(self.classifier) if isinstance(self.classifier, str) else self.classifier
-        if classifier is None:
-            if not model.n_classes:
-                raise ValueError("the model takes no labels: give a classifier of its diffusion, e.g. 'mnist_clf'")
-            _check_labels(self.label, model.n_classes)
-            low, high = self.interval
-            if not 0 <= low < high <= 1:
-                raise ValueError(f"interval={self.interval} must be two times 0 <= low < high <= 1")
-            return None
-        if not isinstance(classifier, Classifier):
-            raise ValueError(f"classifier={self.classifier!r} is no classifier")
-        if repr(classifier.sde) != repr(model.sde):
-            raise ValueError(f"the classifier is of {classifier.sde!r}, the model of {model.sde!r}")
-        if classifier.image_shape != model.image_shape:
-            raise ValueError(f"the classifier is of images {classifier.image_shape}, the model {model.image_shape}")
-        _check_labels(self.label, classifier.n_classes)
-        return classifier
+        if classifier is not None:
+            _check_classifier(classifier, model)
+        elif not model.n_classes:
+            raise ValueError("the model takes no labels: give a classifier of its diffusion, e.g. 'mnist_clf'")
+        _check_labels(self.label, model.n_classes if classifier is None else classifier.n_classes)
+        return Bound(self, model, classifier)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +161,16 @@ def _check_pairs(s: Steering) -> None:
             raise ValueError(f"{pair[0]} and {pair[1]} belong together; only {given[0]} was given")
     if s.label is None and s.classifier is not None:
         raise ValueError("a classifier guides towards a label: give label=...")
+
+
+def _check_classifier(classifier: Any, model: Model) -> None:
+    if not isinstance(classifier, Classifier):
+        raise ValueError(f"{type(classifier).__name__} is no classifier; psld_jax.load('mnist_clf') is one")
+    # The diffusion alone: a classifier sees states as they are, and no preconditioning.
+    if repr(classifier.sde) != repr(model.sde):
+        raise ValueError(f"the classifier is of {classifier.sde!r}, the model of {model.sde!r}")
+    if classifier.image_shape != model.image_shape:
+        raise ValueError(f"the classifier is of images {classifier.image_shape}, the model {model.image_shape}")
 
 
 def _check_labels(label: Any, n_classes: int) -> None:
