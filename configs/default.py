@@ -176,6 +176,7 @@ def get_config() -> ConfigDict:
     config.evaluate.inception = ""  # pt_inception-2015-12-05-6726825d.pth; fetched to that place if it is not there
     config.evaluate.resize = "tf1"  # for Inception: tf1 (torch-fidelity) | torch (pytorch-fid)
     config.evaluate.reference = ""  # a .npz with mu and sigma (EDM, pytorch-fid) in place of the training images
+    config.evaluate.folder = ""  # images that were drawn before, e.g. by sampling.save=png: one more row
     config.evaluate.num_kept = 0  # > 0: KID, precision, recall (and Inception Score) of the first so many samples
     config.evaluate.tuned = ""  # a samplers.json that --mode tune wrote: every sampler's own settings
     config.evaluate.published = ()  # (sampler, nfe, distance) of somebody else, shown beside ours

@@ -9,22 +9,58 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from psld_jax import integrators, metrics
-from psld_jax.build import Model, sampler_hyper
+from psld_jax.build import Model, sampler_hyper, to_images
+from psld_jax.data import Dataset
 from psld_jax.errors import check_counts
 from psld_jax.generate import Sampler, prepare
 from psld_jax.journal import Journal, replace
-from psld_jax.settings import Tuned, nearest
+from psld_jax.settings import Setting, Tuned, nearest
 from psld_jax.solve import SOLVERS
 
 Array = Any
 
 #: Samples of a cell's first batch that its picture shows.
 _PICTURE = 64
+
+
+class Images(Protocol):
+    """What a sweep draws images from: a :class:`psld_jax.generate.Sampler`, or :class:`FolderImages`."""
+
+    @property
+    def setting(self) -> Setting | None:
+        """What a report says of a sampler's setting."""
+        ...
+
+    def batches(self, seed: int, n: int, batch_size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
+        """Number of the first, state whose first block are the images, and evaluations, of ``n`` images in batches."""
+        ...
+
+
+class FolderImages:
+    """Images that were drawn before, by whomever: for each seed another choice of them.
+
+    Args:
+      data: an opened folder.
+    """
+
+    setting = None
+
+    def __init__(self, data: Dataset):
+        self._data = data
+
+    def batches(self, seed: int, n: int, batch_size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
+        """See :class:`Images`; no evaluations. ``ValueError`` for more images than there are."""
+        if n > len(self._data):
+            raise ValueError(f"num_samples={n} is more than there are: {self._data.describe()}")
+        chosen = np.random.default_rng(seed).permutation(len(self._data))[:n]
+        for start in range(0, n, batch_size):
+            images = to_images(self._data, chosen[start : start + batch_size])
+            yield start, (images,), np.zeros(len(images))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +124,7 @@ def jobs(
 
 
 def evaluate(
-    jobs: Iterable[tuple[str, int, Sampler]],
+    jobs: Iterable[tuple[str, int, Images]],
     reference: metrics.Gaussian,
     *,
     features: metrics.Features,
@@ -118,7 +154,7 @@ def evaluate(
     """
     check_counts(num_samples=num_samples, batch_size=batch_size)
 
-    def run(name: str, budget: int, sampler: Sampler, seed: int) -> Cell:
+    def run(name: str, budget: int, sampler: Images, seed: int) -> Cell:
         start, moments, evaluations, first = time.perf_counter(), metrics.Moments(), 0.0, np.zeros(0)
         kept: list[np.ndarray] = []
         for _, state, counts in sampler.batches(seed, num_samples, batch_size):
@@ -145,7 +181,7 @@ def evaluate(
     return cells
 
 
-def _json(sampler: Sampler) -> dict[str, Any] | None:
+def _json(sampler: Images) -> dict[str, Any] | None:
     return None if sampler.setting is None else sampler.setting.to_json()
 
 

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from psld_jax import build, evaluate, metrics
+from psld_jax import build, evaluate, metrics, sampling
+from psld_jax.data import open_dataset
 from psld_jax.generate import prepare
 from psld_jax.journal import Journal
 from psld_jax.settings import Setting, Tuned
@@ -89,6 +90,20 @@ def test_distance_is_that_of_the_samples(digits_sweep):
     images = np.concatenate([state[0] for _, state, _ in jobs[0][2].batches(0, 90, 90)])
     expected = metrics.frechet_distance(*metrics.statistics(np.clip(images, -1, 1)), reference.mean, reference.cov)
     np.testing.assert_allclose(cell.distance, expected, rtol=1e-6)  # float32 samples in batches of another size
+
+
+def test_images_from_a_folder(digits_sweep, digits_model, tmp_path):
+    """What was written as files has nearly the distance of what was drawn: levels are 1/127.5 apart."""
+    jobs, reference, features = digits_sweep
+    sampling.write_samples(jobs[2][2], tmp_path / "images", 90)
+    folder = evaluate.FolderImages(open_dataset("folder", tmp_path / "images", channels=1))
+    both = [("folder", 0, folder), jobs[2]]
+    options = {"features": features, "num_samples": 90, "journal": Journal(None, {}, "")}
+    from_files, drawn = evaluate.evaluate(both, reference, **options)
+    assert from_files.nfe == 0 and from_files.setting is None
+    np.testing.assert_allclose(from_files.distance, drawn.distance, rtol=0.01)
+    with pytest.raises(ValueError, match="num_samples=91"):
+        evaluate.evaluate(both[:1], reference, **{**options, "num_samples": 91})
 
 
 def test_tuned_settings_and_budgets(digits_model):

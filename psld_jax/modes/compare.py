@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from psld_jax import bench, build, evaluate, metrics, plots
+from psld_jax.data import open_dataset
 from psld_jax.journal import Journal
 from psld_jax.metrics import inception
 from psld_jax.modes.common import exact_images, sampled_model
@@ -73,7 +74,15 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
     """Compare samplers by many samples; leave evaluation.csv, .json, .md and .png, and a picture of each cell."""
     c, model = config.evaluate, sampled_model(config)
     tuned = build.tuned_rows(model, c.tuned)
-    jobs = list(evaluate.jobs(model, c.samplers, c.nfe, tuned, build.sampler_options(config)))
+    jobs: list[tuple[str, int, evaluate.Images]] = list(
+        evaluate.jobs(model, c.samplers, c.nfe, tuned, build.sampler_options(config))
+    )
+    if c.folder:
+        h, w, channels = model.image_shape
+        data = open_dataset("folder", c.folder, channels=channels)
+        if data.image_shape[:2] != (h, w):
+            raise ValueError(f"{data.describe()}, but the model has {h} x {w} pixels")
+        jobs.insert(0, ("folder", 0, evaluate.FolderImages(data)))
     features, network = _features(config, console)
     features.check(model.image_shape)
     reference = _Reference(model, config, features)
