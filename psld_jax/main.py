@@ -1,4 +1,8 @@
-"""Command line: ``python -m psld_jax.main --config configs/digits.py --mode sample|bench|train --workdir DIR``."""
+"""Command line: ``python -m psld_jax.main --config configs/NAME.py --mode MODE --workdir DIR``.
+
+Every field of a configuration can be set: ``--config.sampler.name=reduced_oba --config.sampler.nfe=50``; what they mean
+is in ``configs/default.py``. ``--mode list`` shows samplers, configurations, networks and data sets.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,12 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from psld_jax import build, modes
+from psld_jax.modes.listing import list_choices
 from psld_jax.watch import Diverged
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/digits.py.")
-_MODE = flags.DEFINE_enum("mode", "sample", list(modes.MODES), "What to do.")
+_HELP = "What to do. " + " ".join(f"{name}: {text}." for name, text in modes.SUMMARIES.items())
+_MODE = flags.DEFINE_enum("mode", "sample", list(modes.SUMMARIES), _HELP)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results; made if it does not exist.")
 
 
@@ -47,6 +53,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         _quiet()
+    if _MODE.value == "list":
+        list_choices(Console(markup=False))
+        return
+    missing = [f"--{flag.name}" for flag in (_CONFIG, _WORKDIR) if flag.value is None]
+    if missing:
+        sys.exit(f"error: {' and '.join(missing)} must be given; --mode list shows what there is, --help the modes")
     try:
         modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), Console(markup=False, soft_wrap=True))
     except (ValueError, Diverged, OSError) as error:
@@ -54,5 +66,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=_parse)

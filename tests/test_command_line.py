@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,19 @@ def test_conditions_from_the_command_line(tmp_path):
         with pytest.raises(ValueError, match=message):
             run("sample", tmp_path / "bad", **small, **steer)
     assert not (tmp_path / "bad").exists()
+
+
+def test_list_and_help_need_no_configuration():
+    """What there is, and what the modes do; a run without a configuration says what is missing."""
+    command = [sys.executable, "-m", "psld_jax.main"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True}
+    listed = subprocess.run([*command, "--mode", "list"], **options, env={**os.environ, "COLUMNS": "300"})
+    assert listed.returncode == 0
+    for name in (*pj.integrators.available(), "ROBA", "rk45", "paper_table", "mnist_clf", "fashion_mnist"):
+        assert name in listed.stdout
+    assert set(modes.SUMMARIES) == {*modes.MODES, "list"}
+    without = subprocess.run([*command, "--mode", "sample"], **options)
+    assert without.returncode == 1 and "--config and --workdir must be given" in without.stderr
 
 
 def test_every_package_is_installed():

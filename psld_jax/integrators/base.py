@@ -157,6 +157,11 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
+def aliases(name: str) -> tuple[str, ...]:
+    """The acronyms of the integrator ``name``."""
+    return _REGISTRY[get(name).name].aliases
+
+
 def describe(name: str) -> str:
     """The docstring of the integrator's step function: equation, source, order, NFE."""
     return inspect.getdoc(_REGISTRY[get(name).name].fn) or ""

@@ -41,6 +41,20 @@ MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {
 }
 
 
+#: One line on every mode, for ``--help``; ``list`` is no mode with a report.
+SUMMARIES = {
+    "sample": "draw samples, with conditions if wanted, as a picture or as files",
+    "bench": "compare samplers by their error, on an exact score",
+    "tune": "find the best settings of samplers for each budget",
+    "evaluate": "compare samplers by the Frechet distance of many samples",
+    "likelihood": "log p of test images",
+    "interpolate": "paths between test images",
+    "train": "train a network, or go on with it",
+    "export": "write the latest weights of a training run to a directory to pass on",
+    "list": "show samplers, configurations, networks and data sets",
+}
+
+
 def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     """Run ``mode`` and add its report, with command, configuration and versions, to ``workdir/report.json``.
 

@@ -1,0 +1,33 @@
+"""``--mode list``: what there is to choose from."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from psld_jax import assets, build, integrators
+from psld_jax.data.dataset import DATASETS
+from psld_jax.solve import SOLVERS
+
+
+def list_choices(console: Console) -> None:
+    """Print samplers with order, evaluations a step and kind, configurations, networks that ship, and data sets."""
+    table = Table(title="samplers (psld_jax.integrators.describe(NAME) gives equation and source)")
+    for column in ("sampler", "also", "order", "NFE a step", "solves"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("hyper-parameters")
+    for name in integrators.available():
+        integrator = integrators.get(name)
+        kind, names = "SDE" if integrator.stochastic else "ODE", ", ".join(integrators.aliases(name))
+        cost, order = str(integrator.nfe_per_step), str(integrator.order)
+        table.add_row(name, names, order, cost, kind, ", ".join(integrator.hyper))
+    for name in SOLVERS:
+        table.add_row(name, "", "", "by tolerance", "ODE", "rtol, atol")
+    table.add_row("auto", "", "", "", "", "none: chosen for the model and the budget")
+    console.print(table)
+    for title, names in (
+        ("configurations (--config configs/NAME.py)", [p.stem for p in build.config_directory().glob("*.py")]),
+        ("networks that ship (config.model.checkpoint, psld_jax.load)", assets.NETWORKS),
+        ("data sets (config.data.name)", DATASETS),
+    ):
+        console.print(f"{title}: {', '.join(sorted(names))}")
