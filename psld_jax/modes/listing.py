@@ -12,8 +12,9 @@ from psld_jax.solve import SOLVERS
 
 def list_choices(console: Console) -> None:
     """Print samplers with order, evaluations a step and kind, configurations, networks that ship, and data sets."""
-    table = Table(title="samplers (psld_jax.integrators.describe(NAME) gives equation and source)")
-    for column in ("sampler", "also", "order", "NFE a step", "solves"):
+    console.print("Samplers; NFE is of one step. psld_jax.integrators.describe(NAME) gives equation and source.")
+    table = Table(box=None, pad_edge=False)
+    for column in ("sampler", "also", "order", "NFE", "kind"):
         table.add_column(column, no_wrap=True)
     table.add_column("hyper-parameters")
     for name in integrators.available():
@@ -22,7 +23,7 @@ def list_choices(console: Console) -> None:
         cost, order = str(integrator.nfe_per_step), str(integrator.order)
         table.add_row(name, names, order, cost, kind, ", ".join(integrator.hyper))
     for name in SOLVERS:
-        table.add_row(name, "", "", "by tolerance", "ODE", "rtol, atol")
+        table.add_row(name, "", "", "-", "ODE", "rtol, atol")
     table.add_row("auto", "", "", "", "", "none: chosen for the model and the budget")
     console.print(table)
     for title, names in (
