@@ -26,7 +26,7 @@ from psld_jax import build, checkpoint, losses, optim, plots
 from psld_jax.data import Batches, Dataset
 from psld_jax.errors import is_count
 from psld_jax.generate import generate_states, resolve
-from psld_jax.models import NCSNppClassifier
+from psld_jax.models import NCSNpp
 from psld_jax.random import sample_keys
 from psld_jax.solve import SOLVERS
 from psld_jax.watch import Monitor, read_rows
@@ -176,8 +176,8 @@ def make_eval_step(net: nnx.Module, loss: losses.ScoreLoss | losses.ClassifierLo
 
 
 def _num_labels(net: Any) -> int:
-    """Classes that a score network is told; 0 for a classifier."""
-    return 0 if isinstance(net, NCSNppClassifier) else net.config.num_labels
+    """Classes that a network is told; 0 for a classifier, or another kind of network."""
+    return net.config.num_labels if isinstance(net, NCSNpp) else 0
 
 
 class Devices:
