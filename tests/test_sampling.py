@@ -122,7 +122,7 @@ def killed_until_done(tmp_path, n, kills):
 
 
 def test_a_killed_run_goes_on(tmp_path):
-    killed_until_done(tmp_path, 400, 2)
+    killed_until_done(tmp_path, 200, 1)
 
 
 @pytest.mark.slow
