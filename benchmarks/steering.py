@@ -100,12 +100,14 @@ def inpainting(path: str, output: Path, n: int) -> None:
         mask = pj.operators.half_mask(mask_name, model.image_shape)
         kept = np.asarray(mask, np.float32)
         half: dict[str, Any] = {"known": truth, "mask": mask}
+        measured = {"operator": lambda x, kept=kept: x * kept, "measurement": truth * kept}
         methods: dict[str, tuple[str, dict[str, Any]]] = {
             "replaced": ("auto", half),
             "replaced, one noise": ("auto", half | {"fresh": False}),
             "replaced, ancestral": ("ancestral", half | {"order": 2}),
             "resampled 5 times": ("ancestral", half | {"order": 2, "resample": 5, "jump": 5}),
-            "pigdm": ("auto", {"operator": lambda x, kept=kept: x * kept, "measurement": truth * kept}),
+            "pigdm": ("auto", measured),
+            "pigdm, replaced": ("auto", half | measured),
         }
         for name, (sampler, conditions) in methods.items():
             job = (mask_name, name, mask, sampler, conditions)
