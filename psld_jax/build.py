@@ -408,10 +408,9 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
         raise ValueError("config.steer.classifier guides towards config.steer.labels, which is empty")
     if not (c.mask or c.operator):
         return options, None, None
-    truth = model.data if model.data is not None else to_images(build_data(model.config, "test"), np.arange(n))
+    truth = seen = test_images(model, n)
     if len(truth) < n:
         raise ValueError(f"config.sampling.num_samples={n} is more than the {len(truth)} test images")
-    truth = seen = truth[:n]
     if c.mask:
         if c.mask.endswith(".npy"):
             mask = np.load(c.mask, allow_pickle=False)[None, ..., None]
@@ -434,6 +433,14 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
         repeats = [size // small for size, small in zip(truth.shape[1:3], measurement.shape[1:3], strict=True)]
         seen = measurement.repeat(repeats[0], axis=1).repeat(repeats[1], axis=2)
     return options, truth, seen
+
+
+def test_images(model: Model, n: int) -> np.ndarray:
+    """The first ``n`` test images of ``config.data``, or those that an exact score was made of; fewer, if there are."""
+    if model.data is not None:
+        return model.data[:n]
+    data = build_data(model.config, "test")
+    return to_images(data, np.arange(min(n, len(data))))
 
 
 def to_images(data: Dataset, numbers: np.ndarray) -> np.ndarray:

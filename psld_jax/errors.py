@@ -28,3 +28,9 @@ def check_counts(least: int = 1, **counts: Any) -> None:
     for name, value in counts.items():
         if not is_count(value, least):
             raise ValueError(f"{name}={value!r} must be an integer >= {least}")
+
+
+def check_images(what: str, images: Any, image_shape: tuple[int, ...]) -> None:
+    """Raise a ``ValueError`` unless ``images`` are one or more of shape ``(H, W, C)``."""
+    if np.shape(images)[1:] != tuple(image_shape) or not len(images):
+        raise ValueError(f"{what} have shape {np.shape(images)}, expected [n, {', '.join(map(str, image_shape))}]")

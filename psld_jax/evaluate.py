@@ -155,18 +155,15 @@ def evaluate(
     check_counts(num_samples=num_samples, batch_size=batch_size)
 
     def run(name: str, budget: int, sampler: Images, seed: int) -> Cell:
-        start, moments, evaluations, first = time.perf_counter(), metrics.Moments(), 0.0, np.zeros(0)
-        kept: list[np.ndarray] = []
+        start, moments, evaluations, first = time.perf_counter(), metrics.Moments(num_kept), 0.0, np.zeros(0)
         for _, state, counts in sampler.batches(seed, num_samples, batch_size):
             images = np.clip(state[0], -1, 1)
             first = first if len(first) else images[:_PICTURE]
-            values = features(images)
-            moments.add(values)
-            kept += [values[: max(num_kept - sum(map(len, kept)), 0)]]
+            moments.add(features(images))
             evaluations += float(counts.sum())
         distance = moments.gaussian().distance(reference) if moments.finite else float("inf")
         setting, seconds = _json(sampler), time.perf_counter() - start
-        more = others(np.concatenate(kept)) if num_kept and moments.finite else {}
+        more = others(moments.kept()) if num_kept and moments.finite else {}
         cell = Cell(name, budget, seed, num_samples, evaluations / num_samples, distance, seconds, setting, more)
         if seed == seeds[0]:
             picture(cell, first)

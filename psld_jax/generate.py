@@ -131,10 +131,6 @@ class Sampler:
         steering = None if self.steering is None else self.steering.about()
         return {"setting": setting, "table": table, "adaptive": self.adaptive, "conditions": steering}
 
-    def describe(self) -> str:
-        """One line for people."""
-        return self.adaptive["solver"] if self.setting is None else self.setting.describe()
-
 
 def prepare(
     model: Model,

@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Any
 
 
-def replace(path: Path, content: str) -> None:
+def replace(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path``: whoever looks finds the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(content)
+    temporary = path.with_name(f".{path.name}.part")
+    if isinstance(content, str):
+        temporary.write_text(content)
+    else:
+        temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def check_same(what: str, found: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raise a ``ValueError`` that names what differs, if ``what`` depends on something else than ``about``."""
+    if found != about:
+        names = ", ".join(f"{key}={found.get(key)!r}" for key in about if found.get(key) != about[key])
+        raise ValueError(f"{what} with {names}; choose another directory, or remove it")
 
 
 class Journal:
@@ -37,9 +47,7 @@ class Journal:
             self._write(about)
             return
         found, *entries = map(json.loads, whole)
-        if found != about:
-            names = ", ".join(f"{key}={found.get(key)!r}" for key in about if found.get(key) != about[key])
-            raise ValueError(f"{path} is of {what} with {names}; choose another directory, or remove it")
+        check_same(f"{path} is of {what}", found, about)
         self._known = {entry.pop("key"): entry for entry in entries}
 
     def _write(self, entry: dict[str, Any]) -> None:

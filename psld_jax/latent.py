@@ -12,6 +12,7 @@ import numpy as np
 from psld_jax import blocks, random
 from psld_jax.build import Model
 from psld_jax.device import to_device
+from psld_jax.errors import check_images
 from psld_jax.sde import LinearSDE, cholesky
 from psld_jax.solve import encode_ode, sample_ode
 
@@ -71,8 +72,7 @@ def momentum_law(sde: LinearSDE, t: float) -> tuple[np.ndarray, np.ndarray]:
 def start_state(model: Model, images: Array, keys: Array, t: float) -> blocks.State:
     """``(x, m)`` with the momentum drawn from its law at ``t``; one key for each image."""
     images = jnp.asarray(images)
-    if images.shape[1:] != tuple(model.image_shape) or not len(images):
-        raise ValueError(f"images have shape {images.shape}, expected [n, {', '.join(map(str, model.image_shape))}]")
+    check_images("images", images, model.image_shape)
     sde = model.sde
     mean, cov = momentum_law(sde, t)
     transform = to_device(np.concatenate([mean, cholesky(cov)], axis=1), images.dtype)

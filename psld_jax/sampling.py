@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from PIL import Image
 
 from psld_jax.errors import check_counts, unknown
 from psld_jax.generate import Sampler
-from psld_jax.journal import replace
+from psld_jax.journal import check_same, replace
 from psld_jax.levels import LEVELS, to_levels
 
 Array = Any
@@ -74,13 +73,13 @@ def write_samples(
         images = to_levels(sampler.draw(seed, batch, min(batch_size, PART, n)), levels)
         if form == "png":
             for number, image in zip(batch, images, strict=True):
-                _write(directory / f"{number:06}.png", _png(image))
+                replace(directory / f"{number:06}.png", _png(image))
             continue
         gathered.append(images)
         if batch.stop % PART == 0 or batch.stop == n:
             content = io.BytesIO()
             np.savez(content, images=np.concatenate(gathered))
-            _write(directory / f"{batch.start // PART:06}.npz", content.getvalue())
+            replace(directory / f"{batch.start // PART:06}.npz", content.getvalue())
             gathered = []
     return sum(len(batch) for batch in missing)
 
@@ -100,10 +99,7 @@ def _check_about(directory: Path, about: dict[str, Any]) -> None:
     path = directory / "about.json"
     about = json.loads(json.dumps(about))
     if path.exists():
-        found = json.loads(path.read_text())
-        if found != about:
-            names = ", ".join(f"{key}={found.get(key)!r}" for key in about if found.get(key) != about[key])
-            raise ValueError(f"{directory} holds images with {names}; choose another directory, or remove it")
+        check_same(f"{directory} holds images", json.loads(path.read_text()), about)
     else:
         replace(path, json.dumps(about, indent=1) + "\n")
 
@@ -112,9 +108,3 @@ def _png(image: np.ndarray) -> bytes:
     content = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, "png")
     return content.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

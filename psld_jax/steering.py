@@ -12,7 +12,7 @@ import numpy as np
 
 from psld_jax import build, scores
 from psld_jax.build import Classifier, Model
-from psld_jax.errors import check_counts, unknown
+from psld_jax.errors import check_counts, check_images, unknown
 from psld_jax.inpainting import Known, check_mask, known_pixels
 from psld_jax.scores.guidance import POSTERIORS
 from psld_jax.tableau import Tableau
@@ -63,7 +63,7 @@ class Steering:
         _check_pairs(self)
         check_counts(resample=self.resample, jump=self.jump)
         if self.known is not None:
-            _check_images("known images", self.known, model.image_shape)
+            check_images("known images", self.known, model.image_shape)
             check_mask(np.asarray(self.mask), np.shape(self.known))
         if self.operator is not None:
             if self.posterior not in POSTERIORS:
@@ -179,11 +179,6 @@ def _check_labels(label: Any, n_classes: int) -> None:
         raise ValueError(f"label must be an integer, or integers [n], got {label!r}")
     if labels.min() < 0 or labels.max() >= n_classes:
         raise ValueError(f"label={label!r} must lie in 0 to {n_classes - 1}")
-
-
-def _check_images(what: str, images: Array, image_shape: tuple[int, ...]) -> None:
-    if np.shape(images)[1:] != tuple(image_shape) or not len(images):
-        raise ValueError(f"{what} have shape {np.shape(images)}, expected [n, {', '.join(map(str, image_shape))}]")
 
 
 def _check_operator(operator: Callable[[Array], Array], measurement: np.ndarray, image_shape: tuple[int, ...]) -> None:

@@ -69,10 +69,14 @@ class Moments:
     """Mean and covariance in one pass, float64: features are added in parts of any size, and not kept.
 
     Parts are joined by the formula of Chan, Golub & LeVeque (1983), which does not cancel.
+
+    Args:
+      num_kept: so many of the first features are kept, for measures that need them: :meth:`kept`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_kept: int = 0) -> None:
         self.count, self.finite = 0, True
+        self._num_kept, self._kept = num_kept, []
         self._mean: np.ndarray = np.zeros(0)
         self._scatter: np.ndarray = np.zeros((0, 0))
 
@@ -82,6 +86,7 @@ class Moments:
         self.finite = self.finite and bool(np.isfinite(part).all())
         if not self.finite or not len(part):
             return
+        self._kept.append(np.asarray(features)[: max(self._num_kept - self.count, 0)])
         part = part.reshape(len(part), -1)
         if not self.count:
             self._mean, self._scatter = np.zeros(part.shape[1]), np.zeros((part.shape[1],) * 2)
@@ -90,6 +95,10 @@ class Moments:
         self._scatter += centred.T @ centred + np.outer(apart, apart) * (self.count * len(part) / total)
         self._mean = self._mean + apart * (len(part) / total)
         self.count = total
+
+    def kept(self) -> np.ndarray:
+        """The first features, as many as were to be kept."""
+        return np.concatenate(self._kept)
 
     def gaussian(self, unbiased: bool = False) -> Gaussian:
         """The moments so far: covariance over ``n``, or over ``n - 1`` if ``unbiased`` (numpy.cov, pytorch-fid).

@@ -17,6 +17,11 @@ def sampled_model(config: Any) -> build.Model:
     return model
 
 
+def identity(model: build.Model, config: Any) -> dict[str, Any]:
+    """Which model files were made with, for those who would go on with them."""
+    return {"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint}
+
+
 def exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.ndarray:
     """Draws from the law whose score is exact."""
     assert model.data is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from psld_jax import bench, build, evaluate, metrics, plots
 from psld_jax.data import open_dataset
 from psld_jax.journal import Journal
 from psld_jax.metrics import inception
-from psld_jax.modes.common import exact_images, sampled_model
+from psld_jax.modes.common import exact_images, identity, sampled_model
 from psld_jax.tuning import Row, tune
 
 
@@ -88,8 +89,11 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
     reference = _Reference(model, config, features)
     metrics.check_count(c.num_samples, len(reference.law.mean))
     console.print(f"{len(jobs)} samplers and budgets, {len(c.seeds)} seeds of {c.num_samples:,} samples each")
-    about = {"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint}
-    about |= {"features": features.name, "t_end": config.sampler.t_end, "denoise": config.sampler.denoise}
+    about = identity(model, config) | {
+        "features": features.name,
+        "t_end": config.sampler.t_end,
+        "denoise": config.sampler.denoise,
+    }
     about |= {"reference": c.reference or f"{c.num_reference or 'all'} training images", "num_kept": c.num_kept}
     pictures = workdir / "pictures"
 
@@ -150,6 +154,14 @@ def _features(config: Any, console: Console) -> tuple[metrics.Features, metrics.
     return metrics.inception_features(network, c.resize, levels=config.sampling.levels), network
 
 
+def _moments(parts: Iterable[np.ndarray], features: metrics.Features, num_kept: int = 0) -> metrics.Moments:
+    """Moments of the features of images, which come in parts."""
+    moments = metrics.Moments(num_kept)
+    for part in parts:
+        moments.add(features(np.clip(part, -1, 1)))
+    return moments
+
+
 class _Reference:
     """What samples are compared to.
 
@@ -181,17 +193,8 @@ class _Reference:
             dims = int(np.prod(features(np.zeros((2, *model.image_shape), np.float32)).shape[1:]))
             self.law = metrics.read_statistics(c.reference, dims)
         else:
-            moments, kept = metrics.Moments(), []
-            for part in images:
-                values = features(np.clip(part, -1, 1))
-                moments.add(values)
-                kept += [values[: max(c.num_kept - sum(map(len, kept)), 0)]]
-            self.law = moments.gaussian()
-            self.kept = np.concatenate(kept) if c.num_kept else None
-        distances = []
-        for part in others:
-            moments = metrics.Moments()
-            moments.add(features(np.clip(part, -1, 1)))
-            distances.append(moments.gaussian().distance(self.law))
+            moments = _moments(images, features, c.num_kept)
+            self.law, self.kept = moments.gaussian(), moments.kept() if c.num_kept else None
+        distances = [_moments([part], features).gaussian().distance(self.law) for part in others]
         if distances:
             self.real = (float(np.mean(distances)), float(np.std(distances)))

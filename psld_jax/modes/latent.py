@@ -59,10 +59,7 @@ def run_likelihood(config: Any, workdir: Path, console: Console) -> dict[str, An
 def run_interpolate(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Paths between pairs of test images; leave interpolation.png. Returns the report."""
     c, model = config.interpolate, sampled_model(config)
-    if model.data is not None:
-        images = model.data[: 2 * c.num_paths]
-    else:
-        images = build.to_images(build.build_data(model.config, "test"), np.arange(2 * c.num_paths))
+    images = build.test_images(model, 2 * c.num_paths)
     options = {"rtol": c.rtol, "atol": c.atol, "t_end": config.sampler.t_end}
     code = latent.encode(model, images, seed=config.seed, **options)
     back = np.asarray(latent.decode(model, code, **options))

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from psld_jax import build, metrics, plots
 from psld_jax.generate import generate_states, prepare, resolve
-from psld_jax.modes.common import sampled_model
+from psld_jax.modes.common import identity, sampled_model
 from psld_jax.sampling import write_samples
 from psld_jax.settings import Setting
 from psld_jax.solve import SOLVERS, sample
@@ -77,7 +77,7 @@ def _save_samples(
         batch_size=c.batch_size,
         form=c.save,
         levels=c.levels,
-        about={"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint},
+        about=identity(model, config),
         progress=partial(track, description="sampling", console=console, transient=True),
     )
     seconds = time.perf_counter() - start

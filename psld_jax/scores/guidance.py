@@ -17,6 +17,7 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax.device import TimeFunction
 from psld_jax.errors import unknown
+from psld_jax.integrators.exponential import make_prediction
 from psld_jax.sde import LinearSDE
 
 Array = Any
@@ -34,9 +35,8 @@ def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:
     """
     if sde.data_std is None:
         return -np.swapaxes(sde.factor(t), -1, -2)
-    mu = sde.mean(t)
-    snr = np.swapaxes(mu, -1, -2) @ np.linalg.solve(sde.cov(t), mu)
-    row = np.swapaxes(mu, -1, -2) / snr * (sde.data_std**-2 + snr) ** 0.5
+    snr = np.exp(sde.log_snr(t))[..., None, None]
+    row = np.swapaxes(sde.mean(t), -1, -2) / snr * (sde.data_std**-2 + snr) ** 0.5
     return np.concatenate([row, np.zeros((*np.shape(t), sde.num_blocks - 1, sde.num_blocks))], axis=-2)
 
 
@@ -46,11 +46,8 @@ def data_matrices(sde: LinearSDE, t: Array) -> np.ndarray:
     From ``Sigma score = mu E[x_0 | z] - z``: ``U = w^T (I + Sigma Cskip)``, ``V = w^T Sigma C``,
     ``w = Sigma^-1 mu / (mu^T Sigma^-1 mu)``.
     """
-    mu, cov = sde.mean(t), sde.cov(t)
-    pull = np.linalg.solve(cov, mu)
-    w = np.swapaxes(pull / (np.swapaxes(mu, -1, -2) @ pull), -1, -2)
-    u = w @ (np.eye(sde.num_blocks) + cov @ sde.score_skip(t))
-    return np.concatenate([u, w @ cov @ sde.score_matrix(t)], axis=-1)
+    data = make_prediction(sde, "data")
+    return np.concatenate([data.U(t), data.V(t)], axis=-1)[..., :1, :]
 
 
 @jax.tree_util.register_dataclass
