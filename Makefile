@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint notebooks clean
 
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ lint: .venv/.installed
 
 test: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+notebooks: .venv/.installed
+	$(BIN)/pip install --quiet --editable ".[notebooks]"
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
+os.environ.setdefault("MPLBACKEND", "Agg")  # files need no screen; a notebook has chosen its own backend, and keeps it
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 # Colour-blind safe (Okabe & Ito). Colour and line tell the family of a sampler, the marker its scheme.
