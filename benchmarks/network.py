@@ -1,73 +1,84 @@
-"""The largest network of the paper beside a bare convolution: compile time, time per call, effective GFLOP/s.
+"""Groups ``network`` and ``train_step``: one forward pass of every published network, and one step of its training."""
 
-Run: ``python benchmarks/network.py [float32|bfloat16] [batch ...]``. Network and convolution are timed by turns in one
-process; medians, and the median ratio of their rates, are printed as JSON.
-"""
+from __future__ import annotations
 
 import functools
-import json
-import sys
-import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-import psld_jax as pj
-from psld_jax import build
-
-ROUNDS = 5
-#: Multiply-adds of the 97,627,910-parameter network for one sample.
-GMAC = 38.2
+from benchmarks import measure
+from benchmarks.networks import load_config, random_network
+from psld_jax import build, losses, scores
+from psld_jax.train import create_state, make_train_step
 
 
-def seconds(fn):
-    start = time.perf_counter()
-    jax.block_until_ready(fn())
-    return time.perf_counter() - start
+def network(options: measure.Options) -> Iterator[dict[str, Any]]:
+    """Seconds, GFLOP/s and memory of ``eps_fn(z, t)``, beside a bare convolution."""
+    for name in options.configs:
+        config = load_config(name, options.small)
+        for batch in options.batches:
+            arguments = evaluation(config, batch)
+            program, facts = measure.compiled(lambda f, z, t: f(z, t), *arguments)
+            yield _row(name, batch, functools.partial(program, *arguments), facts, options.rounds)
 
 
-def convolution(batch, dtype):
-    """Bare 3x3 convolution, 128 to 128 channels at 32 x 32, and its GFLOP."""
-    x = jax.random.normal(jax.random.key(0), (batch, 32, 32, 128), dtype)
-    w = jax.random.normal(jax.random.key(1), (3, 3, 128, 128), dtype)
-    names = ("NHWC", "HWIO", "NHWC")
-    conv = jax.jit(
-        functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=names)
-    )
-    return lambda: conv(x, w), 2 * batch * 32 * 32 * 9 * 128 * 128 / 1e9
+def train_step(options: measure.Options) -> Iterator[dict[str, Any]]:
+    """The same of a whole training step: loss, gradient, clipping, Adam and EMA, with the configuration's dropout."""
+    for name in options.configs:
+        config = load_config(name, options.small)
+        for batch in options.batches:
+            run, facts = training(config, batch)
+            yield _row(name, batch, run, facts, options.rounds)
 
 
-def main():
-    dtype, batches = (sys.argv[1:2] or ["float32"])[0], [int(b) for b in sys.argv[2:]] or [4, 16]
-    config = build.override(build.load_config("cifar10_sota"), {"model.dtype": dtype})
-    net = pj.models.NCSNpp(build.network_options(config), rngs=nnx.Rngs(0))
+def evaluation(config: Any, batch: int) -> tuple[Any, Any, Any]:
+    """``(eps_fn, z, t)`` for one evaluation of the configuration's network."""
     sde = build.build_sde(config)
-    eps_fn, run = pj.scores.network(net, sde), jax.jit(lambda f, z, t: f(z, t))
-    report = {"dtype": dtype, "device": jax.devices()[0].device_kind, "jax": jax.__version__, "batch": {}}
-    for batch in batches:
-        z, t = sde.prior_sample(jax.random.key(2), (batch, 32, 32, 3)), jnp.float32(0.5)
-        start = time.perf_counter()
-        compiled = run.lower(eps_fn, z, t).compile()
-        compile_seconds = time.perf_counter() - start
-        conv, conv_gflop = convolution(batch, dtype)
-        call = functools.partial(compiled, eps_fn, z, t)
-        call(), conv()
-        calls, rates, ratios = [], [], []
-        for _ in range(ROUNDS):
-            bare = np.median([seconds(conv) for _ in range(20)])
-            calls.append(seconds(call))
-            rates.append(2 * GMAC * batch / calls[-1])
-            ratios.append(rates[-1] / (conv_gflop / bare))
-        report["batch"][batch] = {
-            "compile_s": round(compile_seconds, 2),
-            "call_s": round(float(np.median(calls)), 3),
-            "gflops": round(float(np.median(rates)), 1),
-            "ratio_to_bare_convolution": round(float(np.median(ratios)), 3),
-        }
-    print(json.dumps(report, indent=1))
+    size, channels = config.model.image_size, config.model.in_ch // sde.num_blocks
+    z = sde.prior_sample(jax.random.key(1), (batch, size, size, channels))
+    return scores.network(random_network(config), sde), z, jnp.float32(0.5)
 
 
-if __name__ == "__main__":
-    main()
+def step_inputs(config: Any, batch: int) -> tuple[Any, ...]:
+    """Images, labels, coefficients and noise of one step of training."""
+    loss, rng = build.build_loss(config), np.random.default_rng(0)
+    size, channels = config.model.image_size, config.model.in_ch // loss.sde.num_blocks
+    images, *noise = rng.standard_normal((1 + loss.num_noise, batch, size, size, channels), np.float32)
+    t = losses.draw_times(0, 0, batch, config.train.t_min)
+    labels = np.zeros(batch, np.int32)
+    return jax.device_put((np.clip(images, -1, 1), labels, loss.coefficients(t).cast(np.float32), tuple(noise)))
+
+
+def training(config: Any, batch: int) -> tuple[measure.Program, dict[str, float]]:
+    """A function that takes one step further each time it is called, and facts about the program."""
+    net, (transformation, rate) = random_network(config), build.build_optimizer(config)
+    c = config.train
+    options = {"ema_decay": c.ema_decay, "ema_warmup": c.ema_warmup}
+    step = make_train_step(net, build.build_loss(config), transformation, rate, **options)
+    inputs, key = step_inputs(config, batch), jax.random.key(0)
+    state = jax.device_put(create_state(net, transformation, ema=True))
+    program, facts = measure.compiled(step, state, key, *inputs, donate=(0,))
+
+    def run() -> dict[str, Any]:
+        nonlocal state
+        state, metrics = program(state, key, *inputs)
+        return metrics
+
+    return run, facts
+
+
+def _row(name: str, batch: int, run: measure.Program, facts: dict[str, float], rounds: int) -> dict[str, Any]:
+    bare, bare_gflop = measure.yardstick()
+    times = measure.by_turns({"run": run, "bare": bare}, rounds)
+    rates = facts["gflop"] / times["run"]
+    return {
+        "case": {"config": name, "batch": batch},
+        "seconds": measure.spread(times["run"]),
+        "gflop_per_second": measure.spread(rates),
+        "of_bare_convolution": measure.spread(rates / (bare_gflop / times["bare"])),
+        **facts,
+    }

@@ -1,0 +1,112 @@
+"""The suite: ``python -m benchmarks --output FILE.json [--only GROUP ...] [--configs NAME ...] [--batch N ...]``.
+
+Timings are medians and quartiles over rounds in which everything that is compared takes its turn. The file is written
+after every group; ``python -m benchmarks.compare A.json B.json`` sets two of them side by side.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from benchmarks import measure, report
+from benchmarks.network import network, train_step
+from benchmarks.networks import CONFIGS
+from benchmarks.pipeline import pipeline
+from benchmarks.samplers import linear, recompile, samplers
+from benchmarks.start import start
+from psld_jax import journal
+from psld_jax.errors import check_counts, unknown
+
+
+def torch(options: measure.Options) -> Iterator[dict[str, Any]]:
+    """The same networks in PyTorch, where it is installed."""
+    from benchmarks.torch_baseline import torch_baseline
+
+    return torch_baseline(options)
+
+
+#: Functions from options to rows, in the order in which they run.
+GROUPS: dict[str, Callable[[measure.Options], Iterator[dict[str, Any]]]] = {
+    "network": network,
+    "train_step": train_step,
+    "samplers": samplers,
+    "linear": linear,
+    "recompile": recompile,
+    "pipeline": pipeline,
+    "start": start,
+    "torch": torch,
+}
+
+
+def skipped(group: str) -> str | None:
+    """Why a group cannot run here."""
+    if group != "torch":
+        return None
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed: pip install -e '.[torch]', best into an environment of its own"
+    if jax.default_backend() != "cpu":
+        return f"the baseline in PyTorch runs on a CPU, and JAX here on {jax.default_backend()}"
+    return None
+
+
+def parse(arguments: Sequence[str] | None) -> Any:
+    """The command line, checked; bad arguments end with one line."""
+    parser = measure.Parser("python -m benchmarks", description="Measure what psld_jax costs.")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument("--only", nargs="+", default=list(GROUPS), help=f"groups: {', '.join(GROUPS)}")
+    parser.add_argument("--configs", nargs="+", help=f"networks: {', '.join(CONFIGS)}")
+    parser.add_argument("--batch", nargs="+", type=int, help="batch sizes of network, train_step and torch (1 4)")
+    parser.add_argument("--rounds", type=int, help="rounds of every timing (9; 3 with --small)")
+    parser.add_argument("--small", action="store_true", help="tiny networks, few cases: shows only that it runs")
+    chosen = parser.parse_args(arguments)
+    chosen.configs = chosen.configs or (["mnist"] if chosen.small else list(CONFIGS))
+    chosen.batch = chosen.batch or ([2] if chosen.small else [1, 4])
+    chosen.rounds = (3 if chosen.small else 9) if chosen.rounds is None else chosen.rounds
+    try:
+        check_counts(rounds=chosen.rounds, **{f"batch {value}": value for value in chosen.batch})
+        for what, names, allowed in (("group", chosen.only, GROUPS), ("config", chosen.configs, CONFIGS)):
+            for name in names:
+                if name not in allowed:
+                    raise unknown(what, name, allowed)
+        if not Path(chosen.output).parent.is_dir():
+            raise ValueError(f"--output {chosen.output}: there is no directory {Path(chosen.output).parent}")
+    except ValueError as error:
+        parser.error(str(error))
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the groups, print their tables, write the report."""
+    chosen, console = parse(arguments), Console()
+    options = measure.Options(tuple(chosen.configs), tuple(chosen.batch), chosen.rounds, chosen.small)
+    jax.config.update("jax_enable_compilation_cache", False)  # seconds of compilation shall be those of compilation
+    jax.config.update("jax_disable_most_optimizations", chosen.small)  # compiles faster, runs slower
+    settings = {"configs": chosen.configs, "batch": chosen.batch, "rounds": chosen.rounds, "small": chosen.small}
+    content = {"format": report.FORMAT, "environment": measure.environment(), "options": settings, "groups": {}}
+    for name in chosen.only:
+        reason = skipped(name)
+        if reason:
+            console.print(f"{name}: skipped. {reason}", markup=False)
+            content["groups"][name] = {"skipped": reason}
+        else:
+            rows = []
+            for row in GROUPS[name](options):
+                rows.append(row)
+                console.print(f"{name}: {', '.join(map(str, row['case'].values()))}", style="dim", markup=False)
+            content["groups"][name] = {"rows": rows}
+            measured = report.cases(content["groups"][name])
+            lines = {case: [(key, report.text(value)) for key, value in row.items()] for case, row in measured.items()}
+            console.print(report.table(name, ("median and quartiles, or number",), lines))
+        journal.replace(Path(chosen.output), json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

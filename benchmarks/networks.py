@@ -1,0 +1,45 @@
+"""Networks to measure: those of the published configurations, with random weights, or small ones of the same kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from psld_jax import build
+from psld_jax.models import NCSNpp
+
+#: One for each network that is published; the ``_vp`` configurations differ in their channels in and out only.
+CONFIGS = ("mnist", "cifar10", "cifar10_55m", "cifar10_sota", "celeba64", "afhqv2_64", "afhqv2_128")
+
+_SMALL = {
+    "model.image_size": 16,
+    "model.nf": 8,
+    "model.ch_mult": (1, 2),
+    "model.num_res_blocks": 1,
+    "model.attn_resolutions": (8,),
+}
+
+
+def load_config(name: str, small: bool = False, **overrides: Any) -> Any:
+    """The configuration of that name, with ``small`` cut down to what compiles in a second; ``model`` overridden."""
+    values = {f"model.{key}": value for key, value in overrides.items()}
+    return build.override(build.load_config(name), (_SMALL if small else {}) | values)
+
+
+def random_network(config: Any) -> NCSNpp:
+    """The network with random weights that keep the size of activations: initial ones are nearly zero in places."""
+    net = build.abstract_network(config)
+    assert isinstance(net, NCSNpp)
+    rng, (graph, state) = np.random.default_rng(0), nnx.split(net)
+
+    def draw(path: tuple, shape: tuple[int, ...]) -> jax.Array:
+        scale = np.float32(1 / np.sqrt(np.prod(shape[:-1])))
+        weights = rng.standard_normal(shape, np.float32) * scale
+        return jnp.asarray(weights + (path[-1] == "scale"))
+
+    flat = [(path, leaf.replace(draw(path, leaf.shape))) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
