@@ -43,3 +43,14 @@ def test_the_samplers_that_ship_were_tuned_for_their_model_and_keep_the_budget(n
     for tuned in model.tuned:
         assert tuned.setting.table(model.sde, tuned.nfe).nfe <= tuned.nfe
     assert pj.load(name, {"sde.beta_min": 7.0, "sde.beta_max": 7.0}).tuned == ()
+
+
+def test_samples_are_near_the_statistics_of_mnist_and_noise_is_not():
+    """As many real images have 5.7, samples 8.5 (docs/results.md), with 256 of each; fewer have more."""
+    law = pj.metrics.read_statistics(assets.statistics("mnist"), 64)
+    features = pj.metrics.features("mnist")
+    with jax.enable_x64(False):
+        samples = pj.generate(pj.load("mnist"), nfe=10, n=64, seed=0)
+        noise = np.random.default_rng(0).uniform(-1, 1, samples.shape).astype(np.float32)
+        near, far = (pj.metrics.Gaussian(*pj.metrics.statistics(features(x))).distance(law) for x in (samples, noise))
+    assert near < 40 < 1000 < far

@@ -27,6 +27,11 @@ def judge(name: str) -> Path:
     return Path(__file__).parent / f"{name}_judge.npz"
 
 
+def statistics(name: str) -> Path:
+    """Mean and covariance of the features of a :func:`judge` over its 60,000 training images."""
+    return Path(__file__).parent / f"{name}_statistics.npz"
+
+
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """The 1,797 handwritten digits (UCI): images float32 ``[1797, 8, 8, 1]`` in [-1, 1], labels int ``[1797]``."""
     with resources.files("psld_jax.assets").joinpath("digits.npz").open("rb") as file, np.load(file) as archive:
