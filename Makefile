@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test lint notebooks docs clean
 
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -26,5 +26,9 @@ notebooks: .venv/.installed
 	$(BIN)/pip install --quiet --editable ".[notebooks]"
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
+docs: .venv/.installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist *.egg-info runs site
