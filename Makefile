@@ -30,5 +30,9 @@ docs: .venv/.installed
 	$(BIN)/pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+bench: .venv/.installed
+	mkdir -p runs
+	$(BIN)/python -m benchmarks --output runs/bench.json $(BENCH)
+
 clean:
 	rm -rf .venv build dist *.egg-info runs site

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             content["groups"][name] = {"rows": rows}
             measured = report.cases(content["groups"][name])
             lines = {case: [(key, report.text(value)) for key, value in row.items()] for case, row in measured.items()}
-            console.print(report.table(name, ("median and quartiles, or number",), lines))
+            console.print(report.table(name, ("value",), lines))
         journal.replace(Path(chosen.output), json.dumps(content, indent=1) + "\n")
 
 

@@ -41,9 +41,9 @@ def overlap(a: Any, b: Any) -> str:
 
 
 def ratio(a: Any, b: Any) -> str:
-    """``B / A`` of the medians."""
+    """``B / A`` of the medians; nothing for text, or over zero."""
     a, b = (value["median"] if isinstance(value, dict) else value for value in (a, b))
-    return f"{b / a:.3f}" if a else ""
+    return "" if isinstance(a, str) or isinstance(b, str) or not a else f"{b / a:.3f}"
 
 
 def _lines(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, ...]]:

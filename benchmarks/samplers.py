@@ -90,14 +90,19 @@ def _sample(table: Tableau, eps_fn: Any, z: Any, key: Any) -> Any:
     return pj.sample(eps_fn, table, z, key)
 
 
+@jax.jit
+def _bare(eps_fn: Any, z: Any, t: Any) -> Any:
+    return eps_fn(z, t)
+
+
 def _overhead(eps_fn: Any, table: Tableau, z: Any, rounds: int) -> dict[str, Any]:
     """Seconds of the sampler and of as many bare evaluations one after the other, and their ratio."""
-    bare, t, key = jax.jit(lambda f, z, t: f(z, t)), jnp.float32(0.5), jax.random.key(2)
+    t, key = jnp.float32(0.5), jax.random.key(2)
 
     def evaluations() -> Any:
         out = z
         for _ in range(table.nfe):
-            out = bare(eps_fn, out, t)
+            out = _bare(eps_fn, out, t)
         return out
 
     programs = {"sampler": lambda: pj.sample(eps_fn, table, z, key), "network": evaluations}
