@@ -136,7 +136,7 @@ def save_curves(
         if column in floors:
             handles[floor_label] = axis.axhline(floors[column], color="0.6", lw=1)
         ticks = sorted({row["nfe"] for row in rows})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         if values:
             axis.set_ylim(0.7 * min(values), min(1.5 * max(values), 1e3 * min(values)))
