@@ -1,11 +1,12 @@
 """The suite: ``python -m benchmarks --output FILE.json [--only GROUP ...] [--configs NAME ...] [--batch N ...]``.
 
 Timings are medians and quartiles over rounds in which everything that is compared takes its turn. The file is written
-after every group; ``python -m benchmarks.compare A.json B.json`` sets two of them side by side.
+after every case; ``python -m benchmarks.compare A.json B.json`` sets two of them side by side.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -64,6 +65,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--only", nargs="+", default=list(GROUPS), help=f"groups: {', '.join(GROUPS)}")
     parser.add_argument("--configs", nargs="+", help=f"networks: {', '.join(CONFIGS)}")
     parser.add_argument("--batch", nargs="+", type=int, help="batch sizes of network, train_step and torch (1 4)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="in network and train_step")
     parser.add_argument("--rounds", type=int, help="rounds of every timing (9; 3 with --small)")
     parser.add_argument("--small", action="store_true", help="tiny networks, few cases: shows only that it runs")
     chosen = parser.parse_args(arguments)
@@ -86,26 +88,32 @@ def parse(arguments: Sequence[str] | None) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the groups, print their tables, write the report."""
     chosen, console = parse(arguments), Console()
-    options = measure.Options(tuple(chosen.configs), tuple(chosen.batch), chosen.rounds, chosen.small)
+    options = measure.Options(tuple(chosen.configs), tuple(chosen.batch), chosen.dtype, chosen.rounds, chosen.small)
     jax.config.update("jax_enable_compilation_cache", False)  # seconds of compilation shall be those of compilation
     jax.config.update("jax_disable_most_optimizations", chosen.small)  # compiles faster, runs slower
-    settings = {"configs": chosen.configs, "batch": chosen.batch, "rounds": chosen.rounds, "small": chosen.small}
-    content = {"format": report.FORMAT, "environment": measure.environment(), "options": settings, "groups": {}}
+    about = {"environment": measure.environment(), "options": dataclasses.asdict(options)}
+    content: dict[str, Any] = {"format": report.FORMAT, **about, "groups": {}}
     for name in chosen.only:
-        reason = skipped(name)
-        if reason:
-            console.print(f"{name}: skipped. {reason}", markup=False)
-            content["groups"][name] = {"skipped": reason}
-        else:
-            rows = []
-            for row in GROUPS[name](options):
-                rows.append(row)
-                console.print(f"{name}: {', '.join(map(str, row['case'].values()))}", style="dim", markup=False)
-            content["groups"][name] = {"rows": rows}
-            measured = report.cases(content["groups"][name])
-            lines = {case: [(key, report.text(value)) for key, value in row.items()] for case, row in measured.items()}
+        content["groups"][name] = group = {"rows": []}
+        for row in _rows(name, options, group, console):
+            group["rows"].append(row)
+            console.print(f"{name}: {', '.join(map(str, row['case'].values()))}", style="dim", markup=False)
+            journal.replace(Path(chosen.output), json.dumps(content, indent=1) + "\n")
+        measured = report.cases(group)
+        lines = {case: [(key, report.text(value)) for key, value in row.items()] for case, row in measured.items()}
+        if lines:
             console.print(report.table(name, ("value",), lines))
-        journal.replace(Path(chosen.output), json.dumps(content, indent=1) + "\n")
+    journal.replace(Path(chosen.output), json.dumps(content, indent=1) + "\n")
+
+
+def _rows(name: str, options: measure.Options, group: dict[str, Any], console: Console) -> Iterator[dict[str, Any]]:
+    """The rows of a group; of one that cannot run here none, and a note in ``group`` of why."""
+    reason = skipped(name)
+    if reason is None:
+        return GROUPS[name](options)
+    console.print(f"{name}: skipped. {reason}", markup=False)
+    group["skipped"] = reason
+    return iter(())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 #: Multiples of a floating-point operation, and of a byte.
 GIGA, MEBI = 1e9, 2**20
 #: Environment variables that change how fast things run.
-_VARIABLES = ("XLA_", "JAX_", "TF_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
+_VARIABLES = ("XLA_", "JAX_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 _PACKAGES = ("psld_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 Program = Callable[[], Any]
@@ -30,10 +30,17 @@ Program = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line chooses: configurations and batch sizes of networks, rounds, tiny networks or real ones."""
+    """What the command line chooses.
+
+    Attributes:
+      configs, batches, dtype: networks, batch sizes, and the type of activations for ``network`` and ``train_step``.
+      rounds: of every timing.
+      small: tiny networks and few cases in place of the real ones.
+    """
 
     configs: tuple[str, ...]
     batches: tuple[int, ...]
+    dtype: str
     rounds: int
     small: bool
 

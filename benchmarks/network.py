@@ -19,20 +19,20 @@ from psld_jax.train import create_state, make_train_step
 def network(options: measure.Options) -> Iterator[dict[str, Any]]:
     """Seconds, GFLOP/s and memory of ``eps_fn(z, t)``, beside a bare convolution."""
     for name in options.configs:
-        config = load_config(name, options.small)
+        config = load_config(name, options.small, dtype=options.dtype)
         for batch in options.batches:
             arguments = evaluation(config, batch)
             program, facts = measure.compiled(lambda f, z, t: f(z, t), *arguments)
-            yield _row(name, batch, functools.partial(program, *arguments), facts, options.rounds)
+            yield _row(name, batch, functools.partial(program, *arguments), facts, options)
 
 
 def train_step(options: measure.Options) -> Iterator[dict[str, Any]]:
     """The same of a whole training step: loss, gradient, clipping, Adam and EMA, with the configuration's dropout."""
     for name in options.configs:
-        config = load_config(name, options.small)
+        config = load_config(name, options.small, dtype=options.dtype)
         for batch in options.batches:
             run, facts = training(config, batch)
-            yield _row(name, batch, run, facts, options.rounds)
+            yield _row(name, batch, run, facts, options)
 
 
 def evaluation(config: Any, batch: int) -> tuple[Any, Any, Any]:
@@ -71,12 +71,14 @@ def training(config: Any, batch: int) -> tuple[measure.Program, dict[str, float]
     return run, facts
 
 
-def _row(name: str, batch: int, run: measure.Program, facts: dict[str, float], rounds: int) -> dict[str, Any]:
+def _row(
+    name: str, batch: int, run: measure.Program, facts: dict[str, float], options: measure.Options
+) -> dict[str, Any]:
     bare, bare_gflop = measure.yardstick()
-    times = measure.by_turns({"run": run, "bare": bare}, rounds)
+    times = measure.by_turns({"run": run, "bare": bare}, options.rounds)
     rates = facts["gflop"] / times["run"]
     return {
-        "case": {"config": name, "batch": batch},
+        "case": {"config": name, "batch": batch, "dtype": options.dtype},
         "seconds": measure.spread(times["run"]),
         "gflop_per_second": measure.spread(rates),
         "of_bare_convolution": measure.spread(rates / (bare_gflop / times["bare"])),

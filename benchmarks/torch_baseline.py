@@ -7,6 +7,7 @@ anything is timed. Peak memory is that of processes of their own (:mod:`benchmar
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,7 +117,8 @@ def _timings(kind: str, config: Any, batch: int, options: measure.Options) -> di
         except Exception as error:  # whatever a machine without a C++ compiler makes of torch.compile
             if side != "compiled":
                 raise
-            row["unavailable"] = f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}"
+            first_line, *_ = str(error).split("\n")
+            row["unavailable"] = f"torch.compile: {type(error).__name__}: {first_line}"
         else:
             programs[side] = program
     times = measure.by_turns(programs, options.rounds)
@@ -130,8 +132,10 @@ def _timings(kind: str, config: Any, batch: int, options: measure.Options) -> di
 
 
 def _peaks(kind: str, name: str, batch: int, small: bool) -> dict[str, float]:
-    """Peak memory in MiB of a process that does nothing else: while it runs, and while it is built and compiled."""
-    peaks = {}
+    """Peak memory in MiB, beyond imports, of a process that does nothing else: running, and built and compiled."""
+    peaks: dict[str, float] = {}
+    if sys.platform != "linux":  # only there does a process know its own peak
+        return peaks
     for side in ("jax", "eager"):
         arguments = ["-m", "benchmarks.peak", side, kind, name, str(batch), *(["--small"] if small else [])]
         running, building = start.run(arguments, {}).split()
