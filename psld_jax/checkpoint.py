@@ -15,11 +15,13 @@ import textwrap
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from psld_jax import distributed
 
 #: Sets of weights, the one to take by default first.
 WEIGHTS = ("ema", "online")
@@ -169,7 +171,8 @@ class TrainingCheckpoints:
     """The checkpoints of a training run, ``directory/<step>/``: one set of arrays for each item, and ``meta`` (JSON).
 
     Through Orbax: saved by a thread while training goes on, renamed when complete, and renamed again before it is
-    deleted. So a run killed at any moment leaves whole checkpoints. One process at a time has the directory.
+    deleted. So a run killed at any moment leaves whole checkpoints. One run at a time has the directory; its processes
+    write it together, so all of them must see it.
 
     Args:
       directory: made if it does not exist.
@@ -180,12 +183,8 @@ class TrainingCheckpoints:
     def __init__(self, directory: str | os.PathLike[str], keep_last: int, keep_every: int = 0):
         self.directory = Path(directory).absolute()
         self._saving: int | None = None  # step of the checkpoint that is being written
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.directory / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process trains in {self.directory.parent}; choose another workdir") from None
+        self._lock: IO[str] | None = None
+        distributed.first_does(self._take)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -195,6 +194,15 @@ class TrainingCheckpoints:
                 todelete_subdir=_DELETED,
             ),
         )
+
+    def _take(self) -> None:
+        """Make the directory, and take hold of it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.directory / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process trains in {self.directory.parent}; choose another workdir") from None
 
     def __enter__(self) -> TrainingCheckpoints:
         return self
@@ -206,7 +214,8 @@ class TrainingCheckpoints:
         finally:
             with contextlib.suppress(Exception):  # it has been raised, or something that matters more
                 self._manager.close()
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, ``None`` if there is none."""
@@ -230,7 +239,8 @@ class TrainingCheckpoints:
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
+        if distributed.is_first():
+            shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

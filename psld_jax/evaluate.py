@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from psld_jax import integrators, metrics
+from psld_jax import distributed, integrators, metrics
 from psld_jax.build import Model, sampler_hyper, to_images
 from psld_jax.data import Dataset
 from psld_jax.errors import check_counts
@@ -36,8 +36,8 @@ class Images(Protocol):
         """What a report says of a sampler's setting."""
         ...
 
-    def batches(self, seed: int, n: int, batch_size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
-        """Number of the first, state whose first block are the images, and evaluations, of ``n`` images in batches."""
+    def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
+        """Number of the first, state whose first block are the images, and evaluations, of these images in batches."""
         ...
 
 
@@ -53,13 +53,13 @@ class FolderImages:
     def __init__(self, data: Dataset):
         self._data = data
 
-    def batches(self, seed: int, n: int, batch_size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
+    def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
         """See :class:`Images`; no evaluations. ``ValueError`` for more images than there are."""
-        if n > len(self._data):
-            raise ValueError(f"num_samples={n} is more than there are: {self._data.describe()}")
-        chosen = np.random.default_rng(seed).permutation(len(self._data))[:n]
-        for start in range(0, n, batch_size):
-            images = to_images(self._data, chosen[start : start + batch_size])
+        if numbers.stop > len(self._data):
+            raise ValueError(f"num_samples={numbers.stop} is more than there are: {self._data.describe()}")
+        order = np.random.default_rng(seed).permutation(len(self._data))
+        for start in range(numbers.start, numbers.stop, size):
+            images = to_images(self._data, order[start : min(start + size, numbers.stop)])
             yield start, (images,), np.zeros(len(images))
 
 
@@ -140,7 +140,7 @@ def evaluate(
     """Draw ``num_samples`` samples for each job and seed, and take the distance of their features to ``reference``.
 
     Memory holds one batch, the moments of the features, and those that are kept. A cell that ``journal`` knows is not
-    run again.
+    run again. Where several processes run together, each draws its share of every cell.
 
     Args:
       jobs: name, budget and sampler of each, in the order in which they are run.
@@ -156,16 +156,20 @@ def evaluate(
 
     def run(name: str, budget: int, sampler: Images, seed: int) -> Cell:
         start, moments, evaluations, first = time.perf_counter(), metrics.Moments(num_kept), 0.0, np.zeros(0)
-        for _, state, counts in sampler.batches(seed, num_samples, batch_size):
+        size = min(batch_size, num_samples)
+        for _, state, counts in sampler.batches(seed, distributed.share(num_samples, size), size):
             images = np.clip(state[0], -1, 1)
             first = first if len(first) else images[:_PICTURE]
             moments.add(features(images))
             evaluations += float(counts.sum())
+        everything = distributed.gather_arrays({**moments.arrays(), "evaluations": np.array(evaluations)})
+        moments = metrics.Moments.joined(everything, num_kept)
+        evaluations = float(sum(theirs["evaluations"] for theirs in everything))
         distance = moments.gaussian().distance(reference) if moments.finite else float("inf")
         setting, seconds = _json(sampler), time.perf_counter() - start
         more = others(moments.kept()) if num_kept and moments.finite else {}
         cell = Cell(name, budget, seed, num_samples, evaluations / num_samples, distance, seconds, setting, more)
-        if seed == seeds[0]:
+        if seed == seeds[0] and distributed.is_first():
             picture(cell, first)
         return cell
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax import blocks, random
+from psld_jax import blocks, distributed, random
 from psld_jax.build import Model
 from psld_jax.errors import check_counts
 from psld_jax.settings import Setting, choose
@@ -71,8 +71,8 @@ class Sampler:
     steering: Bound | None = None
 
     def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, Array]:
-        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on all devices."""
-        devices = jax.device_count()
+        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on its devices."""
+        devices = jax.local_device_count()
         padded = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
         keys = random.sample_keys(key, padded)
         own = {} if self.steering is None else self.steering.arrays(padded)
@@ -92,8 +92,8 @@ class Sampler:
 
     @functools.cached_property
     def _split(self) -> Callable[..., tuple[blocks.State, Array]]:
-        """:meth:`_run` on all devices, each with its part of the samples; they need nothing of each other."""
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        """:meth:`_run` on several devices, each with its part of the samples; they need nothing of each other."""
+        mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
         mine, all_of_it = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
         specs = {"in_specs": (all_of_it, mine, mine), "out_specs": mine, "check_vma": False}
         split = jax.jit(lambda eps_fn, keys, own: jax.shard_map(self._run, mesh=mesh, **specs)(eps_fn, keys, own))
@@ -106,11 +106,10 @@ class Sampler:
             return None
         return self.table.nfe if self.steering is None else self.steering.evaluations(self.table)
 
-    def batches(self, seed: int, n: int, batch_size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
-        """Samples 0 to ``n - 1`` of ``seed`` in batches: number of the first, state of numpy arrays, NFE of each."""
-        size = min(batch_size, n)
-        for start in range(0, n, size):
-            yield start, *self.batch(seed, range(start, min(start + size, n)), size)
+    def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
+        """Samples of these numbers and ``seed`` in batches: number of the first, state of numpy arrays, NFE of each."""
+        for start in range(numbers.start, numbers.stop, size):
+            yield start, *self.batch(seed, range(start, min(start + size, numbers.stop)), size)
 
     def batch(self, seed: int, numbers: range, size: int) -> tuple[blocks.State, np.ndarray]:
         """Samples of these numbers, a state of numpy arrays, and the NFE of each.
@@ -189,16 +188,27 @@ def generate_states(
 ) -> tuple[blocks.State, np.ndarray]:
     """Like :func:`generate`, but returns all K blocks, and the NFE of each sample ``[n]``.
 
-    ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``.
+    ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``. Where several processes
+    run together, each must call it; each draws its share, and all get all samples.
     """
     check_counts(n=n, batch_size=batch_size)
     prepared = prepare(model, sampler, **options)
     if prepared.steering is not None:
         prepared.steering.check(n)
-    batches = prepared.batches(seed, n, batch_size)
-    starts = progress(range(0, n, min(batch_size, n)))
-    _, states, counts = zip(*(next(batches) for _ in starts), strict=True)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *states), np.concatenate(counts)
+    size = min(batch_size, n)
+    mine = distributed.share(n, size)
+    batches = prepared.batches(seed, mine, size)
+    parts = []
+    for _ in progress(range(mine.start, mine.stop, size)):
+        _, state, counts = next(batches)
+        parts.append({"counts": counts, **{str(k): leaf for k, leaf in enumerate(state)}})
+    everything = distributed.gather_arrays(_joined(parts) if parts else {})
+    whole = _joined([theirs for theirs in everything if theirs])
+    return model.sde.state(*(whole[str(k)] for k in range(model.sde.num_blocks))), whole["counts"]
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from psld_jax import distributed
+
 
 def replace(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path``: whoever looks finds the old file or the new one, never a part."""
@@ -41,7 +43,7 @@ class Journal:
         self._path, self._known = path, {}
         lines = path.read_text().splitlines(keepends=True) if path is not None and path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]  # a killed run may have cut off the last one
-        if path is not None and len(whole) < len(lines):
+        if path is not None and len(whole) < len(lines) and distributed.is_first():
             replace(path, "".join(whole))
         if not whole:
             self._write(about)
@@ -51,7 +53,7 @@ class Journal:
         self._known = {entry.pop("key"): entry for entry in entries}
 
     def _write(self, entry: dict[str, Any]) -> None:
-        if self._path is not None:
+        if self._path is not None and distributed.is_first():
             with open(self._path, "a") as file:
                 file.write(json.dumps(entry) + "\n")
 

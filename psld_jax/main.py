@@ -7,22 +7,30 @@ is in ``configs/default.py``. ``--mode list`` shows samplers, configurations, ne
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from psld_jax import build, modes
+from psld_jax import build, distributed, modes
 from psld_jax.modes.listing import list_choices
 from psld_jax.watch import Diverged
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/digits.py.")
 _HELP = "What to do. " + " ".join(f"{name}: {text}." for name, text in modes.SUMMARIES.items())
 _MODE = flags.DEFINE_enum("mode", "sample", list(modes.SUMMARIES), _HELP)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "For one of several processes: HOST:PORT of the first; auto under SLURM, Open MPI or on a TPU."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results; made if it does not exist.")
 
 
@@ -60,9 +68,30 @@ def main(argv: list[str]) -> None:
     if missing:
         sys.exit(f"error: {' and '.join(missing)} must be given; --mode list shows what there is, --help the modes")
     try:
-        modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), Console(markup=False, soft_wrap=True))
+        if _COORDINATOR.value:
+            distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        elif (_PROCESSES.value, _PROCESS.value) != (None, None):
+            raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
+        console = Console(markup=False, soft_wrap=True, quiet=not distributed.is_first())
+        modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), console)
     except (ValueError, Diverged, OSError) as error:
-        sys.exit(f"error: {error}")
+        _fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if distributed.count() == 1:
+            raise
+        _fail(
+            f"{textwrap.shorten(str(error), 300)}\nOne of the {distributed.count()} processes has ended, or cannot be "
+            "reached: see what the others say. The same commands go on from what has been saved"
+        )
+
+
+def _fail(message: str) -> None:
+    """End with one line on stderr and exit status 1."""
+    if not _COORDINATOR.value:
+        sys.exit(f"error: {message}")
+    # An orderly end would wait for the other processes; this one tells them by being gone.
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from psld_jax import distributed
 from psld_jax.errors import check_counts, unknown
 from psld_jax.generate import Sampler
 from psld_jax.journal import check_same, replace
@@ -38,6 +40,8 @@ def write_samples(
 ) -> int:
     """Write samples 0 to ``n - 1`` to ``directory``; those that are there already are not drawn again.
 
+    Where several processes run together, each writes its share; all must see the directory.
+
     A file is there as a whole or not at all. ``000123.png`` is image 123; ``000002.npz`` holds images 2000 to 2999 as
     ``images``, uint8 ``[1000, H, W, C]`` (the last file fewer). Memory holds one batch, and for .npz one file.
 
@@ -51,7 +55,7 @@ def write_samples(
       progress: wraps the batches that are to be drawn.
 
     Returns:
-      How many images were drawn.
+      How many images this process has drawn.
 
     Raises:
       ValueError: for options out of range, or a directory with images of something else.
@@ -62,12 +66,11 @@ def write_samples(
             raise unknown(what, value, allowed)
     if sampler.steering is not None:
         sampler.steering.check(n)
-    directory.mkdir(parents=True, exist_ok=True)
-    _check_about(directory, {"seed": seed, "form": form, "levels": levels, "sampler": sampler.about(), **(about or {})})
-    for temporary in directory.glob(".*.part"):
-        temporary.unlink()
+    about = {"seed": seed, "form": form, "levels": levels, "sampler": sampler.about(), **(about or {})}
+    distributed.first_does(lambda: _begin(directory, about))
     there = {file.name for file in directory.iterdir()}
-    missing = [batch for batch in _batches(n, batch_size) if not _files(batch, form) <= there]
+    mine = distributed.share(n, PART if form == "npz" else min(batch_size, PART))
+    missing = [batch for batch in _batches(mine, batch_size) if not _files(batch, form) <= there]
     gathered: list[np.ndarray] = []
     for batch in progress(missing):
         images = to_levels(sampler.draw(seed, batch, min(batch_size, PART, n)), levels)
@@ -84,9 +87,10 @@ def write_samples(
     return sum(len(batch) for batch in missing)
 
 
-def _batches(n: int, batch_size: int) -> list[range]:
+def _batches(numbers: range, batch_size: int) -> list[range]:
     """The numbers of the images in batches, none of which reaches over the border of a part."""
-    parts = (range(start, min(start + PART, n)) for start in range(0, n, PART))
+    borders = [numbers.start, *(i for i in numbers[1:] if i % PART == 0), numbers.stop]
+    parts = (range(start, stop) for start, stop in itertools.pairwise(borders))
     return [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
 
 
@@ -95,7 +99,11 @@ def _files(batch: range, form: str) -> set[str]:
     return {f"{number:06}.png" for number in batch} if form == "png" else {f"{batch.start // PART:06}.npz"}
 
 
-def _check_about(directory: Path, about: dict[str, Any]) -> None:
+def _begin(directory: Path, about: dict[str, Any]) -> None:
+    """Make the directory, or see that its images depend on the same, and clear away what was begun."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for temporary in directory.glob(".*.part"):
+        temporary.unlink()
     path = directory / "about.json"
     about = json.loads(json.dumps(about))
     if path.exists():

@@ -1,4 +1,4 @@
-"""Training: one jitted step, its state, and the loop around it.
+"""Training: the loop around the jitted step.
 
 A run is a function of its configuration: the images of step ``k`` (:mod:`psld_jax.data`), its times and its noise all
 follow from ``(seed, k)``. The state and the step are therefore all that a checkpoint needs.
@@ -7,207 +7,46 @@ follow from ``(seed, k)``. The state and the step are therefore all that a check
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from rich.console import Console
 
-from psld_jax import build, checkpoint, losses, optim, plots
+from psld_jax import build, checkpoint, distributed, losses, plots
 from psld_jax.data import Batches, Dataset
+from psld_jax.distributed import Agreement, Devices
 from psld_jax.errors import is_count
 from psld_jax.generate import generate_states, resolve
-from psld_jax.models import NCSNpp
 from psld_jax.random import sample_keys
 from psld_jax.solve import SOLVERS
+from psld_jax.step import TrainState, Weights, create_state, make_eval_step, make_train_step
 from psld_jax.watch import Monitor, read_rows
 
 Array = Any
 
 
-class Weights(NamedTuple):
-    """The arrays of a network: what is trained, and what is not (Fourier frequencies)."""
-
-    params: Any
-    frozen: Any
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of them as one nested dict, as :func:`psld_jax.checkpoint.read_weights` returns it."""
-        return nnx.to_pure_dict(nnx.merge_state(self.params, self.frozen))
-
-    def updated(self, tree: dict[str, Any]) -> Weights:
-        """The same structure with the arrays of a nested dict."""
-        state = jax.tree.map(lambda leaf: leaf, nnx.merge_state(*self))  # a copy: arrays are replaced in place
-        nnx.replace_by_pure_dict(state, tree)
-        return Weights(*nnx.split_state(state, nnx.Param, ...))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """Everything that a step changes; donated to it."""
-
-    step: Array
-    online: Weights
-    ema: Weights | None
-    optimizer: Any
-
-
-def create_state(net: nnx.Module, transformation: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state before the first step: the EMA starts at the initial weights."""
-    _, params, frozen = nnx.split(net, nnx.Param, ...)
-    online = Weights(params, frozen)
-    copy = jax.tree.map(jnp.copy, online) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), online, copy, transformation.init(params))
-
-
-def make_train_step(
-    net: nnx.Module,
-    loss: losses.ScoreLoss | losses.ClassifierLoss,
-    transformation: optax.GradientTransformation,
-    rate: optax.Schedule,
-    *,
-    ema_decay: float = 0.9999,
-    ema_warmup: bool = False,
-    accumulate: int = 1,
-    label_dropout: float = 0.0,
-) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """``step(state, key, images, labels, coefficients, noise=None) -> (state, metrics)``, not yet jitted.
-
-    In this order, as in the original: loss, gradient, clipping, Adam, learning rate, EMA.
-
-    Args:
-      net: the network (only its structure is used).
-      loss: of samples.
-      transformation, rate: from :mod:`psld_jax.optim`.
-      ema_decay, ema_warmup: see :func:`psld_jax.optim.ema_update`.
-      accumulate: parts that the batch is cut into; their gradients are added up, which saves memory.
-      label_dropout: probability that a network that takes labels is not told that of a sample.
-
-    Returns:
-      The step. ``key`` is the run's, the same at every step; ``noise`` replaces the draws of the loss. Metrics:
-      ``loss`` of every sample ``[n]`` and what else the loss reports, ``grad_norm`` before clipping, ``lr``.
-    """
-    graph, num_labels = nnx.graphdef(net), _num_labels(net)
-
-    def gradient(weights: Weights, key: Array, batch: tuple) -> tuple[Any, dict[str, Array]]:
-        images, labels, coefficients, noise = batch
-
-        def objective(params: Any) -> tuple[Array, dict[str, Array]]:
-            module: Any = nnx.merge(graph, params, weights.frozen)
-
-            told = ()
-            if num_labels:
-                dropped = jax.random.uniform(jax.random.fold_in(key, 1), labels.shape) < label_dropout
-                told = (jnp.where(dropped, num_labels, labels),)
-
-            def network(x: Array, t: Array) -> Array:
-                return module(x, t, *told, deterministic=False, rngs=nnx.Rngs(dropout=key))
-
-            values, extra = loss(network, coefficients, images, labels, noise)
-            return values.mean() if loss.reduce_mean else values.sum(), {"loss": values, **extra}
-
-        return jax.grad(objective, has_aux=True)(weights.params)
-
-    def step(
-        state: TrainState,
-        key: Array,
-        images: Array,
-        labels: Array,
-        coefficients: losses.Coefficients,
-        noise: tuple[Array, ...] | None = None,
-    ) -> tuple[TrainState, dict[str, Array]]:
-        noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        if noise is None:
-            keys = jax.random.split(noise_key, loss.num_noise)
-            noise = tuple(jax.random.normal(k, images.shape, images.dtype) for k in keys)
-        batch = (images, labels, coefficients, noise)
-        if accumulate == 1:
-            gradients, metrics = gradient(state.online, dropout_key, batch)
-        else:
-            # Sample i goes to part i mod accumulate: every device keeps its own samples.
-            parts = jax.tree.map(lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch)
-
-            def add(total: Any, part: Any) -> tuple[Any, dict[str, Array]]:
-                gradients, metrics = gradient(state.online, *part)
-                return jax.tree.map(jnp.add, total, gradients), metrics
-
-            zero = jax.tree.map(jnp.zeros_like, state.online.params)
-            total, metrics = jax.lax.scan(add, zero, (jax.random.split(dropout_key, accumulate), parts))
-            gradients = jax.tree.map(lambda g: g / accumulate, total) if loss.reduce_mean else total
-            metrics = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1), metrics)
-        updates, optimizer = transformation.update(gradients, state.optimizer, state.online.params)
-        online = Weights(optax.apply_updates(state.online.params, updates), state.online.frozen)
-        ema = None if state.ema is None else optim.ema_update(state.ema, online, ema_decay, state.step, ema_warmup)
-        metrics |= {"grad_norm": optax.tree.norm(gradients), "lr": jnp.asarray(rate(state.step))}
-        return TrainState(state.step + 1, online, ema, optimizer), metrics
-
-    return step
-
-
-def make_eval_step(net: nnx.Module, loss: losses.ScoreLoss | losses.ClassifierLoss) -> Callable[..., dict[str, Array]]:
-    """``step(weights, keys [n], images, labels, coefficients) -> metrics`` of the samples, without dropout."""
-    graph, num_labels = nnx.graphdef(net), _num_labels(net)
-
-    def step(weights: Weights, keys: Array, images: Array, labels: Array, coefficients: losses.Coefficients):
-        def draws(key: Array) -> tuple[Array, ...]:
-            return tuple(
-                jax.random.normal(k, images.shape[1:], images.dtype) for k in jax.random.split(key, loss.num_noise)
-            )
-
-        module: Any = nnx.merge(graph, *weights)
-
-        def network(x: Array, t: Array) -> Array:
-            return module(x, t, *((labels,) if num_labels else ()))
-
-        values, extra = loss(network, coefficients, images, labels, jax.vmap(draws)(keys))
-        return {"loss": values, **extra}
-
-    return step
-
-
-def _num_labels(net: Any) -> int:
-    """Classes that a network is told; 0 for a classifier, or another kind of network."""
-    return net.config.num_labels if isinstance(net, NCSNpp) else 0
-
-
-class Devices:
-    """A mesh of all devices: batches are split over it, the state is on each of them."""
-
-    def __init__(self):
-        self.mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        self.split = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
-        self.replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        self.count = self.mesh.size
-
-    def place(self, tree: Any) -> Any:
-        """Put this host's part of a batch on the devices."""
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.split, leaf), tree)
-
-
 @contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], str | None]]:
-    """Yields a function that names the signal (SIGTERM or SIGINT) that asked to stop, if any."""
-    received: list[tuple[str, float]] = []
+def _signals() -> Iterator[Callable[[], int]]:
+    """Yields a function that gives the number of the signal (SIGTERM or SIGINT) that asked to stop, 0 if none did."""
+    received: list[tuple[int, float]] = []
 
     def note(number: int, _: Any) -> None:
         # Ctrl-C again, and not the same one passed on by a parent process: the user does not want to wait.
         if received and number == signal.SIGINT and time.monotonic() - received[0][1] > 1:
             raise KeyboardInterrupt
-        received.append((signal.Signals(number).name, time.monotonic()))
+        received.append((number, time.monotonic()))
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: received[0][0] if received else None
+        yield lambda: received[0][0] if received else 0
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -248,14 +87,13 @@ class _HeldOut:
         size, n = config.train.batch_size, min(config.train.eval_images, len(data))
         images = Batches(data, n, seed=0)[0]
         self.t = losses.draw_times(0, 0, n, config.train.t_min, "stratified")
-        keys = sample_keys(jax.random.key(0), np.arange(n))
-        self._batches = []
+        self._batches, keys = [], jax.jit(sample_keys, out_shardings=devices.split)
         for start in range(0, n, size):
             index = np.arange(start, start + size) % n  # the last batch is filled up from the front
             coefficients = loss.coefficients(self.t[index]).cast(np.float32)
             host = (images["image"][index], images["label"][index], coefficients)
-            self._batches.append((keys[index], *devices.place(host)))
-        self._step = jax.jit(make_eval_step(net, loss), out_shardings=devices.replicated)
+            self._batches.append((keys(jax.random.key(0), index), *devices.place_whole(host)))
+        self._step = jax.jit(make_eval_step(net, loss, whole=devices.gather), out_shardings=devices.replicated)
 
     def __call__(self, weights: Weights) -> dict[str, np.ndarray]:
         """Metrics of every held-out image."""
@@ -277,11 +115,12 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
       psld_jax.watch.Diverged: if the loss is not finite or far above where it began; the last checkpoint is kept.
       OSError: if a checkpoint cannot be written; those before it are kept.
     """
-    c, devices = config.train, Devices()
+    c, devices = config.train, Devices(config.train.split_state)
     _check(config, devices)
+    host, hosts = jax.process_index(), jax.process_count()
     data, held_out_data = build.build_data(config, "train"), build.build_held_out(config)
     loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
-    batches = Batches(data, c.batch_size, config.seed, flip=config.data.flip)
+    batches = Batches(data, c.batch_size, config.seed, flip=config.data.flip, shard=(host, hosts))
     net = build.initial_network(config)
     stored, clock = json.loads(config.to_json()), time.perf_counter()
 
@@ -292,11 +131,11 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             meta = checkpoints.meta(start)
             _check_resume(meta, config, len(data), console)
             seconds = meta["seconds"]
-        state = jax.device_put(create_state(net, transformation, c.ema_decay > 0), devices.replicated)
+        state = devices.place_state(create_state(net, transformation, c.ema_decay > 0))
         if start:
             state = _restore(checkpoints, start, state)
         size = sum(leaf.size for leaf in jax.tree.leaves(state.online))
-        where = f"{devices.count} {jax.default_backend()} device(s)"
+        where = f"{devices.count} {jax.default_backend()} device(s)" + (f" of {hosts} processes" if hosts > 1 else "")
         console.print(f"{data.describe()}; {size:,} parameters; {where}; starting at step {start}")
 
         step_fn = make_train_step(
@@ -308,12 +147,15 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             ema_warmup=c.ema_warmup,
             accumulate=c.accumulate,
             label_dropout=c.label_dropout,
+            whole=devices.gather,
         )
-        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=devices.replicated)
+        shardings = (devices.state_shardings(state), devices.replicated)
+        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=shardings)
         held_out = None if held_out_data is None else _HeldOut(net, loss, held_out_data, config, devices)
         del held_out_data  # the images that count are on the devices
         samples = isinstance(loss, losses.ScoreLoss) and c.sample_every > 0
-        key, done, stopped = jax.random.key(config.seed), start, None
+        key, done, stopped, agreed = jax.random.key(config.seed), start, 0, Agreement(devices)
+        mine = slice(c.batch_size * host // hosts, c.batch_size * (host + 1) // hosts)
         options = {"start": start, "steps": c.steps, "batch_size": c.batch_size, "divergence": c.divergence}
 
         def due(every: int) -> bool:
@@ -327,12 +169,12 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             while done < c.steps:
                 batch = next(source)
                 t = losses.draw_times(config.seed, done, c.batch_size, c.t_min, c.time_sampling)
-                coefficients = loss.coefficients(t).cast(np.float32)
+                coefficients = loss.coefficients(t[mine]).cast(np.float32)
                 placed = devices.place((batch["image"], batch["label"], coefficients))
                 state, metrics = step_fn(state, key, *placed)
                 monitor.record(t, metrics)
-                done, stopped = done + 1, signalled()
-                saving = stopped is not None or due(c.checkpoint_every)
+                done, stopped = done + 1, agreed(signalled())
+                saving = stopped > 0 or due(c.checkpoint_every)
                 showing = samples and due(c.sample_every)
                 if saving or showing or due(c.log_every) or due(c.eval_every):
                     # Before saving: a diverged state must not take the place of a good one.
@@ -347,21 +189,20 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
                 if held_out is not None and due(c.eval_every):
                     monitor.held_out(done, held_out.t, held_out(weights))
                 if showing:
-                    monitor.picture(done, _sample(config, weights, workdir, done))
+                    monitor.picture(done, _sample(config, devices.fetch(weights), workdir, done))
             checkpoints.wait()
-    if stopped:
-        console.print(f"{stopped}: saved at step {done}; the same command goes on from there")
+    name = signal.Signals(stopped).name if stopped else None
+    if name:
+        console.print(f"{name}: saved at step {done}; the same command goes on from there")
     if data.skipped:
         console.print(f"{data.skipped} corrupt images were skipped")
-    summary = {"steps": done, "stopped": stopped, "hours": (seconds + time.perf_counter() - clock) / 3600}
+    summary = {"steps": done, "stopped": name, "hours": (seconds + time.perf_counter() - clock) / 3600}
     return {**summary, "skipped_images": data.skipped, **_summary(workdir, console)}
 
 
 def _check(config: Any, devices: Devices) -> None:
     """Numbers and names that would otherwise be found wrong after hours."""
     c = config.train
-    if jax.process_count() > 1:
-        raise ValueError(f"training runs in one process with all of its devices, not in {jax.process_count()}")
     if config.model.checkpoint:
         raise ValueError(
             f"config.model.checkpoint={config.model.checkpoint!r} must be empty; config.train.init begins with weights"
@@ -407,19 +248,20 @@ def _restore(checkpoints: checkpoint.TrainingCheckpoints, step: int, state: Trai
     """The state at ``step``, placed as ``state`` is."""
     items = checkpoints.restore(step, _items(state))
     ema = None if state.ema is None else state.ema.updated(items["ema"])
-    number = jax.device_put(jnp.asarray(step, state.step.dtype), state.step.sharding)
+    number = jnp.full_like(state.step, step)
     return TrainState(number, state.online.updated(items["online"]), ema, items["optimizer"])
 
 
 def _sample(config: Any, weights: Weights, workdir: Path, step: int) -> np.ndarray:
     """Draw samples, leave them in ``samples/``, and return their grid ``[H, W, C]`` in [0, 1]."""
-    model = build.network_model(config, jax.device_get(weights.as_dict()))
+    model = build.network_model(config, weights.as_dict())
     assert isinstance(model, build.Model)
     n, classes = config.train.num_samples, model.n_classes
     labels = {"label": np.arange(n) % classes} if classes else {}
     state, _ = generate_states(model, n=n, **build.sampler_options(config), **labels)
-    (workdir / "samples").mkdir(exist_ok=True)
-    plots.save_samples(workdir / "samples" / f"{step:08}.png", state, f"step {step:,}, {config.sampler.name}")
+    if distributed.is_first():
+        (workdir / "samples").mkdir(exist_ok=True)
+        plots.save_samples(workdir / "samples" / f"{step:08}.png", state, f"step {step:,}, {config.sampler.name}")
     return plots.image_grid(np.asarray(state[0]))
 
 
@@ -431,7 +273,8 @@ def _summary(workdir: Path, console: Console) -> dict[str, Any]:
     if trained:
         rates = [row["images_per_second"] for row in trained]
         summary |= {"loss": trained[-1]["loss"], "images_per_second": float(np.median(rates))}
-        plots.save_losses(workdir / "loss.png", trained, held_out)
+        if distributed.is_first():
+            plots.save_losses(workdir / "loss.png", trained, held_out)
     if held_out:
         summary |= {name: value for name, value in held_out[-1].items() if isinstance(value, float)}
     for name, value in summary.items():

@@ -15,6 +15,9 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+from psld_jax import distributed
+from psld_jax.journal import replace
+
 Array = Any
 
 _proto: Any = event_pb2  # generated code, which type checkers cannot see into
@@ -53,7 +56,7 @@ class Monitor:
 
     Args:
       workdir: gets ``metrics.jsonl`` (rows of steps after ``start``, left by a run that was killed, are dropped) and
-        ``tensorboard/``.
+        ``tensorboard/``, from the first process.
       console: progress bar on a terminal, else a line per interval.
       start, steps: the run's first and last step.
       batch_size: images per step.
@@ -66,11 +69,11 @@ class Monitor:
         self._clock = time.perf_counter()
         rows = [row for row in read_rows(workdir) if row["step"] <= start]
         self._first_loss = next((row["loss"] for row in rows if "loss" in row), None)
-        temporary = workdir / ".metrics.jsonl"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(workdir / "metrics.jsonl")
-        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-        self._board = _Board(workdir / "tensorboard", start)
+        self._file = self._board = None
+        if distributed.is_first():
+            replace(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
+            self._board = _Board(workdir / "tensorboard", start)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -90,8 +93,9 @@ class Monitor:
 
     def __exit__(self, *_: Any) -> None:
         self._progress.stop()
-        self._file.close()
-        self._board.close()
+        for output in (self._file, self._board):
+            if output is not None:
+                output.close()
 
     def record(self, t: np.ndarray, metrics: dict[str, Array]) -> None:
         """Take what a step reports for its samples' times ``t``."""
@@ -144,12 +148,14 @@ class Monitor:
 
     def picture(self, step: int, picture: np.ndarray) -> None:
         """A picture ``[H, W, C]`` in [0, 1] for TensorBoard."""
-        self._board.write(step, [summary.image("samples", picture, dataformats="HWC")])
+        if self._board is not None:
+            self._board.write(step, [summary.image("samples", picture, dataformats="HWC")])
         self._clock = time.perf_counter()
 
     def _write(self, step: int, scalars: dict[str, float], other: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **scalars, **other}) + "\n")
-        self._board.write(step, [summary.scalar(name, value) for name, value in scalars.items()])
+        if self._file is not None and self._board is not None:
+            self._file.write(json.dumps({"step": step, **scalars, **other}) + "\n")
+            self._board.write(step, [summary.scalar(name, value) for name, value in scalars.items()])
 
 
 class _Board:

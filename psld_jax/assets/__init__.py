@@ -11,7 +11,7 @@ import numpy as np
 NETWORKS = ("mnist", "mnist_clf")
 
 #: Data sets with a classifier of clean images, :func:`psld_jax.metrics.judge`.
-JUDGES = ("mnist",)
+JUDGES = ("mnist", "fashion_mnist")
 
 #: The samplers that were tuned for the digits' exact score.
 DIGITS_SAMPLERS = Path(__file__).parent / "digits_samplers.json"

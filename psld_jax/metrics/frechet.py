@@ -81,20 +81,42 @@ class Moments:
         self._scatter: np.ndarray = np.zeros((0, 0))
 
     def add(self, features: Array) -> None:
-        """Add features ``[n, ...]``; after NaN or infinite ones :attr:`finite` is false, and there are no moments."""
+        """Add features ``[n, ...]``; after NaN or infinite ones ``finite`` is false, and there are no moments."""
         part = np.asarray(features, np.float64)
         self.finite = self.finite and bool(np.isfinite(part).all())
         if not self.finite or not len(part):
             return
-        self._kept.append(np.asarray(features)[: max(self._num_kept - self.count, 0)])
+        if self._num_kept > self.count:
+            self._kept.append(np.asarray(features)[: self._num_kept - self.count])
         part = part.reshape(len(part), -1)
-        if not self.count:
-            self._mean, self._scatter = np.zeros(part.shape[1]), np.zeros((part.shape[1],) * 2)
         mean = part.mean(axis=0)
-        centred, apart, total = part - mean, mean - self._mean, self.count + len(part)
-        self._scatter += centred.T @ centred + np.outer(apart, apart) * (self.count * len(part) / total)
-        self._mean = self._mean + apart * (len(part) / total)
+        centred = part - mean
+        self._join(len(part), mean, centred.T @ centred)
+
+    def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        if not self.count:
+            self._mean, self._scatter = np.zeros_like(mean), np.zeros_like(scatter)
+        apart, total = mean - self._mean, self.count + count
+        self._scatter += scatter + np.outer(apart, apart) * (self.count * count / total)
+        self._mean = self._mean + apart * (count / total)
         self.count = total
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays, for :meth:`joined`."""
+        numbers = {"count": np.array(self.count), "finite": np.array(self.finite)}
+        kept = {"kept": self.kept()} if self._kept else {}
+        return {**numbers, **kept, "mean": self._mean, "scatter": self._scatter}
+
+    @classmethod
+    def joined(cls, parts: list[dict[str, np.ndarray]], num_kept: int = 0) -> Moments:
+        """Those of several processes, :meth:`arrays` of each, as if the features had come in that order."""
+        whole = cls(num_kept)
+        whole.finite = all(part["finite"] for part in parts)
+        for part in (part for part in parts if part["count"]):
+            if num_kept > whole.count:
+                whole._kept.append(part["kept"][: num_kept - whole.count])
+            whole._join(int(part["count"]), part["mean"], part["scatter"])
+        return whole
 
     def kept(self) -> np.ndarray:
         """The first features, as many as were to be kept."""

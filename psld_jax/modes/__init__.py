@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from psld_jax import distributed
 from psld_jax.journal import replace
 from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
 from psld_jax.modes.export import run_export
@@ -41,6 +42,9 @@ MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {
 }
 
 
+#: Modes that several processes run together; the others run in one.
+TOGETHER = ("sample", "train", "evaluate")
+
 #: One line on every mode, for ``--help``; ``list`` is no mode with a report.
 SUMMARIES = {
     "sample": "draw samples, with conditions if wanted, as a picture or as files",
@@ -61,6 +65,8 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     Raises:
       ValueError: for a configuration that makes no sense, before anything expensive starts.
     """
+    if distributed.count() > 1 and mode not in TOGETHER:
+        raise ValueError(f"--mode {mode} runs in one process, not in {distributed.count()}; together run {TOGETHER}")
     start, used = time.perf_counter(), versions()
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
@@ -71,6 +77,8 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
             for path in made:
                 path.rmdir()
         raise
+    if not distributed.is_first():
+        return
     report = workdir / "report.json"
     content = json.loads(report.read_text()) if report.exists() else {}
     content[mode] = {

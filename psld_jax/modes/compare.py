@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from psld_jax import bench, build, evaluate, metrics, plots
+from psld_jax import bench, build, distributed, evaluate, metrics, plots
 from psld_jax.data import open_dataset
 from psld_jax.journal import Journal
 from psld_jax.metrics import inception
@@ -97,7 +97,7 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
     about |= {"reference": c.reference or f"{c.num_reference or 'all'} training images", "num_kept": c.num_kept}
     pictures = workdir / "pictures"
 
-    def report(cell: evaluate.Cell) -> None:
+    def tell(cell: evaluate.Cell) -> None:
         others = "".join(f", {name} {value:.4g}" for name, value in cell.others.items())
         console.print(f"{cell.sampler}, {cell.nfe:.0f} NFE, seed {cell.seed}: distance {cell.distance:.4g}{others}")
 
@@ -126,18 +126,21 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
         num_kept=c.num_kept,
         others=others,
         journal=Journal(workdir / "evaluation.jsonl", about, "an evaluation"),
-        report=report,
+        report=tell,
         picture=picture,
     )
     rows, real = evaluate.summary(cells), reference.real
     title = f"{features.name} features, {c.num_samples:,} samples a seed"
+    report = {"rows": rows, "real": real, "features": features.name}
+    if not distributed.is_first():
+        return report
     evaluate.write(workdir, rows, real, title, c.published)
     labels = {"distance": f"Frechet distance, {features.name} features"}
     floors = {} if real is None else {"distance": real[0]}
     curves = [{**row, "grid": ""} for row in rows]
     plots.save_curves(workdir / "evaluation.png", curves, labels, floors, "real images")
     console.print((workdir / "evaluation.md").read_text())
-    return {"rows": rows, "real": real, "features": features.name}
+    return report
 
 
 def _features(config: Any, console: Console) -> tuple[metrics.Features, metrics.InceptionV3 | None]:
@@ -147,11 +150,15 @@ def _features(config: Any, console: Console) -> tuple[metrics.Features, metrics.
         return metrics.features(c.features), None
     if not c.inception:
         raise ValueError("config.evaluate.features='inception' needs config.evaluate.inception, where its weights are")
-    if not Path(c.inception).exists():
-        console.print(f"fetching the weights of Inception to {c.inception}")
-        inception.download(c.inception)
+    distributed.first_does(lambda: _fetch(c.inception, console))
     network = metrics.read_inception(c.inception)
     return metrics.inception_features(network, c.resize, levels=config.sampling.levels), network
+
+
+def _fetch(path: str, console: Console) -> None:
+    if not Path(path).exists():
+        console.print(f"fetching the weights of Inception to {path}")
+        inception.download(path)
 
 
 def _moments(parts: Iterable[np.ndarray], features: metrics.Features, num_kept: int = 0) -> metrics.Moments:

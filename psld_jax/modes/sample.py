@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from psld_jax import build, metrics, plots
+from psld_jax import build, distributed, metrics, plots
 from psld_jax.generate import generate_states, prepare, resolve
 from psld_jax.modes.common import identity, sampled_model
 from psld_jax.sampling import write_samples
@@ -47,6 +47,8 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         "num_samples": len(nfe),
         "seconds": seconds,
     }
+    if not distributed.is_first():
+        return report
     if truth is not None:
         plots.save_restored(workdir / "restored.png", {"seen": seen, "samples": state[0], "truth": truth})
         report["rmse_to_truth"] = float(np.sqrt(np.mean((np.clip(state[0], -1, 1) - truth) ** 2)))
@@ -81,6 +83,7 @@ def _save_samples(
         progress=partial(track, description="sampling", console=console, transient=True),
     )
     seconds = time.perf_counter() - start
+    drawn = sum(int(theirs["drawn"]) for theirs in distributed.gather_arrays({"drawn": np.array(drawn)}))
     console.print(f"{c.num_samples:,} images in {workdir / 'images'}, {drawn:,} of them new, in {seconds:.1f} s")
     return {"num_samples": c.num_samples, "drawn": drawn, "seconds": seconds, "sampler": sampler.about()}
 
