@@ -5,20 +5,24 @@ from __future__ import annotations
 import html
 import logging
 import re
+import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import griffe
 from latex2mathml.converter import convert
+from ml_collections import ConfigDict
 
 _LOG = logging.getLogger("mkdocs.hooks")
 
 CONFIG = Path(__file__).parent.parent / "configs" / "default.py"
+FIELDS = "<!-- the fields of configs/default.py -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the table of fields where a page asks for it."""
-    return markdown.replace("[[configuration]]", configuration(CONFIG.read_text()))
+    return markdown.replace(FIELDS, configuration(CONFIG)) if FIELDS in markdown else markdown
 
 
 def on_page_content(html_text: str, **_: Any) -> str:
@@ -31,30 +35,34 @@ def on_page_content(html_text: str, **_: Any) -> str:
     return html_text
 
 
-def configuration(source: str) -> str:
-    """The fields of ``configs/default.py`` as Markdown, a table for each section: name, default, comment."""
-    sections: dict[str, list[str]] = {"config": []}
-    above: list[str] = []
-    for line in source.splitlines():
-        line = line.strip()
+def configuration(path: Path) -> str:
+    """The fields of a configuration as Markdown, a table for each section: name, default, comment at its line."""
+    comments, above = {}, []
+    for line in map(str.strip, path.read_text().splitlines()):
         if line.startswith("# "):
             above.append(line[2:])
             continue
-        match = re.fullmatch(r"config\.([\w.]+) = (.*?)(?:  # (.*))?", line)
-        if match:
-            name, value, comment = match.groups()
-            section, _, _ = name.rpartition(".")
-            text = " ".join([*above, comment or ""]).strip()
-            if value == "ConfigDict()":
-                sections.setdefault(f"config.{name}", [])
-            else:
-                key = f"config.{section}" if section else "config"
-                sections[key].append(f"| `{name}` | `{value}` | {text.replace('|', chr(92) + '|')} |")
+        if match := re.fullmatch(r"config\.([\w.]+) = .*?(?:  # (.*))?", line):
+            comments[match[1]] = " ".join([*above, match[2] or ""]).strip().replace("|", "\\|")
         above = []
-    parts = []
-    for name, rows in sections.items():
-        parts += [f"## {name}", "", "| field | default | meaning |", "|---|---|---|", *rows, ""]
-    return "\n".join(parts)
+    tables: dict[str, list[str]] = {}
+    fields, written = _fields(runpy.run_path(str(path))["get_config"]()), list(comments)
+    # In the order of the file, which their comments count on; ConfigDict sorts them by name.
+    for name, value in sorted(
+        fields, key=lambda field: written.index(field[0]) if field[0] in comments else len(written)
+    ):
+        row = f"| `{name}` | `{value!r}` | {comments.get(name, '')} |"
+        tables.setdefault(name.rpartition(".")[0], []).append(row)
+    head = ["", "| field | default | meaning |", "|---|---|---|"]
+    return "\n".join(line for name, rows in tables.items() for line in [f"## {name or 'General'}", *head, *rows, ""])
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 class Roles(griffe.Extension):
