@@ -84,7 +84,7 @@ class Opaque:
 
 
 class StorageRef(NamedTuple):
-    """A storage of ``size`` bytes; ``dtype`` is empty if untyped."""
+    """A storage, named ``key``, of ``size`` bytes; ``dtype`` is empty if untyped."""
 
     key: str
     dtype: str
@@ -92,7 +92,7 @@ class StorageRef(NamedTuple):
 
 
 class TensorRef(NamedTuple):
-    """A view of a storage; offset and strides in elements, already checked to lie inside it."""
+    """A view of a storage, of ``dtype`` and ``shape``; offset and strides in elements, checked to lie inside it."""
 
     storage: StorageRef
     dtype: str

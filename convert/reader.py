@@ -46,7 +46,7 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The values, C-contiguous and read-only, in the dtype of the file.
+        """The values in the tensor's shape, C-contiguous and read-only, in the dtype of the file.
 
         Raises:
           ValueError: if the file is damaged there (the archive's checksum does not fit, or the file has shrunk).
@@ -68,6 +68,9 @@ class Checkpoint(Mapping[str, Tensor]):
       path: the file.
       format: ``"zip"`` or ``"legacy"``.
       metadata: the numbers and short strings beside the state dict, e.g. ``epoch`` and ``global_step``.
+
+    Raises:
+      ValueError: if the file is none that ``torch.save`` wrote, is damaged, or holds anything but tensors.
     """
 
     def __init__(self, path: Path, file: BufferedReader):
@@ -109,7 +112,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return Tensor(name, ref.shape, dtype, ref, self)
 
     def read_storage(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop`` of a storage; its checksum is compared the first time."""
+        """Bytes ``start`` to ``stop`` of a storage; its checksum is compared the first time.
+
+        Raises:
+          ValueError: if the checksum does not fit, or the file has become shorter.
+        """
         entry = self._storages[key]
         if key not in self._checked:
             with _naming(self.path):

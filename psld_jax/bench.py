@@ -45,6 +45,9 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
 
     Returns:
       ``{"rows": [...], "floor": distance of exact samples, "num_samples": n}``.
+
+    Raises:
+      ValueError: for a model whose exact law is not known, and for an unknown sampler or grid.
     """
     if model.data is None:
         raise ValueError("bench needs a model whose exact law is known, such as the digits")

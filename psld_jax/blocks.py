@@ -16,14 +16,14 @@ State = tuple
 
 
 class PhaseState(NamedTuple):
-    """Position ``x`` and momentum ``m``: the state of a phase-space diffusion (K = 2)."""
+    """Position ``x`` and momentum ``m``: the state of a phase-space diffusion (K = 2), e.g. ``[n, H, W, C]`` each."""
 
     x: Any
     m: Any
 
 
 def like(template: State, blocks: Any) -> State:
-    """Put ``blocks`` into a tuple of the same type as ``template`` (named tuples included)."""
+    """``blocks``, shaped as they are, in a tuple of the same type as ``template`` (named tuples included)."""
     blocks = tuple(blocks)
     return type(template)(*blocks) if hasattr(template, "_fields") else blocks
 
@@ -46,7 +46,7 @@ def apply(matrix: Array, state: State) -> State:
 
 
 def add(*states: State) -> State:
-    """Sum of states, leaf by leaf."""
+    """Sum of states, leaf by leaf: the same shapes, or shapes that broadcast."""
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *states)
 
 

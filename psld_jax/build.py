@@ -36,10 +36,16 @@ TRAINABLE = ("ncsnpp", "ncsnpp_clf")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a sampler needs: the diffusion, ``eps_fn``, the configuration, and the image shape ``(H, W, C)``.
+    """What a sampler needs.
 
-    ``data`` holds the data set (float32 NHWC in [-1, 1]) where the exact law is known, else ``None``. ``tuned`` is what
-    ``sampler="auto"`` chooses from. ``n_classes`` is 0 unless the network takes labels.
+    Attributes:
+      sde: the diffusion.
+      eps_fn: ``eps_fn(z, t)``: a state, leaves ``[n, H, W, C]``, and a scalar time to a state like it.
+      config: the configuration, complete and locked.
+      image_shape: ``(H, W, C)``.
+      data: the data set, float32 ``[m, H, W, C]`` in [-1, 1], where the exact law is known, else ``None``.
+      tuned: what ``sampler="auto"`` chooses from.
+      n_classes: 0 unless the network takes labels.
     """
 
     sde: LinearSDE
@@ -53,7 +59,15 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A classifier of noisy states: ``logits_fn(z, t)`` gives ``[n, n_classes]`` for a state and a scalar time."""
+    """A classifier of noisy states.
+
+    Attributes:
+      sde: the diffusion of the states.
+      logits_fn: ``logits_fn(z, t)``: a state, leaves ``[n, H, W, C]``, and a scalar time to ``[n, n_classes]``.
+      config: the configuration, complete and locked.
+      image_shape: ``(H, W, C)``.
+      n_classes: how many.
+    """
 
     sde: LinearSDE
     logits_fn: Callable[..., Any]
@@ -131,7 +145,11 @@ def from_dict(values: dict[str, Any]) -> Any:
 
 
 def build_sde(config: Any) -> LinearSDE:
-    """The SDE that ``config.sde`` describes, preconditioned if ``config.model.data_std`` is positive."""
+    """The SDE that ``config.sde`` describes, preconditioned if ``config.model.data_std`` is positive.
+
+    Raises:
+      ValueError: for an unknown name, or values out of range.
+    """
     c = config.sde
     if c.name == "psld":
         sde = PSLD(c.gamma, c.nu, c.beta_min, c.beta_max, c.kappa, c.decomposition, c.jitter)
@@ -214,7 +232,11 @@ def _open(directory: str, weights: str) -> tuple[Any, dict[str, Any]]:
 
 
 def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
-    """The network that ``config.model`` describes with the arrays ``params``, a nested dict."""
+    """The network that ``config.model`` describes with the arrays ``params``, a nested dict.
+
+    Raises:
+      ValueError: if the arrays are not those of that network, by name and shape.
+    """
     sde, net = build_sde(config), abstract_network(config)
     graph, state = nnx.split(net)
     expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
@@ -394,7 +416,7 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
 
     Returns:
       The fields; the images that known pixels or a measurement are taken from, and what the sampler sees of them as
-      images of the same size; ``None`` if there are none.
+      images of the same size, float32 ``[n, H, W, C]`` in [-1, 1]; ``None`` if there are none.
 
     Raises:
       ValueError: for an unknown mask or operator, or without images to take them from.
@@ -436,7 +458,10 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
 
 
 def test_images(model: Model, n: int) -> np.ndarray:
-    """The first ``n`` test images of ``config.data``, or those that an exact score was made of; fewer, if there are."""
+    """The first ``n`` test images of ``config.data``, or those that an exact score was made of; fewer, if there are.
+
+    Float32 ``[n, H, W, C]`` in [-1, 1].
+    """
     if model.data is not None:
         return model.data[:n]
     data = build_data(model.config, "test")
@@ -444,7 +469,7 @@ def test_images(model: Model, n: int) -> np.ndarray:
 
 
 def to_images(data: Dataset, numbers: np.ndarray) -> np.ndarray:
-    """Images of a data set, float32 in [-1, 1]."""
+    """Images of a data set, float32 ``[n, H, W, C]`` in [-1, 1], for ``numbers [n]``."""
     return data.gather(numbers)[0] / np.float32(127.5) - 1
 
 

@@ -101,7 +101,11 @@ def gather_arrays(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 
 def first_does(action: Callable[[], None]) -> None:
-    """Run ``action`` in the first process while the others wait; if it cannot be done, all of them raise."""
+    """Run ``action`` in the first process while the others wait; if it cannot be done, all of them raise.
+
+    Raises:
+      ValueError, OSError: in the first process, as ``action`` raised it; in the others a ``ValueError`` with its text.
+    """
     problem: ValueError | OSError | None = None
     try:
         if is_first():

@@ -37,7 +37,10 @@ class Images(Protocol):
         ...
 
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
-        """Number of the first, state whose first block are the images, and evaluations, of these images in batches."""
+        """Number of the first, state whose first block are the images, and evaluations.
+
+        Of the images of these numbers, ``size`` at a time: ``[size, H, W, C]`` and ``[size]``, the last batch fewer.
+        """
         ...
 
 
@@ -54,7 +57,10 @@ class FolderImages:
         self._data = data
 
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
-        """See :class:`Images`; no evaluations. ``ValueError`` for more images than there are."""
+        """As :meth:`Images.batches`, images ``[size, H, W, C]``; no evaluations.
+
+        ``ValueError`` for more images than there are.
+        """
         if numbers.stop > len(self._data):
             raise ValueError(f"num_samples={numbers.stop} is more than there are: {self._data.describe()}")
         order = np.random.default_rng(seed).permutation(len(self._data))
@@ -69,6 +75,7 @@ class Cell:
 
     Attributes:
       sampler: what it is called in the sweep: ``"auto"`` stays ``"auto"``.
+      seed, num_samples: of the samples.
       budget: evaluations allowed, 0 for an adaptive solver; ``nfe`` those used, on average.
       distance: Frechet distance of the features to the reference.
       seconds: for all samples, compilation included.
@@ -151,6 +158,9 @@ def evaluate(
       journal: of this sweep.
       report: called with every cell.
       picture: called with every new cell of the first seed, and its first images.
+
+    Raises:
+      ValueError: for counts below 1, or a folder with too few images.
     """
     check_counts(num_samples=num_samples, batch_size=batch_size)
 

@@ -35,6 +35,9 @@ def resolve(
 
     ``sampler="auto"`` is what was tuned for the model at the nearest budget, else a rule (``settings.choose``).
     ``grid="auto"`` is the grid that was tuned with it, and ``"quadratic"`` for a sampler that is named.
+
+    Raises:
+      ValueError: for hyper-parameters beside ``sampler="auto"``; what is unknown is found when a table is made.
     """
     if sampler != "auto":
         return Setting(sampler, "quadratic" if _is(grid, "auto") else _times(grid), rho, hyper)
@@ -107,14 +110,18 @@ class Sampler:
         return self.table.nfe if self.steering is None else self.steering.evaluations(self.table)
 
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
-        """Samples of these numbers and ``seed`` in batches: number of the first, state of numpy arrays, NFE of each."""
+        """Samples of these numbers and ``seed`` in batches: number of the first, and those of :meth:`batch`.
+
+        ``size`` at a time, leaves ``[size, H, W, C]`` and NFE ``[size]``; the last batch fewer.
+        """
         for start in range(numbers.start, numbers.stop, size):
             yield start, *self.batch(seed, range(start, min(start + size, numbers.stop)), size)
 
     def batch(self, seed: int, numbers: range, size: int) -> tuple[blocks.State, np.ndarray]:
         """Samples of these numbers, a state of numpy arrays, and the NFE of each.
 
-        They are filled up to ``size`` with those that follow: one shape, so one program and the same bits.
+        Leaves ``[n, H, W, C]``, NFE ``[n]``. They are filled up to ``size`` with those that follow: one shape, so one
+        program and the same bits.
         """
         z, counts = self(jax.random.key(seed), np.arange(numbers.start, numbers.start + size))
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(numbers)], z), np.asarray(counts)[: len(numbers)]
@@ -144,7 +151,11 @@ def prepare(
     atol: float = 1e-4,
     **options: Any,
 ) -> Sampler:
-    """The :class:`Sampler` that these arguments of :func:`generate` mean for ``model``; checks all of them."""
+    """The :class:`Sampler` that these arguments of :func:`generate` mean for ``model``; checks all of them.
+
+    Raises:
+      ValueError: for anything unknown or out of range, or a condition that the sampler or the model cannot take.
+    """
     conditions = {name: options.pop(name) for name in _CONDITIONS if name in options}
     steering, hyper = Steering(**conditions), options
     bound = steering.bind(model) if conditions else None
@@ -190,6 +201,9 @@ def generate_states(
 
     ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``. Where several processes
     run together, each must call it; each draws its share, and all get all samples.
+
+    Raises:
+      ValueError: as :func:`generate`, and for labels, images or measurements that are neither one nor ``n``.
     """
     check_counts(n=n, batch_size=batch_size)
     prepared = prepare(model, sampler, **options)

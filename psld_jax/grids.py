@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def validate(grid: Any) -> np.ndarray:
-    """Return ``grid`` as float64, or say what is wrong with it.
+    """Return ``grid`` as float64 ``[N + 1]``, or say what is wrong with it.
 
     Raises:
       ValueError: unless it is one-dimensional, of at least two points, finite, strictly descending, and in
@@ -46,19 +46,36 @@ def _check(n_steps: int, t_end: float, t_start: float) -> None:
 
 
 def uniform(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0) -> np.ndarray:
-    """Equal steps in ``t``."""
+    """Equal steps in ``t``, float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``.
+    """
     _check(n_steps, t_end, t_start)
     return np.linspace(t_start, t_end, n_steps + 1)
 
 
 def quadratic(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0) -> np.ndarray:
-    """``t_i = t_end + (T - t_end)(1 - i/N)^2``, the original PSLD code's quadratic striding."""
+    """``t_i = t_end + (T - t_end)(1 - i/N)^2``, the original PSLD code's quadratic striding.
+
+    Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``.
+    """
     _check(n_steps, t_end, t_start)
     return t_end + (t_start - t_end) * np.linspace(1.0, 0.0, n_steps + 1) ** 2
 
 
 def power(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, rho: float = 7.0) -> np.ndarray:
-    """Equal steps in ``t^(1/rho)`` (Karras et al., 2022, eq. 5): larger ``rho``, finer near the data."""
+    """Equal steps in ``t^(1/rho)`` (Karras et al., 2022, eq. 5): larger ``rho``, finer near the data.
+
+    Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``,
+        and ``rho > 0``.
+    """
     _check(n_steps, t_end, t_start)
     if not (np.isfinite(rho) and rho > 0):
         raise ValueError(f"rho={rho} must be a finite number > 0")
@@ -68,7 +85,14 @@ def power(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, rho: float = 
 
 
 def log_snr(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: LinearSDE | None = None) -> np.ndarray:
-    """Equal steps in ``log SNR_t``, ``SNR_t = mu_t^T Sigma_t^{-1} mu_t``, by bisection on the host."""
+    """Equal steps in ``log SNR_t``, ``SNR_t = mu_t^T Sigma_t^{-1} mu_t``, by bisection on the host.
+
+    Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``,
+        and ``sde`` is given.
+    """
     _check(n_steps, t_end, t_start)
     if sde is None:
         raise ValueError("the log_snr grid depends on the SDE: pass sde=...")
@@ -84,7 +108,13 @@ def log_snr(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: Lin
 
 
 def resample(times: Any, n_steps: int) -> np.ndarray:
-    """A grid of ``n_steps`` steps shaped like ``times``: ``log t`` over ``i / N`` by monotone cubic interpolation."""
+    """A grid of ``n_steps`` steps shaped like ``times``: ``log t`` over ``i / N`` by monotone cubic interpolation.
+
+    Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: for times that :func:`validate` refuses, or ``n_steps`` that is no whole number of at least 1.
+    """
     times = validate(times)
     if not is_count(n_steps):
         raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
@@ -110,7 +140,11 @@ def available() -> tuple[str, ...]:
 
 
 def get(name: str) -> Callable[..., np.ndarray]:
-    """The grid function of that name; ``ValueError`` lists the names if unknown."""
+    """The grid function of that name: steps, and options, to float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: for an unknown name; it lists the known ones.
+    """
     if name not in _GRIDS:
         raise unknown("grid", name, _GRIDS)
     return _GRIDS[name]
@@ -119,7 +153,7 @@ def get(name: str) -> Callable[..., np.ndarray]:
 def for_budget(
     grid: str | Sequence[float] | np.ndarray, integrator: Integrator, nfe: int, denoise: bool = True, **options: Any
 ) -> np.ndarray:
-    """The largest grid on which ``integrator`` needs at most ``nfe`` network evaluations.
+    """The largest grid on which ``integrator`` needs at most ``nfe`` network evaluations, float64 ``[N + 1]``.
 
     Args:
       grid: one of :func:`available`, or descending times, which are taken through :func:`resample`.

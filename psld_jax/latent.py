@@ -54,7 +54,19 @@ def encode(
 def decode(
     model: Model, z: blocks.State, *, t_end: float = 1e-3, solver: str = "rk45", rtol: float = 1e-5, atol: float = 1e-5
 ) -> Array:
-    """Images of latent states: the inverse of :func:`encode`, within the tolerance (no denoising step)."""
+    """Images of latent states: the inverse of :func:`encode`, within the tolerance (no denoising step).
+
+    Args:
+      model: from ``psld_jax.load``.
+      z: latent states, leaves ``[n, H, W, C]``.
+      t_end, solver, rtol, atol: as for :func:`encode`.
+
+    Returns:
+      Images ``[n, H, W, C]``, not clipped, in the dtype of ``z``.
+
+    Raises:
+      ValueError: for an unknown solver, tolerances or times out of range, or states that do not fit.
+    """
     options: dict[str, Any] = {"t_end": t_end, "solver": solver, "rtol": rtol, "atol": atol}
     return sample_ode(model.eps_fn, model.sde, z, denoise=False, **options)[0][0]
 
@@ -70,7 +82,13 @@ def momentum_law(sde: LinearSDE, t: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def start_state(model: Model, images: Array, keys: Array, t: float) -> blocks.State:
-    """``(x, m)`` with the momentum drawn from its law at ``t``; one key for each image."""
+    """``(x, m)`` with the momentum drawn from its law at ``t``; one key for each image.
+
+    Images ``[n, H, W, C]`` and keys ``[n]`` to a state, leaves ``[n, H, W, C]``.
+
+    Raises:
+      ValueError: for images that do not fit the model.
+    """
     images = jnp.asarray(images)
     check_images("images", images, model.image_shape)
     sde = model.sde

@@ -17,7 +17,7 @@ LEVELS = ("truncate", "round")
 def image_levels(images: Array, how: str = "truncate") -> Array:
     """Levels 0 to 255, as float32: ``127.5 x + 127.5`` of float images in [-1, 1], clipped, then truncated or rounded.
 
-    The original PSLD truncates, EDM rounds. Images of uint8 are levels already. NaN stays NaN.
+    The original PSLD truncates, EDM rounds. Images of uint8 are levels already. NaN stays NaN. Any shape, kept.
 
     Not for use inside jitted functions: a fused multiply-add rounds otherwise, and would truncate a quarter of the
     levels of real images, ``x = level / 127.5 - 1``, to the level below.
@@ -37,5 +37,11 @@ def image_levels(images: Array, how: str = "truncate") -> Array:
 
 
 def to_levels(images: Array, how: str = "truncate") -> np.ndarray:
-    """:func:`image_levels` as uint8, for files. Frechet distances differ between the two ways: reports say which."""
+    """:func:`image_levels` as uint8, for files, in the shape of ``images``.
+
+    Frechet distances differ between the two ways: reports say which.
+
+    Raises:
+      ValueError: as :func:`image_levels`.
+    """
     return np.asarray(image_levels(images, how)).astype(np.uint8)

@@ -46,7 +46,13 @@ class Likelihood:
 
 
 def dequantize(levels: Array, seed: int = 0) -> np.ndarray:
-    """Images in [-1, 1] from levels 0 to 255, uint8: ``(level + u) / 128 - 1``, ``u`` uniform in [0, 1) (float32)."""
+    """Images in [-1, 1] from levels 0 to 255, uint8: ``(level + u) / 128 - 1``, ``u`` uniform in [0, 1) (float32).
+
+    Any shape, kept.
+
+    Raises:
+      ValueError: for levels that are not uint8.
+    """
     levels = np.asarray(levels)
     if levels.dtype != np.uint8:
         raise ValueError(f"levels must be uint8, got {levels.dtype}")

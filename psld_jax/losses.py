@@ -78,7 +78,11 @@ class Coefficients:
 
 
 def perturb(coefficients: Coefficients, x0: Array, noise: Sequence[Array]) -> Array:
-    """What the network sees of ``z_t``, ``[n, H, W, K C]``, for images ``x0 [n, H, W, C]`` and D noises like it."""
+    """What the network sees of ``z_t``, ``[n, H, W, K C]``, for images ``x0 [n, H, W, C]`` and D noises like it.
+
+    Raises:
+      ValueError: for another number of noise images than the loss takes.
+    """
     if 1 + len(noise) != coefficients.kernel.shape[-1]:
         raise ValueError(f"got {len(noise)} noise images, this loss takes {coefficients.kernel.shape[-1] - 1}")
     z = blocks.apply(coefficients.kernel, (x0, *noise))

@@ -56,7 +56,7 @@ def _quiet() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Dispatch to the mode; bad input ends with one line on stderr and exit status 1."""
+    """Dispatch to the mode; bad input ends with one line on stderr and exit status 1 (``SystemExit``)."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:

@@ -25,7 +25,11 @@ _MAX_OPCODES = 500_000  # of a pickle, which has 40,000
 
 
 def read_cifar10(path: Path, split: str, labels: bool) -> Source:
-    """A directory with ``cifar-10-batches-py`` or ``-bin`` or an archive of one, or one of these itself."""
+    """A directory with ``cifar-10-batches-py`` or ``-bin`` or an archive of one, or one of these itself.
+
+    Raises:
+      ValueError: with the file's name, for one that is missing or damaged.
+    """
     places = [path, *(path / name for name in (*_FOLDERS, *_ARCHIVES))]
     for place in places:
         files = _archived(place, split) if place.is_file() else _in_folder(place, split)

@@ -15,7 +15,7 @@ class Fitting(NamedTuple):
 
     First the central ``center_crop`` square is cut out, then ``fit`` makes it ``image_size``: ``"exact"`` if it is so
     already, ``"pad"`` with black around it, ``"crop"`` resizing the short side and cutting the long one, ``"stretch"``
-    resizing both.
+    resizing both. Images that have not as many ``channels`` are made grey, or colour, if ``convert_channels`` is set.
     """
 
     image_size: int = 0

@@ -21,7 +21,11 @@ class CorruptImage(ValueError):
 
 
 def read_folder(path: Path, split: str, labels: bool) -> Source:
-    """All image files below a directory but hidden ones, sorted by their relative paths; nothing is decoded yet."""
+    """All image files below a directory but hidden ones, sorted by their relative paths; nothing is decoded yet.
+
+    Raises:
+      ValueError: with the place, if it is no directory, holds no images, or no classes though labels are needed.
+    """
     if not path.is_dir():
         raise ValueError(f"{path} is no directory")
     found = {

@@ -33,7 +33,11 @@ def read_digits(path: Path | None, split: str, labels: bool) -> Source:
 
 
 def read_idx(path: Path, split: str, labels: bool, *, class_names: tuple[str, ...], title: str) -> Source:
-    """A directory with the four IDX files of MNIST or Fashion-MNIST, compressed with gzip or not."""
+    """A directory with the four IDX files of MNIST or Fashion-MNIST, compressed with gzip or not.
+
+    Raises:
+      ValueError: with the file's name, for one that is missing, cut off or damaged.
+    """
     prefix = "train" if split == "train" else "t10k"
     images_file, images = _read_idx(path / f"{prefix}-images-idx3-ubyte", (28, 28), title)
     labels_file, numbers = _read_idx(path / f"{prefix}-labels-idx1-ubyte", (), title)
@@ -70,7 +74,11 @@ def _read_idx(path: Path, shape: tuple[int, ...], title: str) -> tuple[Path, np.
 
 
 def read_arrays(path: Path, split: str, labels: bool) -> Source:
-    """Images of one shape in a .npy, which stays on disk, or in a .npz, maybe with ``labels``."""
+    """Images of one shape in a .npy, which stays on disk, or in a .npz, maybe with ``labels``.
+
+    Raises:
+      ValueError: with the file's name, for another kind of file, or arrays that are no images.
+    """
     if not path.is_file() or path.suffix not in (".npy", ".npz"):
         raise ValueError(f"{path} is no .npy or .npz file")
     numbers = None

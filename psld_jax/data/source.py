@@ -26,6 +26,6 @@ class Source(NamedTuple):
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
-    """``ValueError`` unless all are class numbers."""
+    """``ValueError`` unless all ``labels [n]`` are class numbers."""
     if not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"{where} has labels from {labels.min()} to {labels.max()}; 0 to {classes - 1} are allowed")

@@ -11,7 +11,7 @@ from psld_jax.sde import LinearSDE, cholesky
 
 
 def bridge(sde: LinearSDE, t: float, s: float, eta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gain and noise covariance of ``p(z_s | z_t, x_0)``, ``s < t``, with a part ``eta`` of its noise.
+    """Gain and noise covariance of ``p(z_s | z_t, x_0)``, ``s < t``, with a part ``eta`` of its noise; ``[K, K]`` each.
 
     ``z_s = mu_s x_0 + K (z_t - mu_t x_0) + noise``. With all of the noise (``eta = 1``) the gain is
     ``K = Sigma_s Psi(t, s)^T Sigma_t^-1`` and the covariance ``S = Sigma_s - K Psi(t, s) Sigma_s``; with none it is the
@@ -55,6 +55,9 @@ def ancestral(
       order: 1 or 2.
       eta: 0 to 1, how much of the posterior's noise.
       projection: as for ``exponential_multistep``.
+
+    Raises:
+      ValueError: for another order or projection, or ``eta`` outside [0, 1].
     """
     choice("order", order, (1, 2))
     eta = real_number("eta", eta, 0.0)

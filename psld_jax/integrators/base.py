@@ -65,6 +65,7 @@ class Integrator:
       order: stated order of convergence of the global error (weak order for stochastic methods).
       hyper: the hyper-parameters, complete with defaults.
       multistep: whether a step depends on the times of the steps before it.
+      fn: the host function; :meth:`stages` calls it.
     """
 
     name: str
@@ -132,6 +133,9 @@ def register(
 
     A multistep method is ``fn(sde, t, s, past, *, ...)``, see :meth:`Integrator.stages`. ``order`` may be a function of
     the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case.
+
+    Raises:
+      ValueError: when decorating, if the name is taken.
     """
 
     def decorate(fn: StepFn) -> StepFn:
@@ -158,12 +162,20 @@ def available() -> tuple[str, ...]:
 
 
 def aliases(name: str) -> tuple[str, ...]:
-    """The acronyms of the integrator ``name``."""
+    """The acronyms of the integrator ``name``.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
     return _REGISTRY[get(name).name].aliases
 
 
 def describe(name: str) -> str:
-    """The docstring of the integrator's step function: equation, source, order, NFE."""
+    """The docstring of the integrator's step function: equation, source, order, NFE.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
     return inspect.getdoc(_REGISTRY[get(name).name].fn) or ""
 
 

@@ -66,6 +66,9 @@ def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact") -> lis
       beta_rule: ``"exact"`` integrates ``beta`` over each half-step. ``"original"`` reproduces the original PSLD
         code, which uses the first half's integral for both (equal for a constant beta). Either way the jitter
         is added to each half-step's covariance, as there.
+
+    Raises:
+      ValueError: for another ``beta_rule``.
     """
     if beta_rule not in ("exact", "original"):
         raise ValueError(f"beta_rule={beta_rule!r} must be one of exact, original")

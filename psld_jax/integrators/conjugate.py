@@ -25,7 +25,7 @@ def conjugate_stage(
     ``z <- A(s)^-1 [(I - h B) z + Phi(s) eps]``, where ``dA/du = A (B - F + w D Cskip)`` and
     ``dPhi/du = -w A D C`` with ``w = 1/2`` (ODE). With ``stochastic`` the split drift of the reverse SDE is
     meant: ``w = 1`` and ``F + F_O`` for ``F`` (see ``splitting``). ``project`` = E restricts the flow to some
-    blocks: ``E F``, ``E D``, ``E B``.
+    blocks: ``E F``, ``E D``, ``E B``. ``B`` and ``E`` are ``[K, K]``, and so are the matrices of the stage.
     """
     k = sde.num_blocks
     e = np.eye(k) if project is None else project
@@ -61,6 +61,9 @@ def lambda_ddim_i(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> li
     """lambda-DDIM-I: the conjugate integrator with ``B = lam I`` (paper, section 3.1).
 
     Order 1, NFE 1, deterministic, any K. ``lam = 0`` is DDIM; the best value falls with the NFE.
+
+    Raises:
+      ValueError: unless ``lam`` is a finite number.
     """
     lam = real_number("lam", lam)
     return [conjugate_stage(sde, t, s, lam * np.eye(sde.num_blocks)).at(t)]
@@ -71,6 +74,9 @@ def lambda_ddim_ii(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> l
     """lambda-DDIM-II: the conjugate integrator with ``B = lam 1 1^T`` (paper, section 3.1).
 
     Order 1, NFE 1, deterministic, any K. ``lam = 0`` is DDIM; the best value falls with the NFE.
+
+    Raises:
+      ValueError: unless ``lam`` is a finite number.
     """
     lam = real_number("lam", lam)
     return [conjugate_stage(sde, t, s, lam * np.ones((sde.num_blocks,) * 2)).at(t)]
@@ -84,6 +90,9 @@ def conjugate(sde: LinearSDE, t: float, s: float, *, B: Any = 0.0) -> list[Stage
 
     Args:
       B: ``[K, K]``, or a number for that multiple of the identity, in units of 1/time.
+
+    Raises:
+      ValueError: for a ``B`` that is not finite, or of another shape.
     """
     k = sde.num_blocks
     try:

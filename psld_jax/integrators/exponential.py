@@ -50,6 +50,9 @@ def projection(sde: LinearSDE, t: Array, kind: Projection = "least_squares") -> 
     preconditioned network all are the same. Triples ``(t, a, b)`` are weights of what the two equations give for
     ``x_0``, as :func:`psld_jax.fit_projection` finds them for a network; linear in ``log t`` between the times. Where
     the network errs, ``a + b = w^T mu`` is less than 1.
+
+    Raises:
+      ValueError: for a diffusion that has not the blocks that are asked for.
     """
     mu = sde.mean(t)
     if not isinstance(kind, str):
@@ -78,7 +81,11 @@ def _check_projection(value: Any) -> None:
 
 
 def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squares") -> Prediction:
-    """The prediction of that name, as above; ``project`` is for ``"data"``, see :func:`projection`."""
+    """The prediction of that name, as above; ``project`` is for ``"data"``, see :func:`projection`.
+
+    Raises:
+      ValueError: for an unknown prediction or projection.
+    """
     choice("prediction", kind, PREDICTIONS)
     _check_projection(project)
     first = np.eye(sde.num_blocks)[:, :1]
@@ -113,7 +120,13 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
 
 
 def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[Array], np.ndarray]:
-    """The variable that the interpolating polynomials are in: ``t``, ``log t``, or the log of the SNR."""
+    """The variable that the interpolating polynomials are in: ``t``, ``log t``, or the log of the SNR.
+
+    A function of times ``[...]``, to the same shape.
+
+    Raises:
+      ValueError: for another name.
+    """
     choice("variable", name, VARIABLES)
     return {"t": lambda t: np.asarray(t, np.float64), "log_t": np.log, "log_snr": sde.log_snr}[name]
 
@@ -123,7 +136,8 @@ def exponential_step(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """``E`` and ``B`` of ``z_s = E z_t + sum_j B_j q(nodes_j)``, ``q`` interpolated through the nodes.
 
-    ``E`` is the transition of ``H`` from ``t`` to ``s``, and ``B_j = int_t^s E(s, u) N(u) l_j(u) du`` with ``l_j`` the
+    ``E`` and each ``B_j`` are ``[K, K]``. ``E`` is the transition of ``H`` from ``t`` to ``s``, and ``B_j = int_t^s
+    E(s, u) N(u) l_j(u) du`` with ``l_j`` the
     Lagrange polynomials of the nodes in ``variable``.
     """
     v = interpolation_variable(sde, variable)
@@ -169,6 +183,9 @@ def exponential_multistep(
       variable: of the polynomials, ``"t"``, ``"log_t"`` or ``"log_snr"``.
       projection: of ``"data"``, ``"least_squares"``, ``"position"``, ``"momentum"``, or fitted, see
         :func:`projection`.
+
+    Raises:
+      ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
     p = make_prediction(sde, prediction, projection)
@@ -193,6 +210,9 @@ def predictor_corrector(
     The step to ``t`` was taken with ``q`` extrapolated from before; with ``q(t)`` at hand it is repeated with ``q``
     interpolated, and then ``q(t)`` serves the next step. The last step is not corrected. Order 3 by default, in general
     ``order + 1``, NFE 1, deterministic, any K; arguments as for ``exponential_multistep``.
+
+    Raises:
+      ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
     p = make_prediction(sde, prediction, projection)
@@ -224,6 +244,9 @@ def exponential_runge_kutta(
     third and two thirds of the way; the last update takes those at 0 and 2/3. On VP, ``data`` in ``log_snr`` makes it
     DPM-Solver++(2S) and a (3S) with exact integrals (Lu et al., 2022). Deterministic, any K; arguments as for
     ``exponential_multistep``.
+
+    Raises:
+      ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
     p = make_prediction(sde, prediction, projection)

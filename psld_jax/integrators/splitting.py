@@ -40,7 +40,11 @@ def split_step(
     lam_s: float = 1.0,
     noise_scaling: str = "step",
 ) -> list[Stage]:
-    """The stages of one step of the splitting ``word``; see the module's docstring for the rules."""
+    """The stages of one step of the splitting ``word``; see the module's docstring for the rules.
+
+    Raises:
+      ValueError: for a diffusion without a momentum, ``lam_s < 0``, or another ``noise_scaling``.
+    """
     if sde.num_blocks != 2:
         raise ValueError(
             f"a splitting integrator needs a position and a momentum block (K = 2), this SDE has K = "
@@ -104,7 +108,11 @@ def euler_flow(sde: LinearSDE) -> Flow:
 
 
 def conjugate_split_flow(sde: LinearSDE, lam: Any) -> Flow:
-    """Letters advanced by a conjugate step over their own interval, with ``B = lam 1 1^T``."""
+    """Letters advanced by a conjugate step over their own interval, with ``B = lam 1 1^T``.
+
+    Raises:
+      ValueError: unless ``lam`` is a finite number.
+    """
     b = real_number("lam", lam) * np.ones((2, 2))
 
     def flow(e: np.ndarray, tau: float, start: float, end: float, stochastic: bool) -> Stage:

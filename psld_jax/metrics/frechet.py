@@ -30,7 +30,10 @@ def statistics(samples: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mixture_statistics(data: Array, bandwidth: float) -> tuple[np.ndarray, np.ndarray]:
-    """Exact mean and covariance of the data set smoothed with a Gaussian of that standard deviation."""
+    """Exact mean and covariance of the data set smoothed with a Gaussian of that standard deviation.
+
+    ``data`` is ``[m, ...]``, flattened to ``d`` numbers each: float64 ``[d]`` and ``[d, d]``.
+    """
     mean, cov = statistics(data)
     return mean, cov + bandwidth**2 * np.eye(len(mean))
 
@@ -55,7 +58,12 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """Mean ``[d]`` and covariance ``[d, d]`` of features, float64."""
+    """A Gaussian of features, float64.
+
+    Attributes:
+      mean: ``[d]``.
+      cov: ``[d, d]``.
+    """
 
     mean: np.ndarray
     cov: np.ndarray
@@ -102,7 +110,10 @@ class Moments:
         self.count = total
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays, for :meth:`joined`."""
+        """All of it as arrays, for :meth:`joined`.
+
+        Two numbers, the mean ``[d]``, the scatter ``[d, d]``, and what is kept, ``[k, ...]``.
+        """
         numbers = {"count": np.array(self.count), "finite": np.array(self.finite)}
         kept = {"kept": self.kept()} if self._kept else {}
         return {**numbers, **kept, "mean": self._mean, "scatter": self._scatter}
