@@ -92,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # seconds of compilation shall be those of compilation
     jax.config.update("jax_disable_most_optimizations", chosen.small)  # compiles faster, runs slower
     about = {"environment": measure.environment(), "options": dataclasses.asdict(options)}
+    load, cpus = about["environment"]["load"], about["environment"]["cpus_allowed"]
+    if load > cpus / 2:
+        console.print(f"the machine is busy (load {load:.1f}, {cpus} CPUs): timings will not be worth much")
     content: dict[str, Any] = {"format": report.FORMAT, **about, "groups": {}}
     for name in chosen.only:
         content["groups"][name] = group = {"rows": []}

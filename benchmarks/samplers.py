@@ -17,8 +17,8 @@ from psld_jax import build
 from psld_jax.tableau import Tableau
 
 _COMPILATION = "/jax/core/compile/backend_compile_duration"
-#: Samplers that ``--small`` runs: one without noise, one with, one with a history.
-_FEW = ("ddim", "reduced_oba", "predictor_corrector")
+#: Samplers that ``--small`` runs: one with noise, one with a history.
+_FEW = ("reduced_oba", "predictor_corrector")
 
 
 def samplers(options: measure.Options) -> Iterator[dict[str, Any]]:
@@ -57,7 +57,8 @@ def linear(options: measure.Options) -> Iterator[dict[str, Any]]:
 
 def recompile(options: measure.Options) -> Iterator[dict[str, Any]]:
     """Programs compiled by ``generate`` for the first of ten settings at one budget, and for the nine others."""
-    model = pj.load("mnist")
+    name = "digits" if options.small else "mnist"
+    model = pj.load(name)
     grids = ("quadratic", "uniform", "power", "log_snr", (1.0, 0.6, 0.3, 0.1, 0.01))
     settings = [
         {"lam_s": lam_s, "grid": grid, "t_end": t_end if isinstance(grid, str) else grid[-1]}
@@ -68,7 +69,7 @@ def recompile(options: measure.Options) -> Iterator[dict[str, Any]]:
         _compilations(lambda setting=setting: pj.generate(model, "reduced_oba", nfe=5, n=2, **setting))
         for setting in settings
     ]
-    case = {"sampler": "reduced_oba", "settings": len(settings)}
+    case = {"model": name, "sampler": "reduced_oba", "settings": len(settings)}
     yield {"case": case, "first_compilations": counts[0], "later_compilations": sum(counts[1:])}
 
 
