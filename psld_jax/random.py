@@ -30,7 +30,7 @@ def is_batch(key: Array) -> bool:
 
 
 def per_sample(key: Array, n: int) -> Array:
-    """``key`` itself if it holds one key per sample, else ``sample_keys(key, 0..n-1)``.
+    """``key`` itself if it holds one key per sample, else ``sample_keys(key, 0..n-1)``; ``[n]``.
 
     Raises:
       ValueError: if ``key`` is no random key, or holds another number of keys than ``n``.

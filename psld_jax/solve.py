@@ -43,7 +43,13 @@ def _check_state(z: Any, num_blocks: int) -> tuple[int, Any]:
 
 
 def evaluate(eps_fn: EpsFn, z: blocks.State, t: Array) -> blocks.State:
-    """``eps_fn(z, t)`` as a state of the type of ``z``; a ``ValueError`` at trace time if it does not fit ``z``."""
+    """``eps_fn(z, t)`` as a state of the type of ``z``.
+
+    Leaves ``[n, ...]`` and a scalar ``t``.
+
+    Raises:
+      ValueError: when it is traced, if what ``eps_fn`` returns has not the shapes of ``z``.
+    """
     eps = eps_fn(z, t)
     if not isinstance(eps, tuple) or jax.tree.map(jnp.shape, tuple(eps)) != jax.tree.map(jnp.shape, tuple(z)):
         raise ValueError(
@@ -226,7 +232,19 @@ def encode_ode(
     atol: float = 1e-4,
     max_steps: int = 4096,
 ) -> tuple[blocks.State, Array]:
-    """Follow the probability-flow ODE the other way, from ``t_end`` to 1; arguments, result, errors as `sample_ode`."""
+    """Follow the probability-flow ODE the other way, from ``t_end`` to 1.
+
+    Args:
+      eps_fn, sde, solver, rtol, atol, max_steps: as for :func:`sample_ode`.
+      z: state at ``t_end``, leaves ``[n, ...]`` of one floating dtype.
+      t_end: where to start, in (0, 1).
+
+    Returns:
+      The state at 1, and the true NFE of each sample, int ``[n]``.
+
+    Raises:
+      ValueError: as :func:`sample_ode`.
+    """
     check_solver(solver, rtol, atol)
     if not 0 < t_end < 1:
         raise ValueError(f"need 0 < t_end < 1, got t_end={t_end}")
@@ -300,6 +318,9 @@ def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_s
 
 
 def evaluations(method: Any, num_steps: Array) -> Array:
-    """Evaluations of an adaptive solve: the stages of every step; FSAL methods reuse the last one in the next step."""
+    """Evaluations of an adaptive solve: the stages of every step; FSAL methods reuse the last one in the next step.
+
+    ``num_steps`` is a number or of any shape, and so is the result.
+    """
     tableau = method.tableau
     return num_steps * tableau.num_stages - tableau.fsal * (num_steps - 1)

@@ -109,7 +109,10 @@ class Bound:
         return own if s.mask is None else {**own, "mask": _take(s.mask, indices)}
 
     def eps_fn(self, eps_fn: Any, own: dict[str, Array]) -> Any:
-        """The ``eps_fn`` of the conditional law for samples with these arrays."""
+        """The ``eps_fn`` of the conditional law for samples with these arrays.
+
+        ``own`` is from :meth:`arrays`; labels ``[n]``, measurements ``[n, ...]``.
+        """
         s, sde = self.steering, self.model.sde
         if s.label is not None and self.classifier is not None:
             eps_fn = scores.classifier_guided(eps_fn, self.classifier.logits_fn, sde, own["labels"], s.guidance)
@@ -121,7 +124,10 @@ class Bound:
         return eps_fn
 
     def known(self, table: Tableau, own: dict[str, Array]) -> Known | None:
-        """The known pixels of samples with these arrays."""
+        """The known pixels of samples with these arrays.
+
+        ``own`` is from :meth:`arrays`; images and masks ``[n, H, W, C]``, of masks also 1 for C.
+        """
         if self.steering.known is None:
             return None
         return known_pixels(self.model.sde, table, own["known"], own["mask"], fresh=self.steering.fresh)

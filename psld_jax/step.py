@@ -18,7 +18,12 @@ Array = Any
 
 
 class Weights(NamedTuple):
-    """The arrays of a network: what is trained, and what is not (Fourier frequencies)."""
+    """The arrays of a network.
+
+    Attributes:
+      params: what is trained.
+      frozen: what is not (Fourier frequencies).
+    """
 
     params: Any
     frozen: Any
@@ -37,7 +42,14 @@ class Weights(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; donated to it."""
+    """Everything that a step changes; donated to it.
+
+    Attributes:
+      step: steps done, a scalar.
+      online: the weights that are trained.
+      ema: their moving average, or ``None``.
+      optimizer: the state of the optimiser.
+    """
 
     step: Array
     online: Weights

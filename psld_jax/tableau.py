@@ -78,7 +78,7 @@ class Tableau:
         return ends
 
     def rows(self) -> dict[str, Array | None]:
-        """The fields with one entry a row: what the scan runs over."""
+        """The fields with one entry a row: what the scan runs over, ``[S, ...]``."""
         return {name: getattr(self, name) for name in _ROW_FIELDS}
 
 

@@ -98,7 +98,7 @@ class Monitor:
                 output.close()
 
     def record(self, t: np.ndarray, metrics: dict[str, Array]) -> None:
-        """Take what a step reports for its samples' times ``t``."""
+        """Take what a step reports for its samples' times ``t``, ``[n]`` each."""
         self._pending.append((t, metrics))
         if len(self._pending) > 2:
             jax.block_until_ready(self._pending[-3][1])
@@ -138,7 +138,7 @@ class Monitor:
             self._console.print(f"step {step} of {self._steps}: {text}, {_duration(left)} left")
 
     def held_out(self, step: int, t: np.ndarray, metrics: dict[str, np.ndarray]) -> float:
-        """Write down the means over held-out images at times ``t``; returns their loss."""
+        """Write down the means over held-out images at times ``t``, ``[n]`` each; returns their loss."""
         row = {f"held_out_{name}": float(np.mean(values)) for name, values in metrics.items()}
         means, counts = by_time(t, metrics["loss"])
         self._write(step, row, {"held_out_by_time": means, "held_out_count": counts})

@@ -120,7 +120,10 @@ class Moments:
 
     @classmethod
     def joined(cls, parts: list[dict[str, np.ndarray]], num_kept: int = 0) -> Moments:
-        """Those of several processes, :meth:`arrays` of each, as if the features had come in that order."""
+        """Those of several processes, :meth:`arrays` of each, as if the features had come in that order.
+
+        Their arrays, and those of the result, have the shapes that they have there.
+        """
         whole = cls(num_kept)
         whole.finite = all(part["finite"] for part in parts)
         for part in (part for part in parts if part["count"]):
@@ -130,7 +133,7 @@ class Moments:
         return whole
 
     def kept(self) -> np.ndarray:
-        """The first features, as many as were to be kept."""
+        """The first features, as many as were to be kept, ``[k, ...]``."""
         return np.concatenate(self._kept)
 
     def gaussian(self, unbiased: bool = False) -> Gaussian:

@@ -199,6 +199,9 @@ def check_count(n: int, dims: int = 2048) -> None:
     The distance of ``n`` samples is biased upwards by ``O(1/n)`` (Binkowski et al., 2018): ``tr(C) / n`` for the mean,
     and for the covariance about ``v dims^2 / (4 n)`` where all ``dims`` features have the variance ``v``, less where
     few of them carry most of it.
+
+    Raises:
+      ValueError: for counts that are no whole numbers of at least 1.
     """
     check_counts(n=n, dims=dims)
     if n <= dims:

@@ -45,7 +45,7 @@ def _zeros(size: int) -> nnx.Param:
 
 
 def merge(x: Array, y: Array, rescale: bool) -> Array:
-    """Sum of two branches, divided by ``sqrt(2)`` if ``rescale``, which keeps the variance."""
+    """Sum of two branches, divided by ``sqrt(2)`` if ``rescale``, which keeps the variance; equal shapes."""
     return (x + y) / math.sqrt(2) if rescale else x + y
 
 
@@ -73,7 +73,7 @@ class Conv3x3(nnx.Module):
 
 
 class Resample(nnx.Module):
-    """x2 ``"up"`` or ``"down"`` with the filter ``taps``, without parameters."""
+    """x2 ``"up"`` or ``"down"`` with the filter ``taps``, without parameters, ``[n, H, W, C]``."""
 
     def __init__(self, direction: str, taps: tuple[float, ...]):
         self.direction, self.taps = direction, taps
@@ -86,6 +86,8 @@ class ResampleConv(Conv3x3):
     """x2 ``"up"`` or ``"down"`` together with a 3x3 convolution, FIR-filtered if ``config.fir``.
 
     Without FIR, the way down pads on the right and at the bottom only, as the original does.
+
+    ``[n, H, W, C]`` to ``[n, 2H, 2W, D]`` or ``[n, H/2, W/2, D]``.
     """
 
     def __init__(self, entry: Entry, config: NCSNppConfig, rngs: nnx.Rngs):
@@ -201,7 +203,10 @@ class Attention(nnx.Module):
 
 
 class Combine(nnx.Module):
-    """Joins the input pyramid, through a 1x1 convolution, with ``h``: their ``sum`` or concatenation."""
+    """Joins the input pyramid, through a 1x1 convolution, with ``h``: their ``sum`` or concatenation.
+
+    Both are ``[n, H, W, C]``, the pyramid of any channels.
+    """
 
     def __init__(self, entry: Entry, config: NCSNppConfig, rngs: nnx.Rngs):
         self.method = config.progressive_combine
@@ -213,7 +218,11 @@ class Combine(nnx.Module):
 
 
 def build(entry: Entry, config: NCSNppConfig, rngs: nnx.Rngs) -> nnx.Module:
-    """The module that an entry of the plan stands for, freshly initialised."""
+    """The module that an entry of the plan stands for, freshly initialised.
+
+    Raises:
+      ValueError: for an entry of an unknown kind.
+    """
     scale = entry.init_scale
     match entry.kind:
         case "fourier":

@@ -25,7 +25,12 @@ class Encoder(nnx.Module):
         self.layers: Any = nnx.Dict({entry.name: layers.build(entry, config, rngs) for entry in entries})
 
     def inputs(self, z: Array, t: Array, deterministic: bool, rngs: nnx.Rngs | None) -> tuple[Array, Array]:
-        """``z`` in the dtype of the activations and ``t`` ``[n or 1]`` in that of the parameters, once checked."""
+        """``z`` in the dtype of the activations and ``t`` ``[n or 1]`` in that of the parameters, once checked.
+
+        Raises:
+          ValueError: for shapes other than ``[n, H, W, in_ch]`` and ``[n]``, ``[1]`` or a scalar; dropout without
+            ``rngs``.
+        """
         c = self.config
         if z.ndim != 4 or z.shape[1:] != (c.image_size, c.image_size, c.in_ch):
             raise ValueError(f"z has shape {z.shape}, expected [n, {c.image_size}, {c.image_size}, {c.in_ch}]")
@@ -52,7 +57,10 @@ class Encoder(nnx.Module):
         return self.layers["temb_1"](self.act(self.layers["temb_0"](h)))
 
     def down(self, z: Array, temb: Array | None, **dropout: Any) -> list[Array]:
-        """The way down: the activations that the way up will take, last the lowest resolution's."""
+        """The way down: the activations that the way up will take, last the lowest resolution's.
+
+        ``z [n, H, W, C]`` and ``temb [n, 4 nf]`` to a list of ``[n, H', W', C']``.
+        """
         c = self.config
         pyramid, skips = z, [self.layers["stem"](z)]
         for level in range(c.levels):
@@ -73,13 +81,16 @@ class Encoder(nnx.Module):
         return skips
 
     def middle(self, h: Array, temb: Array | None, **dropout: Any) -> Array:
-        """Block, attention, block at the lowest resolution."""
+        """Block, attention, block at the lowest resolution, ``[n, H, W, C]`` to the same."""
         h = self.layers["mid_block_0"](h, temb, **dropout)
         h = self.layers["mid_attn"](h)
         return self.layers["mid_block_1"](h, temb, **dropout)
 
     def resample(self, name: str, h: Array, temb: Array | None, **dropout: Any) -> Array:
-        """A step between two resolutions: a residual block for ``biggan``, a plain layer for ``ddpm``."""
+        """A step between two resolutions: a residual block for ``biggan``, a plain layer for ``ddpm``.
+
+        ``[n, H, W, C]`` to twice or half of height and width.
+        """
         if self.config.resblock_type == "biggan":
             return self.layers[name](h, temb, **dropout)
         return self.layers[name](h)
@@ -154,7 +165,10 @@ class NCSNpp(Encoder):
         return pyramid if c.progressive == "output_skip" else self.head("out", h)
 
     def head(self, name: str, h: Array) -> Array:
-        """Norm, act, 3x3 convolution, in the dtype of the parameters so that the output is not rounded."""
+        """Norm, act, 3x3 convolution, in the dtype of the parameters so that the output is not rounded.
+
+        ``[n, H, W, C]`` to ``[n, H, W, D]``.
+        """
         h = self.act(self.layers[f"{name}_norm"](h.astype(self.param_dtype)))
         return self.layers[f"{name}_conv"](h)
 

@@ -23,7 +23,7 @@ def identity(model: build.Model, config: Any) -> dict[str, Any]:
 
 
 def exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.ndarray:
-    """Draws from the law whose score is exact."""
+    """Draws from the law whose score is exact, float64 ``[count, H, W, C]``."""
     assert model.data is not None
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((count, *model.image_shape))

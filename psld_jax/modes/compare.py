@@ -72,7 +72,11 @@ def _target(model: build.Model, config: Any) -> np.ndarray | None:
 
 
 def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
-    """Compare samplers by many samples; leave evaluation.csv, .json, .md and .png, and a picture of each cell."""
+    """Compare samplers by many samples; leave evaluation.csv, .json, .md and .png, and a picture of each cell.
+
+    Raises:
+      ValueError: for options that make no sense, and a folder of images of another size.
+    """
     c, model = config.evaluate, sampled_model(config)
     tuned = build.tuned_rows(model, c.tuned)
     jobs: list[tuple[str, int, evaluate.Images]] = list(

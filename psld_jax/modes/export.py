@@ -13,7 +13,11 @@ from psld_jax import checkpoint
 
 
 def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
-    """Write the latest weights of the training run in ``workdir`` to ``workdir/model``, a directory to pass on."""
+    """Write the latest weights of the training run in ``workdir`` to ``workdir/model``, a directory to pass on.
+
+    Raises:
+      ValueError: if there is no checkpoint, or not the weights that were asked for.
+    """
     latest = checkpoint.latest_training(workdir)
     if latest is None:
         raise ValueError(f"{workdir} holds no checkpoint of a training run; train first, or choose its work directory")

@@ -63,7 +63,10 @@ class ClassifierGuided:
     time: str = dataclasses.field(metadata={"static": True})
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + scale W_t grad_z log p(labels | z, t)``."""
+        """``eps(z, t) + scale W_t grad_z log p(labels | z, t)``.
+
+        For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
+        """
 
         def log_likelihood(z: blocks.State) -> Array:
             logits = self.logits_fn(z, t if self.time == "forward" else 1 - t)
@@ -117,7 +120,10 @@ class ClassifierFree:
     interval: tuple[Array, Array]
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + scale (eps(z, t, label) - eps(z, t))``, or ``eps(z, t, label)`` outside of the interval."""
+        """``eps(z, t) + scale (eps(z, t, label) - eps(z, t))``, or ``eps(z, t, label)`` outside of the interval.
+
+        For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
+        """
         t = jnp.asarray(t, z[0].dtype)
         low, high = self.interval
         labelled = self.with_label(z, t)
@@ -165,7 +171,10 @@ class PosteriorGuided:
     iterations: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + scale W_t grad_z log N(y; A x_0(z), Var)``, the variance held fixed."""
+        """``eps(z, t) + scale W_t grad_z log N(y; A x_0(z), Var)``, the variance held fixed.
+
+        For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
+        """
         dtype = z[0].dtype
         t = jnp.asarray(t, dtype)
         matrices, variance = self.matrices(t), self.variance(t)

@@ -39,7 +39,11 @@ class MixtureScore:
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t)`` for a state with leaves ``[n, *shape]`` and scalar ``t``; same structure and dtype."""
+        """``eps(z, t)`` for a state with leaves ``[n, *shape]`` and scalar ``t``; same structure and dtype.
+
+        Raises:
+          ValueError: when it is traced, for a state of other blocks or shapes.
+        """
         leaves = jax.tree.leaves(z)
         dtype, n = leaves[0].dtype, leaves[0].shape[0]
         matrix = self.coefficients(jnp.asarray(t, dtype))

@@ -147,7 +147,13 @@ class LinearSDE:
         return self.unit_drift.shape[0]
 
     def state(self, *parts: Any) -> blocks.State:
-        """The state tuple of K blocks: :class:`PhaseState` for K = 2, a plain tuple otherwise."""
+        """The state tuple of K blocks: :class:`PhaseState` for K = 2, a plain tuple otherwise.
+
+        The parts are as they are, e.g. ``[n, H, W, C]`` each.
+
+        Raises:
+          ValueError: for another number of parts than K.
+        """
         if len(parts) != self.num_blocks:
             raise ValueError(f"a state of this SDE has {self.num_blocks} blocks, got {len(parts)}")
         return blocks.PhaseState(*parts) if len(parts) == 2 else tuple(parts)
@@ -196,6 +202,9 @@ class LinearSDE:
         """Kernel covariance ``Sigma_t = Psi(t,0) cov0 Psi(t,0)^T + noise + jitter I``, ``[..., K, K]``.
 
         ``cov0`` defaults to the SDE's own ``Sigma_0``; pass zeros for denoising score matching (DSM).
+
+        Raises:
+          ValueError: for a ``cov0`` of another shape.
         """
         start = self.initial_cov if cov0 is None else np.asarray(cov0, np.float64)
         if start.shape != self.unit_drift.shape:
@@ -290,6 +299,9 @@ class LinearSDE:
 
         ``key`` is one key (sample ``i`` uses ``fold_in(key, i)``) or one key per sample. ``dtype`` defaults to
         float32.
+
+        Raises:
+          ValueError: for a shape without a batch axis, or another number of keys.
         """
         if len(shape) < 1 or shape[0] < 1:
             raise ValueError(f"shape={shape} needs a leading batch axis of at least 1")
@@ -309,6 +321,9 @@ class LinearSDE:
 
         Returns:
           The state, in the dtype of ``x0``.
+
+        Raises:
+          ValueError: for noise of another number of blocks, and known times outside [0, 1].
         """
         if len(eps) != self.num_blocks:
             raise ValueError(f"eps has {len(eps)} blocks, this SDE has {self.num_blocks}")

@@ -59,7 +59,7 @@ class Score:
 
 
 def excess(distance: Array, floor: Array) -> Array:
-    """What a distance is above ``floor``, but no less than is noise."""
+    """What a distance is above ``floor``, but no less than is noise; scalars, or equal shapes."""
     above, noise = distance - floor, _NOISE * floor
     return above * (above > noise) + noise * (above <= noise)
 

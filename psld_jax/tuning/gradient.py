@@ -70,7 +70,8 @@ def refine(setting: Setting, evaluator: Evaluator, nfe: int, steps: int = 20) ->
 class Objective:
     """``theta -> (loss, gradient)`` with the loss ``log Score.loss``.
 
-    ``theta`` holds the logarithms of the lengths of at most 12 segments in ``log t``, and ``lam`` where there is one.
+    ``theta [p]``, float64, holds the logarithms of the lengths of at most 12 segments in ``log t``, and ``lam`` where
+    there is one.
 
     Attributes:
       start: ``theta`` of the setting that was given.
@@ -120,7 +121,10 @@ class Objective:
         return float(loss), np.array([*(by_time @ velocity for velocity in moved), *by_value])
 
     def setting(self, theta: np.ndarray) -> Setting:
-        """The setting that ``theta`` stands for."""
+        """The setting that ``theta`` stands for.
+
+        ``theta`` is a vector ``[p]``.
+        """
         hyper = {**self._setting.hyper, **self._hyper(theta[self._segments :])}
         return dataclasses.replace(self._setting, grid=tuple(map(float, self._times(theta))), hyper=hyper)
 

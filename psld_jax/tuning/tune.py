@@ -25,7 +25,13 @@ DEFAULT_SAMPLERS = ("predictor_corrector", "exponential_multistep", "ancestral")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The best setting of one sampler for one budget, and how it did."""
+    """The best setting of one sampler for one budget, and how it did.
+
+    Attributes:
+      nfe: the budget.
+      setting: sampler, grid and hyper-parameters.
+      score: of samples from noise that the search has not seen.
+    """
 
     nfe: int
     setting: Setting
