@@ -47,7 +47,10 @@ class Known:
     def __call__(
         self, z: blocks.State, step: Array, draw: Callable[[Array, blocks.State], blocks.State]
     ) -> blocks.State:
-        """The state with known pixels as the forward process has them after ``step`` steps."""
+        """The state with known pixels as the forward process has them after ``step`` steps.
+
+        Leaves ``[n, H, W, C]``, a scalar ``step``; same structure and dtype.
+        """
         dtype = z[0].dtype
         known = blocks.add(
             blocks.like(z, blocks.apply(self.mean[step].astype(dtype), (self.x.astype(dtype),))),

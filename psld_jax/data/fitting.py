@@ -25,7 +25,10 @@ class Fitting(NamedTuple):
     convert_channels: bool = False
 
     def __call__(self, images: np.ndarray, where: str) -> np.ndarray:
-        """The images as they should be; a ``ValueError`` starts with ``where``, the file."""
+        """The images as they should be; a ``ValueError`` starts with ``where``, the file.
+
+        ``[..., H, W, C]`` to ``[..., image_size, image_size, channels]``, same dtype.
+        """
         images = self._recolour(images, where)
         height, width = images.shape[-3:-1]
         if self.center_crop:
