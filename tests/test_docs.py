@@ -101,6 +101,7 @@ def check_command(words):
             raise AssertionError(f"nobody knows how to check {shlex.join(words)}")
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 @pytest.mark.parametrize("path", [path for path in GUIDE if blocks(path, "", "shell")], ids=page_id)
 def test_every_command_is_understood(path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -109,6 +110,7 @@ def test_every_command_is_understood(path, monkeypatch):
         check_command(words)
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_a_wrong_command_is_seen(monkeypatch):
     monkeypatch.chdir(ROOT)
     good = "python -m psld_jax.main --config configs/digits.py --mode sample --workdir runs/x --config.sampler.nfe=10"
