@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from psld_jax.convert.__main__ import _parser as convert_parser
 
 import psld_jax as pj
-from psld_jax import convert, data, modes
+from psld_jax import build, convert, data, modes
 from psld_jax.integrators import base
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +128,28 @@ def test_the_first_command_runs(tmp_path):
     words += ["--config.sampling.num_samples=2", "--config.sampler.nfe=10", "--config.data.num_points=50"]
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "samples.png").is_file()
+
+
+def fields_named(path):
+    """What a page names as ``section.field``, but for the original's names in the first column of its tables."""
+    text = _FENCE.sub("", path.read_text())
+    if path.name == "migration.md":
+        text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
+    sections = "|".join(name for name, value in build.load_config("default").items() if hasattr(value, "items"))
+    return re.findall(rf"`(?:--config\.)?((?:{sections})\.\w+(?:\.\w+)?)", text)
+
+
+@pytest.mark.parametrize("path", GUIDE, ids=page_id)
+def test_every_field_that_is_named_exists(path):
+    fields = build.fields(build.load_config("default"))
+    attributes = {"sde": (pj.sde, pj.sde.LinearSDE), "model": (pj.load("digits"),)}  # in Python these are objects
+    unknown = [name for name in fields_named(path) if name not in fields]
+    for name in list(unknown):
+        section, _, attribute = name.partition(".")
+        if any(hasattr(thing, attribute) for thing in attributes.get(section, ())):
+            unknown.remove(name)
+    assert unknown == []
+    assert path.name != "migration.md" or len(fields_named(path)) > 40
 
 
 # --- links ----------------------------------------------------------------------------------------------------
@@ -343,7 +365,7 @@ def test_every_module_is_in_the_reference():
     shown = [name for path in REFERENCE.glob("*.md") for name in documented(path)]
     assert len(shown) == len(set(shown))
     with_members = {module.__name__ for module in modules() if any(True for _ in members(module))}
-    assert with_members - set(shown) == set()
+    assert with_members - set(shown) == set(), "add ::: NAME to a page of docs/reference"
 
 
 def test_every_public_name_is_in_the_contents_of_the_reference():
@@ -363,6 +385,6 @@ def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path):
         assert not re.search(r"arithmatex|\$|\\[a-zA-Z(\[]", text), path
     concepts, fields = (tmp_path / "concepts.html").read_text(), (tmp_path / "reference/configuration.html").read_text()
     assert concepts.count("<math") > 100
-    config = pj.build.load_config("default")
-    names = [name for name in pj.build.fields(config) if f"{name}." not in " ".join(pj.build.fields(config))]
+    config = build.load_config("default")
+    names = [name for name in build.fields(config) if f"{name}." not in " ".join(build.fields(config))]
     assert [name for name in names if f"<code>{name}</code>" not in fields] == []
