@@ -92,7 +92,7 @@ def gather(content: bytes) -> list[bytes]:
 
 
 def gather_arrays(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Numpy arrays of each process by name, in their order and to the bit; shapes may differ, names too."""
+    """Numpy arrays of each process by name, in their order and to the bit; of any shapes; names may differ."""
     if count() == 1:
         return [arrays]
     content = io.BytesIO()

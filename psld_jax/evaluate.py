@@ -152,12 +152,12 @@ def evaluate(
     Args:
       jobs: name, budget and sampler of each, in the order in which they are run.
       reference: mean and covariance of the features of the data.
-      features: of images, clipped to [-1, 1].
+      features: of images ``[n, H, W, C]``, clipped to [-1, 1].
       seeds: of the samples; the spread over them is that of the distances.
       num_kept, others: other measures, a function of the features of the first so many samples, which are kept for it.
       journal: of this sweep.
       report: called with every cell.
-      picture: called with every new cell of the first seed, and its first images.
+      picture: called with every new cell of the first seed, and its first images ``[k, H, W, C]``.
 
     Raises:
       ValueError: for counts below 1, or a folder with too few images.

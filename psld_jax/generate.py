@@ -127,7 +127,7 @@ class Sampler:
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(numbers)], z), np.asarray(counts)[: len(numbers)]
 
     def draw(self, seed: int, numbers: range, size: int) -> np.ndarray:
-        """Images of :meth:`batch`, float32 in [-1, 1]."""
+        """Images of :meth:`batch`, float32 ``[n, H, W, C]`` in [-1, 1]."""
         return np.clip(self.batch(seed, numbers, size)[0][0], -1, 1)
 
     def about(self) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
-    """Images from a model, float32 NHWC in [-1, 1].
+    """Images from a model, float32 ``[n, H, W, C]`` in [-1, 1].
 
     Image ``i`` is a function of ``(seed, i)``, whatever ``n``, ``batch_size`` and number of devices. Its noise is
     so to the bit; products of matrices may round differently in batches of another shape.

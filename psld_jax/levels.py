@@ -37,7 +37,7 @@ def image_levels(images: Array, how: str = "truncate") -> Array:
 
 
 def to_levels(images: Array, how: str = "truncate") -> np.ndarray:
-    """:func:`image_levels` as uint8, for files, in the shape of ``images``.
+    """:func:`image_levels` as uint8, for files; same shape.
 
     Frechet distances differ between the two ways: reports say which.
 

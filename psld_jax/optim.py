@@ -83,9 +83,8 @@ def optimizer(
 def ema_update(average: Any, params: Any, decay: float, step: Array, warmup: bool = False) -> Any:
     """``decay * average + (1 - decay) * params`` for every array, the frozen ones included, as in the original.
 
-    With ``warmup``, ``decay`` is at most ``(1 + step) / (10 + step)``: early averages forget the initial weights. Any
-    shapes,
-    equal in both.
+    With ``warmup``, ``decay`` is at most ``(1 + step) / (10 + step)``: early averages forget the initial weights. The
+    two have the same shapes.
     """
     limit = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
     # In this form constant weights keep their average to the bit; the sum of two products drifts a rounding a step.

@@ -30,7 +30,7 @@ class Diverged(RuntimeError):
 
 
 def by_time(t: np.ndarray, values: np.ndarray) -> tuple[list[float | None], list[int]]:
-    """Means of ``values`` and their number in equal bins of time over [0, 1]; ``None`` for an empty bin."""
+    """Means of ``values [n]`` and their number in equal bins of time ``t [n]`` in [0, 1]; ``None`` for an empty bin."""
     index = np.minimum((t * TIME_BINS).astype(int), TIME_BINS - 1)
     counts = np.bincount(index, minlength=TIME_BINS)
     sums = np.bincount(index, values, minlength=TIME_BINS)

@@ -267,7 +267,11 @@ def test_numbers_that_nobody_measured_are_seen():
 # --- docstrings -------------------------------------------------------------------------------------------------
 
 _ARRAY = re.compile(r"\b(Array|ndarray|State)\b")
-_SHAPE = re.compile(r"\[(?:\.{3}|[\w*+/' -]+)(?:, ?[\w*+/' .-]+)*\]|\bscalar\b|\bshape")
+_SHAPE = re.compile(
+    r"\[(?=[^\]]*[a-zA-Z.]|(?:\d+, ?){2})(?:\.{3}|[\w*+/' -]+)(?:, ?[\w*+/' .-]+)*\]"  # not [-1, 1]
+    r"|\bscalars?\b|\bshaped\b|\b(?:any|same|equal|its|their|of one|'s) shapes?\b|\bof shape\b",
+    re.IGNORECASE,
+)
 _RAISES = re.compile(r"\bRaises:|(Error|Exit)``")
 _CHECKS = re.compile(r"_?check_|choice$|real_number$")
 

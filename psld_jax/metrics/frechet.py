@@ -41,7 +41,8 @@ def mixture_statistics(data: Array, bandwidth: float) -> tuple[np.ndarray, np.nd
 def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
     """``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)`` (Dowson & Landau, 1982).
 
-    By symmetric eigendecompositions, so singular covariances need no regularisation.
+    Means ``[d]`` and covariances ``[d, d]``. By symmetric eigendecompositions, so singular covariances need no
+    regularisation.
 
     Raises:
       ValueError: if shapes disagree.
@@ -122,7 +123,7 @@ class Moments:
     def joined(cls, parts: list[dict[str, np.ndarray]], num_kept: int = 0) -> Moments:
         """Those of several processes, :meth:`arrays` of each, as if the features had come in that order.
 
-        Their arrays, and those of the result, have the shapes that they have there.
+        Means ``[d]`` and scatters ``[d, d]``, as there.
         """
         whole = cls(num_kept)
         whole.finite = all(part["finite"] for part in parts)

@@ -45,7 +45,7 @@ class SourceParameter:
     shape: tuple[int, ...]
 
     def convert(self, array: np.ndarray) -> np.ndarray:
-        """The original's array in our layout, same dtype.
+        """The original's array, of ``source_shape``, in our layout, of shape ``shape``; same dtype.
 
         Raises:
           ValueError: if it has another shape than the configuration asks for.

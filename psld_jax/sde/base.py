@@ -295,7 +295,7 @@ class LinearSDE:
         return solve_continuous_lyapunov(self.unit_drift, -self.unit_diffusion)
 
     def prior_sample(self, key: Array, shape: tuple[int, ...], dtype: Any = None) -> blocks.State:
-        """Draw ``z_T ~ N(0, Sigma_inf)``: K blocks of ``shape`` (batch first), on the device.
+        """Draw ``z_T ~ N(0, Sigma_inf)``: K blocks of ``shape`` (batch first), leaves ``[n, ...]``, on the device.
 
         ``key`` is one key (sample ``i`` uses ``fold_in(key, i)``) or one key per sample. ``dtype`` defaults to
         float32.
