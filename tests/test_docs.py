@@ -5,6 +5,7 @@ The site itself is built by ``make docs``; the slow test does so where MkDocs is
 
 import ast
 import contextlib
+import copy
 import dataclasses
 import importlib
 import inspect
@@ -24,7 +25,7 @@ from ml_collections import config_flags
 from psld_jax.convert.__main__ import _parser as convert_parser
 
 import psld_jax as pj
-from psld_jax import build, convert, data, modes
+from psld_jax import build, convert, data, main
 from psld_jax.integrators import base
 
 ROOT = Path(__file__).parent.parent
@@ -81,22 +82,33 @@ def commands(path):
     return found
 
 
+def parse(argv):
+    """Parse a command line of ``psld_jax.main`` with its own flags, but none of the state of the test's process."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=argv)
+    for flag in flags.FLAGS.flags_by_module_dict()[main.__name__]:
+        if flag.name.partition(".")[0] != "config":
+            flags.DEFINE_flag(copy.deepcopy(flag), values)
+    assert values(argv) == [argv[0]]
+    return values
+
+
 def check_command(words):
     """Parse a command as the program does that it calls; anything wrong with it raises."""
+    while re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
     match words:
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        case ["python", "-m", "psld_jax.main", "--mode", "list"]:
-            pass
         case ["python", "-m", "psld_jax.main", *arguments]:
-            argv, values = ["main", *arguments], flags.FlagValues()
-            config_flags.DEFINE_config_file("config", None, "", values, sys_argv=argv)
-            flags.DEFINE_enum("mode", None, list(modes.MODES), "", values, required=True)
-            flags.DEFINE_string("workdir", None, "", values, required=True)
-            assert values(argv) == ["main"]
+            values = parse(["main", *arguments])
+            assert values.mode == "list" or (values["config"].present and values["workdir"].present)
         case ["python", "-m", "convert", *arguments]:
-            config = ROOT / convert_parser().parse_args(arguments).config
-            assert config.is_file()
+            assert (ROOT / convert_parser().parse_args(arguments).config).is_file()
+        case ["python", "-m", "benchmarks" | "pytest", *_]:
+            pass
+        case ["python", script, *_]:
+            assert (ROOT / script).is_file()
         case _:
             raise AssertionError(f"nobody knows how to check {shlex.join(words)}")
 
