@@ -377,6 +377,14 @@ def test_what_is_left_unsaid_is_seen():
     assert shortcomings("Pair", Pair, None) == ["says nothing of the fields ['second']"]
 
 
+@pytest.mark.parametrize("name", pj.integrators.available())
+def test_integrators_say_their_equation_and_its_source(name):
+    text = pj.integrators.describe(name)
+    module = inspect.getdoc(sys.modules[pj.integrators.get(name).fn.__module__]) or ""
+    assert re.search(r"``[^`]*(<-|=)[^`]*``|Word ``[ABO]+``", text)
+    assert re.search(r"\b(19|20)\d\d\b|\bpaper\b", text + module)
+
+
 def test_every_module_is_in_the_reference():
     shown = [name for path in REFERENCE.glob("*.md") for name in documented(path)]
     assert len(shown) == len(set(shown))

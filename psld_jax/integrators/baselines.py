@@ -21,7 +21,7 @@ def euler_stage(sde: LinearSDE, t: float, h: float, *, stochastic: bool = False)
 
 @register("euler", order=1)
 def euler(sde: LinearSDE, t: float, s: float) -> list[Stage]:
-    """Euler's method on the probability-flow ODE ``dz/dt = F z - D score / 2``.
+    """Euler's method on the probability-flow ODE ``dz/dt = F z - D score / 2`` (Song et al., ICLR 2021, eq. 13).
 
     ``z <- (I - h F) z + (h/2) D C eps``. Order 1, NFE 1, deterministic, any K.
     """
@@ -45,7 +45,7 @@ def heun(sde: LinearSDE, t: float, s: float) -> list[Stage]:
 
 @register("euler_maruyama", order=1, aliases=("EM",))
 def euler_maruyama(sde: LinearSDE, t: float, s: float) -> list[Stage]:
-    """Euler-Maruyama on the reverse SDE ``dz = (F z - D score) dt + G dw``.
+    """Euler-Maruyama on the reverse SDE ``dz = (F z - D score) dt + G dw`` (Song et al., ICLR 2021, eq. 6).
 
     ``z <- (I - h F) z + h D C eps + sqrt(h) G xi``. Weak order 1, NFE 1, one draw, any K.
     """

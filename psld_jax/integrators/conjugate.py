@@ -22,10 +22,10 @@ def conjugate_stage(
 ) -> Stage:
     """One conjugate step: Euler for ``zhat = A z`` from ``t`` to ``s``, written in the frame with ``A(t) = I``.
 
-    ``z <- A(s)^-1 [(I - h B) z + Phi(s) eps]``, where ``dA/du = A (B - F + w D Cskip)`` and
-    ``dPhi/du = -w A D C`` with ``w = 1/2`` (ODE). With ``stochastic`` the split drift of the reverse SDE is
-    meant: ``w = 1`` and ``F + F_O`` for ``F`` (see ``splitting``). ``project`` = E restricts the flow to some
-    blocks: ``E F``, ``E D``, ``E B``. ``B`` and ``E`` are ``[K, K]``, and so are the matrices of the stage.
+    ``z <- A(s)^-1 [(I - h B) z + Phi(s) eps]``, where ``dA/du = A (B - F + w D Cskip)`` and ``dPhi/du = -w A D C`` with
+    ``w = 1/2`` (ODE). With ``stochastic`` the split drift of the reverse SDE is meant: ``w = 1`` and ``F + F_O`` for
+    ``F`` (see ``splitting``). ``project`` = E restricts the flow to some blocks: ``E F``, ``E D``, ``E B``. ``B`` and
+    ``E`` are ``[K, K]``, and so are the matrices of the stage.
     """
     k = sde.num_blocks
     e = np.eye(k) if project is None else project
@@ -86,7 +86,7 @@ def lambda_ddim_ii(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> l
 def conjugate(sde: LinearSDE, t: float, s: float, *, B: Any = 0.0) -> list[Stage]:
     """The conjugate integrator with any constant matrix ``B`` (paper, theorem 1).
 
-    Order 1, NFE 1, deterministic, any K.
+    ``z <- A(s)^-1 [(I - h B) z + Phi(s) eps]``, see :func:`conjugate_stage`. Order 1, NFE 1, deterministic, any K.
 
     Args:
       B: ``[K, K]``, or a number for that multiple of the identity, in units of 1/time.

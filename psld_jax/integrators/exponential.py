@@ -137,8 +137,7 @@ def exponential_step(
     """``E`` and ``B`` of ``z_s = E z_t + sum_j B_j q(nodes_j)``, ``q`` interpolated through the nodes.
 
     ``E`` and each ``B_j`` are ``[K, K]``. ``E`` is the transition of ``H`` from ``t`` to ``s``, and ``B_j = int_t^s
-    E(s, u) N(u) l_j(u) du`` with ``l_j`` the
-    Lagrange polynomials of the nodes in ``variable``.
+    E(s, u) N(u) l_j(u) du`` with ``l_j`` the Lagrange polynomials of the nodes in ``variable``.
     """
     v = interpolation_variable(sde, variable)
     at = v(np.asarray(nodes, np.float64))
@@ -208,8 +207,9 @@ def predictor_corrector(
     """Exponential multistep whose evaluation at ``t`` first corrects the step to there (as UniPC: Zhao et al., 2023).
 
     The step to ``t`` was taken with ``q`` extrapolated from before; with ``q(t)`` at hand it is repeated with ``q``
-    interpolated, and then ``q(t)`` serves the next step. The last step is not corrected. Order 3 by default, in general
-    ``order + 1``, NFE 1, deterministic, any K; arguments as for ``exponential_multistep``.
+    interpolated: ``z_t <- z_t + sum_j (B'_j - B_j) q_j``, ``B'`` its weights and ``B`` those of the extrapolation. Then
+    ``q(t)`` serves the next step. The last step is not corrected. Order 3 by default, in general ``order + 1``, NFE 1,
+    deterministic, any K; arguments as for ``exponential_multistep``.
 
     Raises:
       ValueError: for another prediction, order, variable or projection.
@@ -240,10 +240,10 @@ def exponential_runge_kutta(
 ) -> list[Stage]:
     """Exponential Runge-Kutta: the evaluations that a multistep method takes from the past are made within the step.
 
-    For order 2, the default, NFE 2: one at ``t``, one half way (in ``variable``). For order 3, NFE 3: at ``t``, one
-    third and two thirds of the way; the last update takes those at 0 and 2/3. On VP, ``data`` in ``log_snr`` makes it
-    DPM-Solver++(2S) and a (3S) with exact integrals (Lu et al., 2022). Deterministic, any K; arguments as for
-    ``exponential_multistep``.
+    ``z_s = E z_t + sum_j B_j q(tau_j)``. For order 2, the default, NFE 2: one at ``t``, one half way (in ``variable``).
+    For order 3, NFE 3: at ``t``, one third and two thirds of the way; the last update takes those at 0 and 2/3. On VP,
+    ``data`` in ``log_snr`` makes it DPM-Solver++(2S) and a (3S) with exact integrals (Lu et al., 2022). Deterministic,
+    any K; arguments as for ``exponential_multistep``.
 
     Raises:
       ValueError: for another prediction, order, variable or projection.
