@@ -6,7 +6,6 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from psld_jax.device import to_device
 from psld_jax.errors import check_counts, unknown
 from psld_jax.latent import momentum_law, start_state
 from psld_jax.sde import LinearSDE
-from psld_jax.solve import SOLVERS, check_solver, evaluate, evaluations, velocity
+from psld_jax.solve import check_solver, evaluate, integrate, velocity
 
 Array = Any
 
@@ -139,8 +138,6 @@ def _log_momentum(sde: LinearSDE, z: blocks.State, t: float) -> np.ndarray:
 @partial(jax.jit, static_argnames=("divergence", "solver", "max_steps"))
 def _flow(eps_fn, matrices, z, signs, times, *, divergence: str, solver: str, max_steps: int):
     """State at ``t = 1``, the integral of the divergence, and NFE, for each sample by itself."""
-    t_start, t_end, rtol, atol = times
-    method = SOLVERS[solver]()
 
     def field(t, carry, signs):
         z, _ = carry
@@ -174,20 +171,10 @@ def _flow(eps_fn, matrices, z, signs, times, *, divergence: str, solver: str, ma
         return jnp.maximum(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in state) / count), jnp.abs(change))
 
     def solve(z, signs):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            method,
-            t_start,
-            t_end,
-            0.01 * t_start,
-            (z, jnp.zeros((), z[0].dtype)),
-            args=signs,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=norm),
-            saveat=diffrax.SaveAt(t1=True),
-            max_steps=max_steps,
-        )
-        (end, change) = jax.tree.map(lambda leaf: leaf[0], solution.ys)
-        return end, change, evaluations(method, solution.stats["num_steps"])
+        start = (z, jnp.zeros((), z[0].dtype))
+        options: dict[str, Any] = {"max_steps": max_steps, "first_step": 0.01 * times[0], "args": signs, "norm": norm}
+        (end, change), nfe = integrate(field, solver, times, start, **options)
+        return end, change, nfe
 
     end, change, nfe = jax.vmap(solve)(*jax.tree.map(lambda leaf: leaf[:, None], (z, signs)))
     return jax.tree.map(lambda leaf: leaf[:, 0], end), change, nfe

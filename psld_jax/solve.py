@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,13 +157,8 @@ def _run(eps_fn, rows, last_rows, z_T, keys, noise, known, ends, *, unroll: int,
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[last_rows]]), z_T, path)
 
 
-#: Adaptive Runge-Kutta methods by name.
-SOLVERS = {
-    "rk23": diffrax.Bosh3,
-    "rk45": diffrax.Dopri5,
-    "tsit5": diffrax.Tsit5,
-    "dopri8": diffrax.Dopri8,
-}
+#: Adaptive Runge-Kutta methods, and what diffrax calls them.
+SOLVERS = {"rk23": "Bosh3", "rk45": "Dopri5", "tsit5": "Tsit5", "dopri8": "Dopri8"}
 
 
 def sample_ode(
@@ -281,8 +275,6 @@ def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
 
 @partial(jax.jit, static_argnames=("solver", "step_control", "max_steps"))
 def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_steps):
-    t_start, t_end, rtol, atol = times
-    method = SOLVERS[solver]()
 
     def field(t, z, _):
         matrix = velocity(t)
@@ -291,21 +283,9 @@ def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_s
         return blocks.add(blocks.apply(matrix[:, :k], z), blocks.apply(matrix[:, k:], eps))
 
     def solve(z):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            method,
-            t_start,
-            t_end,
-            0.01 * (t_end - t_start),
-            z,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            saveat=diffrax.SaveAt(t1=True),
-            max_steps=max_steps,
-        )
-        z = jax.tree.map(lambda leaf: leaf[0], solution.ys)
-        nfe = evaluations(method, solution.stats["num_steps"])
+        z, nfe = integrate(field, solver, times, z, max_steps=max_steps)
         if final is not None:
-            eps = evaluate(eps_fn, z, t_end)
+            eps = evaluate(eps_fn, z, times[1])
             z = blocks.add(blocks.apply(final[0], z), blocks.apply(final[1], eps))
             nfe = nfe + 1
         return z, nfe
@@ -317,10 +297,41 @@ def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_s
     return jax.tree.map(lambda leaf: leaf[:, 0], z), nfe
 
 
-def evaluations(method: Any, num_steps: Array) -> Array:
-    """Evaluations of an adaptive solve: the stages of every step; FSAL methods reuse the last one in the next step.
+def integrate(
+    field: Callable[..., Any],
+    solver: str,
+    times: Array,
+    z: Any,
+    *,
+    max_steps: int,
+    first_step: Array | None = None,
+    args: Any = None,
+    norm: Callable[[Any], Array] | None = None,
+) -> tuple[Any, Array]:
+    """``dz/dt = field(t, z, args)`` from ``times[0]`` to ``times[1]`` at tolerances ``times[2:]``, by diffrax.
 
-    ``num_steps`` is a number or of any shape, and so is the result.
+    ``times`` holds four scalars, ``z`` is a pytree. ``first_step`` is a hundredth of the interval if not given, ``norm``
+    of a step's error the root mean square.
+    Returns the end, and the evaluations of ``field``: the stages of every step, of which FSAL methods reuse the last
+    one in the next step.
     """
-    tableau = method.tableau
-    return num_steps * tableau.num_stages - tableau.fsal * (num_steps - 1)
+    import diffrax  # here, since it takes a second that most samplers need not wait for
+
+    t_start, t_end, rtol, atol = times
+    method = getattr(diffrax, SOLVERS[solver])()
+    control: dict[str, Any] = {} if norm is None else {"norm": norm}
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        method,
+        t_start,
+        t_end,
+        0.01 * (t_end - t_start) if first_step is None else first_step,
+        z,
+        args=args,
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, **control),
+        saveat=diffrax.SaveAt(t1=True),
+        max_steps=max_steps,
+    )
+    steps, tableau = solution.stats["num_steps"], method.tableau
+    end = jax.tree.map(lambda leaf: leaf[0], solution.ys)
+    return end, steps * tableau.num_stages - tableau.fsal * (steps - 1)
