@@ -7,9 +7,6 @@ import pytest
 import psld_jax as pj
 
 jax.config.update("jax_enable_x64", True)
-# Most programs of the tests run once, on little: compiling them fast matters more than what they compile to. What
-# users run, optimised, is run by the tests of the README and of the guide, in processes of their own.
-jax.config.update("jax_disable_most_optimizations", True)
 # Compilation makes the first example slow, and a busy machine any: time is no property of these. The default run is
 # the same each time; the slow fuzzing draws anew.
 hypothesis.settings.register_profile("psld_jax", deadline=None, derandomize=True)
