@@ -183,6 +183,9 @@ def get_config() -> ConfigDict:
     config.evaluate.published = ()  # (sampler, nfe, distance) of somebody else, shown beside ours
     config.evaluate.num_reference = 0  # training images that the samples are compared to; 0: all
 
+    config.program = ConfigDict()
+    config.program.platforms = ()  # cpu | cuda | rocm | tpu that a sampler is written for; (): the one in use
+
     config.likelihood = ConfigDict()
     config.likelihood.num_images = 64  # test images of config.data
     config.likelihood.draws = 4  # of the momentum and of Hutchinson's signs, for each image

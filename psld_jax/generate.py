@@ -79,11 +79,11 @@ class Sampler:
         padded = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
         keys = random.sample_keys(key, padded)
         own = {} if self.steering is None else self.steering.arrays(padded)
-        run = self._run if devices == 1 else self._split
+        run = self.run if devices == 1 else self._split
         z, counts = run(self.model.eps_fn, keys, own)
         return jax.tree.map(lambda leaf: leaf[: len(indices)], z), counts[: len(indices)]
 
-    def _run(self, eps_fn: Any, keys: Array, own: dict[str, Array]) -> tuple[blocks.State, Array]:
+    def run(self, eps_fn: Any, keys: Array, own: dict[str, Array]) -> tuple[blocks.State, Array]:
         """Samples of these keys; ``own`` is what the conditions hold for each of them."""
         n, sde = len(keys), self.model.sde
         z_T = sde.prior_sample(keys, (n, *self.model.image_shape))
@@ -95,11 +95,11 @@ class Sampler:
 
     @functools.cached_property
     def _split(self) -> Callable[..., tuple[blocks.State, Array]]:
-        """:meth:`_run` on several devices, each with its part of the samples; they need nothing of each other."""
+        """:meth:`run` on several devices, each with its part of the samples; they need nothing of each other."""
         mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
         mine, all_of_it = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
         specs = {"in_specs": (all_of_it, mine, mine), "out_specs": mine, "check_vma": False}
-        split = jax.jit(lambda eps_fn, keys, own: jax.shard_map(self._run, mesh=mesh, **specs)(eps_fn, keys, own))
+        split = jax.jit(lambda eps_fn, keys, own: jax.shard_map(self.run, mesh=mesh, **specs)(eps_fn, keys, own))
         return lambda eps_fn, keys, own: split(blocks.as_pytree(eps_fn), keys, own)
 
     @property

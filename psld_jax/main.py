@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import jax
+import platformdirs
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -22,6 +23,9 @@ from rich.console import Console
 from psld_jax import build, distributed, modes
 from psld_jax.modes.listing import list_choices
 from psld_jax.watch import Diverged
+
+#: Of compiled programs, the least recently used of which go.
+_CACHE_BYTES = 4 * 2**30
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/digits.py.")
 _HELP = "What to do. " + " ".join(f"{name}: {text}." for name, text in modes.SUMMARIES.items())
@@ -55,6 +59,15 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", "coroutine", RuntimeWarning)
 
 
+def _keep_programs() -> None:
+    """Keep compiled programs for the next run, unless JAX has been told where (JAX_COMPILATION_CACHE_DIR) or not to."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(platformdirs.user_cache_path("psld_jax") / "programs"))
+        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+        # Hundreds of small ones cost as much as a large one.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def main(argv: list[str]) -> None:
     """Dispatch to the mode; bad input ends with one line on stderr and exit status 1 (``SystemExit``)."""
     if len(argv) > 1:
@@ -67,6 +80,7 @@ def main(argv: list[str]) -> None:
     missing = [f"--{flag.name}" for flag in (_CONFIG, _WORKDIR) if flag.value is None]
     if missing:
         sys.exit(f"error: {' and '.join(missing)} must be given; --mode list shows what there is, --help the modes")
+    _keep_programs()
     try:
         if _COORDINATOR.value:
             distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

@@ -310,10 +310,9 @@ def integrate(
 ) -> tuple[Any, Array]:
     """``dz/dt = field(t, z, args)`` from ``times[0]`` to ``times[1]`` at tolerances ``times[2:]``, by diffrax.
 
-    ``times`` holds four scalars, ``z`` is a pytree. ``first_step`` is a hundredth of the interval if not given, ``norm``
-    of a step's error the root mean square.
-    Returns the end, and the evaluations of ``field``: the stages of every step, of which FSAL methods reuse the last
-    one in the next step.
+    ``times`` holds four scalars, ``z`` is a pytree. ``first_step`` is a hundredth of the interval if not given,
+    ``norm`` of a step's error the root mean square. Returns the end, and the evaluations of ``field``: the stages of
+    every step, of which FSAL methods reuse the last one in the next step.
     """
     import diffrax  # here, since it takes a second that most samplers need not wait for
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from psld_jax import distributed
 from psld_jax.journal import replace
 from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
-from psld_jax.modes.export import run_export
+from psld_jax.modes.export import run_export, run_program
 from psld_jax.modes.latent import run_interpolate, run_likelihood
 from psld_jax.modes.sample import run_sample
 from psld_jax.train import train
@@ -39,6 +39,7 @@ MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {
     "likelihood": run_likelihood,
     "interpolate": run_interpolate,
     "export": run_export,
+    "program": run_program,
 }
 
 
@@ -55,6 +56,7 @@ SUMMARIES = {
     "interpolate": "paths between test images",
     "train": "train a network, or go on with it",
     "export": "write the latest weights of a training run to a directory to pass on",
+    "program": "write a sampler with its network to one file that runs without being traced",
     "list": "show samplers, configurations, networks and data sets",
 }
 

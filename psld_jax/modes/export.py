@@ -1,4 +1,4 @@
-"""``--mode export``: a directory to pass on."""
+"""``--mode export | program``: a network, or a sampler with its network, to pass on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from psld_jax import checkpoint
+from psld_jax import build, checkpoint
+from psld_jax.generate import prepare
+from psld_jax.modes.common import sampled_model
+from psld_jax.program import save_program
 
 
 def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
@@ -34,3 +37,13 @@ def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             shutil.copy(workdir / "samplers.json", directory)
     console.print(f"{weights} weights of step {latest.name} in {output}: psld_jax.load({str(output)!r}) opens them")
     return {"step": int(latest.name), "weights": weights}
+
+
+def run_program(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+    """Write the sampler with its network to ``workdir/sampler.npz``, for :class:`psld_jax.program.Program`."""
+    options = build.sampler_options(config)
+    del options["seed"]
+    sampler, output = prepare(sampled_model(config), **options), workdir / "sampler.npz"
+    save_program(sampler, output, batch_size=config.sampling.batch_size, platforms=config.program.platforms)
+    console.print(f"{output}: {sampler.nfe} evaluations, {output.stat().st_size / 1e6:.1f} MB")
+    return {"program": str(output), "nfe": sampler.nfe}

@@ -1,0 +1,53 @@
+"""A sampler as one file: the samples of the library, and clear words for everything else."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+import psld_jax as pj
+from psld_jax import build, modes
+from psld_jax.generate import prepare
+from psld_jax.program import Program, save_program
+
+
+@pytest.fixture(scope="module")
+def file(digits_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "sampler.npz"
+    save_program(prepare(digits_model, "ancestral", nfe=4), path, batch_size=5)
+    return path
+
+
+def test_a_program_draws_what_the_library_draws(digits_model, file):
+    """To the bit: it is the same program."""
+    program = Program(file)
+    assert (program.batch_size, program.image_shape, program.about["nfe"]) == (5, [8, 8, 1], 4)
+    images = program(12, seed=7)
+    np.testing.assert_array_equal(images, pj.generate(digits_model, "ancestral", nfe=4, n=12, seed=7, batch_size=5))
+    assert np.abs(images - program(12, seed=8)).max() > 0.1
+
+
+def test_a_program_by_the_command_line(tmp_path):
+    config: ConfigDict = build.load_config("digits")
+    config = build.override(config, {"sampler.nfe": 5, "sampling.batch_size": 3, "program.platforms": ("cpu", "tpu")})
+    modes.run("program", config, tmp_path, Console(quiet=True))
+    program = Program(tmp_path / "sampler.npz")
+    assert program.about["platforms"] == ["cpu", "tpu"]
+    assert program(3).shape == (3, 8, 8, 1)
+
+
+def test_what_is_no_program_is_named(digits_model, file, tmp_path):
+    with pytest.raises(ValueError, match="a sampler with a table and without conditions"):
+        save_program(prepare(digits_model, "rk45"), tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        save_program(prepare(digits_model, nfe=4), tmp_path / "none.npz", batch_size=0)
+    assert not list(tmp_path.iterdir())
+    damaged, other = tmp_path / "damaged.npz", tmp_path / "other.npz"
+    damaged.write_bytes(file.read_bytes()[:-1000])
+    np.savez(other, images=np.zeros(3))
+    for path in (damaged, other, tmp_path / "missing.npz"):
+        with pytest.raises(ValueError, match="holds no program of a sampler"):
+            Program(path)
+    save_program(prepare(digits_model, nfe=4), tmp_path / "cuda.npz", platforms=("cuda",))
+    with pytest.raises(ValueError, match="is for cuda, not cpu"):
+        Program(tmp_path / "cuda.npz")
