@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.networks import load_config, random_network
 from psld_jax import build, losses, scores
-from psld_jax.train import create_state, make_train_step
+from psld_jax.step import create_state, make_train_step
 
 
 def network(options: measure.Options) -> Iterator[dict[str, Any]]:
