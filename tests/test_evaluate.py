@@ -87,7 +87,7 @@ def test_distance_is_that_of_the_samples(digits_sweep):
     jobs, reference, features = digits_sweep
     options = {"features": features, "num_samples": 90, "batch_size": 64}
     (cell,) = evaluate.evaluate(jobs[:1], reference, **options, journal=Journal(None, {}, ""))
-    images = np.concatenate([state[0] for _, state, _ in jobs[0][2].batches(0, 90, 90)])
+    images = np.concatenate([state[0] for _, state, _ in jobs[0][2].batches(0, range(90), 90)])
     expected = metrics.frechet_distance(*metrics.statistics(np.clip(images, -1, 1)), reference.mean, reference.cov)
     np.testing.assert_allclose(cell.distance, expected, rtol=1e-6)  # float32 samples in batches of another size
 
@@ -148,7 +148,7 @@ def test_judge_round_trip(tmp_path):
 def test_a_sampler_is_prepared_once(digits_model):
     """What ``generate`` returns, from the prepared sampler; frozen, so that it can be passed around."""
     sampler = prepare(digits_model, "ancestral", nfe=6)
-    (_, first, _), (start, second, counts) = sampler.batches(3, 20, 16)
+    (_, first, _), (start, second, counts) = sampler.batches(3, range(20), 16)
     assert (start, len(first[0]), len(second[0]), list(counts)) == (16, 16, 4, [6] * 4)
     with pytest.raises(dataclasses.FrozenInstanceError):
         sampler.table = None

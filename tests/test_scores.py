@@ -135,3 +135,15 @@ def test_the_brute_force_density_is_itself_right():
     eps = eps_fn((jnp.asarray(x[:, None]),), t)[0][:, 0]
     score = sde.score_matrix(t)[0, 0] * np.asarray(eps)
     np.testing.assert_allclose(score[1:-1], np.gradient(log_p, x)[1:-1], atol=1e-4)
+
+
+def test_derivatives_are_finite_in_float32():
+    """Where logits that are computed twice round differently, none equals their maximum: its derivative is 0 / 0."""
+    with jax.enable_x64(False):
+        model = pj.load("digits", {"data.num_points": 300})
+        x = jnp.asarray(model.data[3:4])
+        z = model.sde.state(x, 0.1 * jax.random.normal(jax.random.key(0), x.shape))
+        ones = jax.tree.map(jnp.ones_like, z)
+        times = jnp.linspace(0.05, 0.6, 2000, dtype=jnp.float32)
+        slopes = jax.jit(jax.vmap(lambda t: jax.jvp(lambda z: model.eps_fn(z, t), (z,), (ones,))[1]))(times)
+    assert all(np.isfinite(leaf).all() for leaf in slopes)
