@@ -6,7 +6,7 @@ The data flow is config -> sde -> tableau (float64, host) -> scan (device) -> sa
 from psld_jax import analysis, assets, blocks, grids, integrators, metrics, models, operators, scores, sde
 from psld_jax.analysis import stability
 from psld_jax.blocks import PhaseState
-from psld_jax.build import Classifier, Model, load
+from psld_jax.build import Classifier, Model, from_function, load
 from psld_jax.generate import generate, generate_states
 from psld_jax.inpainting import known_pixels
 from psld_jax.latent import decode, encode, interpolate
@@ -33,6 +33,7 @@ __all__ = [
     "dequantize",
     "encode",
     "fit_projection",
+    "from_function",
     "generate",
     "generate_states",
     "grids",

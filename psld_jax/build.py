@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from psld_jax import assets, checkpoint, integrators, losses, operators, optim, scores
 from psld_jax.data import Dataset, open_dataset
-from psld_jax.errors import unknown
+from psld_jax.errors import is_count, unknown
 from psld_jax.inpainting import check_mask
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
@@ -471,6 +471,26 @@ def test_images(model: Model, n: int) -> np.ndarray:
 def to_images(data: Dataset, numbers: np.ndarray) -> np.ndarray:
     """Images of a data set, float32 ``[n, H, W, C]`` in [-1, 1], for ``numbers [n]``."""
     return data.gather(numbers)[0] / np.float32(127.5) - 1
+
+
+def from_function(
+    predict: Callable[[Any, Any], Any], sde: LinearSDE, image_shape: tuple[int, int, int], **options: Any
+) -> Model:
+    """A model of your own network, which :func:`psld_jax.generate`, ``tune`` and all else take.
+
+    Args:
+      predict: function of images ``[n, H, W, K C]`` and times ``[n]``, see :func:`psld_jax.scores.function`.
+      sde: the diffusion it was trained for, e.g. ``psld_jax.sde.VPSDE(0.1, 20.0)``.
+      image_shape: ``(H, W, C)``.
+      options: ``predicts``, ``times`` and ``channels_first`` of :func:`psld_jax.scores.function`.
+
+    Raises:
+      ValueError: for a shape that is no such triple, or as that function does.
+    """
+    if len(image_shape) != 3 or not all(is_count(size) for size in image_shape):
+        raise ValueError(f"image_shape={image_shape!r} must be (H, W, C), whole numbers of at least 1")
+    config = override(load_config("default"), {"model.name": "function"})
+    return Model(sde, scores.function(predict, sde, **options), config, tuple(image_shape))
 
 
 def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) -> Any:

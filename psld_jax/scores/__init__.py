@@ -1,5 +1,6 @@
 """Things that predict eps."""
 
+from psld_jax.scores.function import DiscreteTimes, FunctionScore, discrete_times, function
 from psld_jax.scores.guidance import (
     ClassifierFree,
     ClassifierGuided,
@@ -14,6 +15,8 @@ from psld_jax.scores.network import NetworkLogits, NetworkScore, classifier, net
 __all__ = [
     "ClassifierFree",
     "ClassifierGuided",
+    "DiscreteTimes",
+    "FunctionScore",
     "MixtureScore",
     "NetworkLogits",
     "NetworkScore",
@@ -21,6 +24,8 @@ __all__ = [
     "classifier",
     "classifier_free",
     "classifier_guided",
+    "discrete_times",
+    "function",
     "mixture",
     "network",
     "posterior_guided",

@@ -75,8 +75,8 @@ def _posterior_mean(score: MixtureScore, a: Array, precision: Array) -> Array:
         top, total, weighted = carry
         points, half_norms = block[0].astype(a.dtype), block[1].astype(a.dtype)
         logits = jnp.dot(a, points.T, precision="highest") - precision * half_norms
-        # Its derivative cancels. Left to JAX it is 0 / 0 where XLA computes the logits twice and rounds them differently,
-        # so that none equals the largest.
+        # Its derivative cancels. Left to JAX it is 0 / 0 where XLA computes the logits twice and rounds them
+        # differently, so that none equals the largest.
         new_top = jax.lax.stop_gradient(jnp.maximum(top, logits.max(axis=1, keepdims=True)))
         weights, shrink = jnp.exp(logits - new_top), jnp.exp(top - new_top)
         total = total * shrink + weights.sum(axis=1, keepdims=True)
