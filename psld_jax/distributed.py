@@ -24,7 +24,7 @@ T = TypeVar("T")
 _HEARTBEAT, _SHUTDOWN = 30, 10
 
 #: Arrays with fewer numbers are not split: what they take is little, and talking about them costs as much as for more.
-_SPLIT_FROM = 2**16
+SPLIT_FROM = 2**16
 
 
 def start(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -154,7 +154,7 @@ class Devices:
 
     def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
         axes = [axis for axis, size in enumerate(shape) if size % self.count == 0]
-        if not self._split_state or not axes or np.prod(shape) < _SPLIT_FROM:
+        if not self._split_state or not axes or np.prod(shape) < SPLIT_FROM:
             return PartitionSpec()
         longest = max(axes, key=lambda axis: shape[axis])
         return PartitionSpec(*(None,) * longest, "data")

@@ -136,6 +136,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             state = _restore(checkpoints, start, state)
         size = sum(leaf.size for leaf in jax.tree.leaves(state.online))
         where = f"{devices.count} {jax.default_backend()} device(s)" + (f" of {hosts} processes" if hosts > 1 else "")
+        where += ", state split over them" if c.split_state else ""
         console.print(f"{data.describe()}; {size:,} parameters; {where}; starting at step {start}")
 
         step_fn = make_train_step(

@@ -240,8 +240,12 @@ def test_training_begins_with_given_weights():
         build.load_config("mnist"), {"train.init": "mnist", "model.num_labels": 10, "data.path": "unused"}
     )
     net, model = build.initial_network(config), pj.load("mnist")
-    z = model.sde.prior_sample(jax.random.key(0), (2, 32, 32, 1))
-    ours = call(scores.network(net, model.sde).with_labels([3, 4]), z, 0.5)
-    np.testing.assert_allclose(ours[0], call(model.eps_fn, z, 0.5)[0], atol=1e-5)
+    ours, theirs = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+        for state in (nnx.to_pure_dict(nnx.state(net)), nnx.to_pure_dict(model.eps_fn.state))
+    )
+    added = {name: ours.pop(name) for name in ours.keys() - theirs.keys()}
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert len(added) == 1 and not np.any(*added.values())
     with pytest.raises(ValueError, match="does not fit the network in"):
         build.initial_network(build.override(config, {"model.nf": 8}))

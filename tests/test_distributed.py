@@ -72,7 +72,8 @@ def test_two_processes_train_as_one_and_end_and_go_on_together(tmp_path, cache):
     printed = finish(processes(cache, tmp_path / "two", "train", support.TINY | options))
     assert f"2 cpu device(s) of 2 processes; starting at step {last}" in printed[0]
     assert "step" not in printed[1]  # the first speaks for both
-    support.train(tmp_path / "one", options | {"train.split_state": False})
+    with support.fast_compilation(cache):
+        support.train(tmp_path / "one", options | {"train.split_state": False})
     one, two = (support.losses(tmp_path / name) for name in ("one", "two"))
     assert list(two) == list(range(1, last + 5))
     # Two devices add up a gradient in another order.
@@ -110,13 +111,19 @@ def test_two_processes_evaluate_as_one(tmp_path, cache, digits_model):
 
 
 def test_a_split_state_learns_the_same_and_goes_on_whole(tmp_path, cache):
-    """Parameters split over two devices; then the run goes on with one."""
-    wide = {"model.nf": 64, "train.checkpoint_every": 2, "train.accumulate": 2}
-    process = support.start(tmp_path, cache, wide | {"train.steps": 4, "train.split_state": True}, devices=2)
-    assert process.communicate(timeout=300) and process.returncode == 0
-    support.train(tmp_path, wide | {"train.steps": 6})
-    support.train(tmp_path / "whole", wide | {"train.steps": 6})
-    split, whole = support.losses(tmp_path), support.losses(tmp_path / "whole")
+    """State split over two devices, down to arrays of 64 numbers; then the run goes on with one."""
+    program = "from absl import app; from psld_jax import distributed, main; distributed.SPLIT_FROM = 64; "
+    program += "app.run(main.main, flags_parser=main._parse)"
+    options = {"train.checkpoint_every": 2, "train.accumulate": 2}
+    split = options | {"train.steps": 4, "train.split_state": True}
+    process = support.start(tmp_path / "split", cache, split, devices=2, program=("-c", program))
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "2 cpu device(s), state split over them" in printed
+    with support.fast_compilation(cache):
+        support.train(tmp_path / "split", options | {"train.steps": 6})
+        support.train(tmp_path / "whole", options | {"train.steps": 6})
+    split, whole = support.losses(tmp_path / "split"), support.losses(tmp_path / "whole")
+    # Two devices add up a gradient in another order.
     np.testing.assert_allclose(list(split.values()), list(whole.values()), rtol=1e-5)
 
 

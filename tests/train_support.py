@@ -61,10 +61,10 @@ def train(workdir, overrides, *, plot=False):
     return summary, printed.getvalue()
 
 
-def start(workdir, cache, overrides=None, *, devices=1, file_size=None, optimized=False):
+def start(workdir, cache, overrides, *, devices=1, file_size=None, optimized=False, program=("-m", "psld_jax.main")):
     """Train by the command line in a process of its own; ``file_size`` is the most that it can write to a file."""
     values = {name: repr(value) if isinstance(value, tuple) else value for name, value in (TINY | overrides).items()}
-    command = [sys.executable, "-m", "psld_jax.main", "--config=configs/default.py", "--mode=train"]
+    command = [sys.executable, *program, "--config=configs/default.py", "--mode=train"]
     command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in values.items())]
     limit = [] if file_size is None else ["prlimit", f"--fsize={file_size}"]
     return subprocess.Popen(
