@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from psld_jax import build, distributed, modes
+from psld_jax.modes.dry_run import dry_run
 from psld_jax.modes.listing import list_choices
 from psld_jax.watch import Diverged
 
@@ -35,6 +36,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the configuration, evaluations and memory of the run; do nothing."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results; made if it does not exist.")
 
 
@@ -77,7 +81,8 @@ def main(argv: list[str]) -> None:
     if _MODE.value == "list":
         list_choices(Console(markup=False))
         return
-    missing = [f"--{flag.name}" for flag in (_CONFIG, _WORKDIR) if flag.value is None]
+    needed = (_CONFIG,) if _DRY_RUN.value else (_CONFIG, _WORKDIR)
+    missing = [f"--{flag.name}" for flag in needed if flag.value is None]
     if missing:
         sys.exit(f"error: {' and '.join(missing)} must be given; --mode list shows what there is, --help the modes")
     _keep_programs()
@@ -87,7 +92,10 @@ def main(argv: list[str]) -> None:
         elif (_PROCESSES.value, _PROCESS.value) != (None, None):
             raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
         console = Console(markup=False, soft_wrap=True, quiet=not distributed.is_first())
-        modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), console)
+        if _DRY_RUN.value:
+            dry_run(_MODE.value, _CONFIG.value, console)
+        else:
+            modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), console)
     except (ValueError, Diverged, OSError) as error:
         _fail(str(error))
     except jax.errors.JaxRuntimeError as error:

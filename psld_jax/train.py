@@ -116,7 +116,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
       OSError: if a checkpoint cannot be written; those before it are kept.
     """
     c, devices = config.train, Devices(config.train.split_state)
-    _check(config, devices)
+    check(config, devices)
     host, hosts = jax.process_index(), jax.process_count()
     data, held_out_data = build.build_data(config, "train"), build.build_held_out(config)
     loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
@@ -139,17 +139,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         where += ", state split over them" if c.split_state else ""
         console.print(f"{data.describe()}; {size:,} parameters; {where}; starting at step {start}")
 
-        step_fn = make_train_step(
-            net,
-            loss,
-            transformation,
-            rate,
-            ema_decay=c.ema_decay,
-            ema_warmup=c.ema_warmup,
-            accumulate=c.accumulate,
-            label_dropout=c.label_dropout,
-            whole=devices.gather,
-        )
+        step_fn = configured_step(config, net, loss, transformation, rate, devices)
         shardings = (devices.state_shardings(state), devices.replicated)
         step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=shardings)
         held_out = None if held_out_data is None else _HeldOut(net, loss, held_out_data, config, devices)
@@ -201,8 +191,14 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     return {**summary, "skipped_images": data.skipped, **_summary(workdir, console)}
 
 
-def _check(config: Any, devices: Devices) -> None:
-    """Numbers and names that would otherwise be found wrong after hours."""
+def configured_step(config: Any, net: Any, loss: Any, transformation: Any, rate: Any, devices: Devices) -> Any:
+    """:func:`psld_jax.step.make_train_step` with the options of ``config.train``."""
+    options = {name: config.train[name] for name in ("ema_decay", "ema_warmup", "accumulate", "label_dropout")}
+    return make_train_step(net, loss, transformation, rate, **options, whole=devices.gather)
+
+
+def check(config: Any, devices: Devices) -> None:
+    """Raise a ``ValueError`` for numbers and names that would otherwise be found wrong after hours."""
     c = config.train
     if config.model.checkpoint:
         raise ValueError(

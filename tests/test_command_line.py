@@ -1,8 +1,10 @@
 """The product as a user meets it: models by name, generate, and the command line."""
 
 import configparser
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from rich.console import Console
 
 import psld_jax as pj
 from psld_jax import build, modes
+from psld_jax.modes.dry_run import dry_run
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -27,8 +31,6 @@ SMALL = {
 
 
 def run(mode, workdir, **overrides):
-    from rich.console import Console
-
     config = build.override(build.load_config("digits"), {**SMALL, **overrides})
     with jax.enable_x64(False):
         modes.run(mode, config, workdir, Console(quiet=True))
@@ -133,6 +135,34 @@ def test_list_and_help_need_no_configuration():
     assert set(modes.SUMMARIES) == {*modes.MODES, "list"}
     without = subprocess.run([*command, "--mode", "sample"], **options)
     assert without.returncode == 1 and "--config and --workdir must be given" in without.stderr
+
+
+def test_a_dry_run_tells_the_cost_and_leaves_nothing(tmp_path, monkeypatch):
+    """Evaluations, and the memory of the compiled programs, which grows with the batch."""
+    monkeypatch.chdir(tmp_path)
+
+    def told(mode, **overrides):
+        printed = io.StringIO()
+        name = "default" if mode == "train" else "digits"
+        config = build.override(build.load_config(name), overrides)
+        dry_run(mode, config, Console(file=printed, width=200))
+        return printed.getvalue()
+
+    small = {"sampler.name": "ROBA", "sampler.nfe": 11}
+    texts = [told("sample", **small, **{"sampling.num_samples": n}) for n in (64, 512)]
+    assert "config.sampler.nfe=11\n" in texts[0] and "ROBA" in texts[0]
+    assert "11 evaluations; 64 samples, 64 at a time" in texts[0]
+    scratch = [float(re.findall(r"([\d,.]+) MiB of scratch", text)[0].replace(",", "")) for text in texts]
+    assert 0 < scratch[0] < scratch[1]
+    sweep = {"evaluate.samplers": ("ROBA", "ddim"), "evaluate.nfe": (5, 10), "evaluate.num_samples": 100}
+    assert "12 cells (4 samplers and budgets, 3 seeds) of 100 samples: 9,000 evaluations" in told("evaluate", **sweep)
+    network = {"model.name": "ncsnpp", "model.in_ch": 2, "model.out_ch": 2, "model.image_size": 8, "model.nf": 8}
+    network |= {"model.ch_mult": (1,), "model.num_res_blocks": 1, "model.attn_resolutions": (), "data.holdout": 0.1}
+    trained = told("train", **network, **{"train.batch_size": 16, "train.steps": 50})
+    assert "50 steps of 16 images" in trained and "a training step" in trained
+    with pytest.raises(ValueError, match="train.batch_size=0"):
+        told("train", **network, **{"train.batch_size": 0})
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_package_is_installed():

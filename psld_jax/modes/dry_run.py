@@ -1,0 +1,97 @@
+"""``--dry_run``: what a run would do, and what it needs, without doing it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from psld_jax import blocks, build, checkpoint, evaluate, losses, train
+from psld_jax.distributed import Devices
+from psld_jax.generate import Sampler, prepare
+from psld_jax.modes.common import sampled_model
+from psld_jax.step import create_state
+
+_MEBI = 2**20
+
+
+def dry_run(mode: str, config: Any, console: Console) -> None:
+    """Print the configuration with all overrides, and of ``sample``, ``program``, ``evaluate`` and ``train`` the cost.
+
+    Programs are compiled for their memory, on the devices that are there, and not run.
+
+    Raises:
+      ValueError: as the mode would.
+    """
+    for name, value in checkpoint.flatten(json.loads(config.to_json()), separator=".").items():
+        console.print(f"config.{name}={value!r}")
+    if mode in ("sample", "program"):
+        options = build.sampler_options(config)
+        del options["seed"]
+        model = sampled_model(config)
+        conditions = build.steer_options(config, model)[0] if mode == "sample" else {}
+        _sampling(prepare(model, **options, **conditions), config, console)
+    elif mode == "evaluate":
+        _evaluation(config, console)
+    elif mode == "train":
+        _training(config, console)
+
+
+def _sampling(sampler: Sampler, config: Any, console: Console) -> None:
+    n, size = config.sampling.num_samples, min(config.sampling.batch_size, config.sampling.num_samples)
+    setting = "adaptive" if sampler.setting is None else sampler.setting.describe()
+    evaluations = f"{sampler.nfe} evaluations" if sampler.nfe else "as many evaluations as it takes"
+    console.print(f"sampler: {setting}, {evaluations}; {n:,} samples, {size} at a time")
+    eps_fn, conditions = blocks.as_pytree(sampler.model.eps_fn), sampler.steering
+    own = {} if conditions is None else conditions.arrays(np.arange(size))
+    keys = jax.random.split(jax.random.key(0), size)
+    _memory("sampling a batch", jax.jit(sampler.run).lower(eps_fn, keys, own), console)
+
+
+def _evaluation(config: Any, console: Console) -> None:
+    c, model = config.evaluate, sampled_model(config)
+    tuned = build.tuned_rows(model, c.tuned)
+    jobs = list(evaluate.jobs(model, c.samplers, c.nfe, tuned, build.sampler_options(config)))
+    evaluations = len(c.seeds) * c.num_samples * sum(sampler.nfe or 0 for _, _, sampler in jobs)
+    console.print(
+        f"{len(jobs) * len(c.seeds)} cells ({len(jobs)} samplers and budgets, {len(c.seeds)} seeds) of "
+        f"{c.num_samples:,} samples: {evaluations:,} evaluations of the network, without those of adaptive solvers"
+    )
+
+
+def _training(config: Any, console: Console) -> None:
+    c, devices = config.train, Devices(config.train.split_state)
+    train.check(config, devices)
+    data, loss, (transformation, rate) = (
+        build.build_data(config, "train"),
+        build.build_loss(config),
+        build.build_optimizer(config),
+    )
+    net, h = build.abstract_network(config), config.model.image_size
+    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net)))
+    console.print(f"{data.describe()}; {size:,} parameters; {c.steps:,} steps of {c.batch_size} images")
+    state = jax.eval_shape(lambda: create_state(build.initial_network(config), transformation, c.ema_decay > 0))
+    shardings = devices.state_shardings(state)
+    state = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, shardings)
+    coefficients = loss.coefficients(losses.draw_times(0, 0, c.batch_size, c.t_min, c.time_sampling)).cast(np.float32)
+    images = np.zeros((c.batch_size, h, h, data.image_shape[-1]), np.float32)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices.split),
+        (images, np.zeros(c.batch_size, np.int32), coefficients),
+    )
+    step = train.configured_step(config, net, loss, transformation, rate, devices)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, devices.replicated))
+    _memory("a training step", step.lower(state, jax.random.key(0), *batch), console)
+
+
+def _memory(what: str, lowered: Any, console: Console) -> None:
+    memory = lowered.compile().memory_analysis()
+    if memory is None:
+        console.print(f"{what}: this backend does not tell the memory")
+        return
+    kept, scratch = (x / _MEBI for x in (memory.argument_size_in_bytes, memory.temp_size_in_bytes))
+    console.print(f"{what}: {kept:,.1f} MiB of arguments and {scratch:,.1f} MiB of scratch on each device")
