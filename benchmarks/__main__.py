@@ -7,6 +7,7 @@ after every case; ``python -m benchmarks.compare A.json B.json`` sets two of the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import sys
@@ -27,11 +28,11 @@ from psld_jax import journal
 from psld_jax.errors import check_counts, unknown
 
 
-def torch(options: measure.Options) -> Iterator[dict[str, Any]]:
+def torch(kind: str, options: measure.Options) -> Iterator[dict[str, Any]]:
     """The same networks in PyTorch, where it is installed."""
     from benchmarks.torch_baseline import torch_baseline
 
-    return torch_baseline(options)
+    return torch_baseline(kind, options)
 
 
 #: Functions from options to rows, in the order in which they run.
@@ -43,13 +44,14 @@ GROUPS: dict[str, Callable[[measure.Options], Iterator[dict[str, Any]]]] = {
     "recompile": recompile,
     "pipeline": pipeline,
     "start": start,
-    "torch": torch,
+    "torch_forward": functools.partial(torch, "forward"),
+    "torch_train_step": functools.partial(torch, "train_step"),
 }
 
 
 def skipped(group: str) -> str | None:
     """Why a group cannot run here."""
-    if group != "torch":
+    if not group.startswith("torch"):
         return None
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install -e '.[torch]', best into an environment of its own"
@@ -64,9 +66,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--output", required=True, help="JSON file to write")
     parser.add_argument("--only", nargs="+", default=list(GROUPS), help=f"groups: {', '.join(GROUPS)}")
     parser.add_argument("--configs", nargs="+", help=f"networks: {', '.join(CONFIGS)}")
-    parser.add_argument("--batch", nargs="+", type=int, help="batch sizes of network, train_step and torch (1 4)")
+    parser.add_argument("--batch", nargs="+", type=int, help="batch sizes of networks (1 4)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="in network and train_step")
     parser.add_argument("--rounds", type=int, help="rounds of every timing (9; 3 with --small)")
+    parser.add_argument("--eager", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--small", action="store_true", help="tiny networks, few cases: shows only that it runs")
     chosen = parser.parse_args(arguments)
     chosen.configs = chosen.configs or (["mnist"] if chosen.small else list(CONFIGS))
@@ -88,7 +91,9 @@ def parse(arguments: Sequence[str] | None) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the groups, print their tables, write the report."""
     chosen, console = parse(arguments), Console()
-    options = measure.Options(tuple(chosen.configs), tuple(chosen.batch), chosen.dtype, chosen.rounds, chosen.small)
+    options = measure.Options(
+        tuple(chosen.configs), tuple(chosen.batch), chosen.dtype, chosen.rounds, chosen.small, chosen.eager
+    )
     jax.config.update("jax_enable_compilation_cache", False)  # seconds of compilation shall be those of compilation
     jax.config.update("jax_disable_most_optimizations", chosen.small)  # compiles faster, runs slower
     about = {"environment": measure.environment(), "options": dataclasses.asdict(options)}

@@ -37,6 +37,7 @@ class Options:
       configs, batches, dtype: networks, batch sizes, and the type of activations for ``network`` and ``train_step``.
       rounds: of every timing.
       small: tiny networks and few cases in place of the real ones.
+      eager: PyTorch as it is, without ``torch.compile``.
     """
 
     configs: tuple[str, ...]
@@ -44,6 +45,7 @@ class Options:
     dtype: str
     rounds: int
     small: bool
+    eager: bool = False
 
 
 class Parser(argparse.ArgumentParser):

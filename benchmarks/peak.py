@@ -1,4 +1,4 @@
-"""Peak memory of one side of the group ``torch``: ``python -m benchmarks.peak SIDE KIND CONFIG BATCH [--small]``.
+"""Peak memory of one side of the groups ``torch_...``: ``python -m benchmarks.peak SIDE KIND CONFIG BATCH [--small]``.
 
 Prints MiB while the program runs, and while it is built, compiled and run for the first time; beyond what the process
 held when everything was imported, JAX and PyTorch on both sides.

@@ -1,4 +1,4 @@
-"""Group ``torch``: the same networks and training steps in PyTorch, by turns with JAX in one process, on a CPU.
+"""Groups ``torch_forward`` and ``torch_train_step``: the networks and steps in PyTorch, by turns with JAX, on a CPU.
 
 Both sides have the same random weights, images, times and noise, and no dropout; their results are compared before
 anything is timed. Peak memory is that of processes of their own (:mod:`benchmarks.peak`).
@@ -24,18 +24,17 @@ from psld_jax import blocks, build
 SIDES = ("jax", "eager", "compiled")
 
 
-def torch_baseline(options: measure.Options) -> Iterator[dict[str, Any]]:
+def torch_baseline(kind: str, options: measure.Options) -> Iterator[dict[str, Any]]:
     """Seconds of JAX, of PyTorch as it is and of ``torch.compile``; ratios; largest differences; peak memory."""
     for name in options.configs:
         config = load_config(name, options.small, dropout=0.0)
         for batch in options.batches:
-            for kind in KINDS:
-                case = {"kind": kind, "config": name, "batch": batch, "threads": torch.get_num_threads()}
-                yield {
-                    "case": case,
-                    **_timings(kind, config, batch, options),
-                    **_peaks(kind, name, batch, options.small),
-                }
+            case = {"config": name, "batch": batch, "threads": torch.get_num_threads()}
+            yield {
+                "case": case,
+                **_timings(kind, config, batch, options),
+                **_peaks(kind, name, batch, options.small),
+            }
 
 
 def forward(side: str, config: Any, batch: int) -> measure.Program:
@@ -110,7 +109,7 @@ class Training:
 def _timings(kind: str, config: Any, batch: int, options: measure.Options) -> dict[str, Any]:
     """Seconds of each side, how JAX compares, and how far results are from those of JAX, relative to the largest."""
     programs, results, row = {}, {}, {}
-    for side in SIDES[:2] if options.small else SIDES:  # torch.compile takes minutes even for small networks
+    for side in SIDES[:2] if options.small or options.eager else SIDES:
         program = KINDS[kind](side, config, batch)
         try:
             results[side] = _numpy(program())
