@@ -84,7 +84,7 @@ class Sampler:
         return jax.tree.map(lambda leaf: leaf[: len(indices)], z), counts[: len(indices)]
 
     def run(self, eps_fn: Any, keys: Array, own: dict[str, Array]) -> tuple[blocks.State, Array]:
-        """Samples of these keys; ``own`` is what the conditions hold for each of them."""
+        """Samples of these keys ``[n]``, and the NFE of each, ``[n]``; ``own`` is what the conditions hold for them."""
         n, sde = len(keys), self.model.sde
         z_T = sde.prior_sample(keys, (n, *self.model.image_shape))
         eps_fn = eps_fn if self.steering is None else self.steering.eps_fn(eps_fn, own)

@@ -96,7 +96,11 @@ class Program:
         self._call = jax.jit(exported.call)
 
     def __call__(self, n: int = 64, seed: int = 0) -> np.ndarray:
-        """Images, float32 ``[n, H, W, C]`` in [-1, 1]: those of :func:`psld_jax.generate.generate` with that seed."""
+        """Images, float32 ``[n, H, W, C]`` in [-1, 1]: those of :func:`psld_jax.generate.generate` with that seed.
+
+        Raises:
+          ValueError: for ``n`` below 1.
+        """
         check_counts(n=n)
         starts = range(0, n, self.batch_size)
         numbers = (np.arange(start, start + self.batch_size, dtype=np.uint32) for start in starts)

@@ -70,7 +70,7 @@ def test_two_processes_train_as_one_and_end_and_go_on_together(tmp_path, cache):
     last = support.steps(tmp_path / "two")[-1]
     options["train.steps"] = last + 4
     printed = finish(processes(cache, tmp_path / "two", "train", support.TINY | options))
-    assert f"2 cpu device(s) of 2 processes; starting at step {last}" in printed[0]
+    assert f"2 cpu device(s) of 2 processes, state split over them; starting at step {last}" in printed[0]
     assert "step" not in printed[1]  # the first speaks for both
     with support.fast_compilation(cache):
         support.train(tmp_path / "one", options | {"train.split_state": False})
@@ -83,6 +83,17 @@ def test_two_processes_train_as_one_and_end_and_go_on_together(tmp_path, cache):
         for name in ("one", "two")
     ]
     np.testing.assert_allclose(*held_out, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, cache):
+    both = processes(cache, tmp_path, "train", support.TINY | {"train.steps": 100_000})
+    assert support.wait(both[0], lambda: len(support.losses(tmp_path)) > 5)
+    both[1].terminate()
+    printed = finish(both)
+    (saved,) = support.steps(tmp_path)
+    assert f"SIGTERM: saved at step {saved}" in printed[0]
+    assert max(support.losses(tmp_path)) == saved
 
 
 def test_two_processes_write_the_images_that_one_writes(tmp_path, cache, digits_model):

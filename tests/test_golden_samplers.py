@@ -42,11 +42,12 @@ def test_stochastic_samplers_replay_the_original(name, run):
     z, steps = run_once(eps), len(grid) - 1
     before = [np.asarray(leaf[steps]) for leaf in z]
     # 1e-5, unless the run amplifies float32 rounding of the network's output beyond it (nu = 0 does: its states
-    # grow to 860 and fall back to 85). Half an ulp, 6e-8, tells by how much.
+    # grow to 860 and fall back to 85). Half an ulp, 6e-8, tells by how much; the others reach 5.5e-6, whose last digit
+    # depends on how XLA divides sums among threads.
     rounded = run_once(lambda z, t: tuple(e * (1 + 6e-8 * jnp.sign(jnp.sin(1e4 * e))) for e in eps(z, t)))
     sensitivity = relative([leaf[steps] for leaf in rounded], np.concatenate(before, axis=1))
     bound = max(1e-5, 2 * sensitivity)
-    assert bound == 1e-5 or run["sde"].get("nu") == 0.0
+    assert bound < 1.2e-5 or run["sde"].get("nu") == 0.0
     assert relative(before, arrays[p + "states"][steps - 1]) < bound
     if run["denoise"]:
         # The original denoises at a float32 time, t = 1 - float32(1 - t_end).

@@ -40,7 +40,11 @@ class FunctionScore:
     channels_first: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype."""
+        """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
+
+        Raises:
+          ValueError: when it is traced, if the function returns another shape.
+        """
         dtype = z[0].dtype
         t = jnp.asarray(t, dtype)
         own_time = t if self.times is None else self.times(t)
