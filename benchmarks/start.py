@@ -16,23 +16,16 @@ _ROOT = Path(__file__).parent.parent
 
 
 def start(options: measure.Options) -> Iterator[dict[str, Any]]:
-    """Import alone; then the command that samples one image, without a compilation cache and with one that is warm.
+    """Import alone; then the command that samples one image, without kept programs, and with those that it keeps.
 
-    The whole life of the process counts, the picture that it leaves included. ``warm`` keeps what takes a second or
-    more to compile (JAX's default), ``warm, everything`` all programs.
+    The whole life of the process counts, the picture that it leaves included.
     """
     with tempfile.TemporaryDirectory() as directory:
-        sample, default = _sample(directory), {"JAX_COMPILATION_CACHE_DIR": f"{directory}/default"}
-        everything = {
-            "JAX_COMPILATION_CACHE_DIR": f"{directory}/everything",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        sample = _sample(directory)
         cases = {
             "import": (["-c", "import psld_jax"], {}),
-            "cold": (sample, {}),
-            "warm": (sample, default),
-            "warm, everything": (sample, everything),
+            "cold": (sample, {"JAX_ENABLE_COMPILATION_CACHE": "false"}),
+            "warm": (sample, {"XDG_CACHE_HOME": directory}),
         }
         programs = {name: lambda case=case: run(*case) for name, case in cases.items()}
         # The run before the first round, which does not count, fills the caches.
