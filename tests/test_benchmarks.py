@@ -35,7 +35,7 @@ def measured(tmp_path_factory):
 def test_report_holds_the_machine_and_measures_that_make_sense(measured):
     content = json.loads(measured.read_text())
     assert content["format"] == report.FORMAT and list(content["groups"]) == ["samplers", "recompile", "pipeline"]
-    chosen = {"configs": ["mnist"], "batches": [2], "dtype": "float32", "rounds": 2, "small": True}
+    chosen = {"configs": ["mnist"], "batches": [2], "dtype": "float32", "rounds": 2, "small": True, "eager": False}
     assert content["options"] == chosen
     environment = content["environment"]
     assert environment["versions"]["jax"] == jax.__version__ and environment["cpus"] >= 1

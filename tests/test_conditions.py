@@ -71,11 +71,12 @@ def test_super_resolution_of_digits_agrees_with_the_measurement(digits_model):
 
 
 def test_guided_mnist(mnist):
-    """Twenty samples, two of each class, judged by another classifier; chance is 2 of 20."""
-    labels = np.arange(20) % 10
-    x = pj.generate(mnist, nfe=10, n=20, label=labels, classifier="mnist_clf", guidance=4.0)
-    found = np.asarray(pj.metrics.judge("mnist")(x)).argmax(-1)
-    assert np.mean(found == labels) >= 0.7
+    """Eight samples of other classes, judged by another classifier; 6 by chance is once in 40,000 times."""
+    labels = np.arange(8)
+    with jax.enable_x64(False):
+        x = pj.generate(mnist, nfe=10, n=8, label=labels, classifier="mnist_clf", guidance=4.0)
+        found = np.asarray(pj.metrics.judge("mnist")(x)).argmax(-1)
+    assert np.sum(found == labels) >= 6
 
 
 def test_adaptive_solvers_take_guidance_but_no_known_pixels(digits_model, known):
