@@ -1,6 +1,6 @@
 """A sampler with its network as one file, which runs without being traced again.
 
-The program is StableHLO, by :mod:`jax.export`, and the weights are arrays beside it: opening a file executes nothing,
+The program is StableHLO, by ``jax.export``, and the weights are arrays beside it: opening a file executes nothing,
 and calling it only what XLA can express. JAX promises that its versions of six months to come run the program.
 """
 
