@@ -74,12 +74,6 @@ def share(n: int, size: int = 1) -> range:
     return range(min(first, n), min(last, n))
 
 
-def barrier(name: str) -> None:
-    """Wait until every process is here; each must call it, with the same name."""
-    if count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def gather(content: bytes) -> list[bytes]:
     """What each process says, in their order; every one must call it."""
     if count() == 1:
@@ -130,10 +124,8 @@ class Devices:
         # By process, so that the part of a batch that a process has lies together.
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         self.mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-        self.split, self.replicated = (
-            NamedSharding(self.mesh, PartitionSpec("data")),
-            NamedSharding(self.mesh, PartitionSpec()),
-        )
+        self.split = NamedSharding(self.mesh, PartitionSpec("data"))
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.count, self._split_state = self.mesh.size, split_state
 
     def place(self, tree: T) -> T:

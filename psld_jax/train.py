@@ -139,9 +139,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         where += ", state split over them" if c.split_state else ""
         console.print(f"{data.describe()}; {size:,} parameters; {where}; starting at step {start}")
 
-        step_fn = configured_step(config, net, loss, transformation, rate, devices)
-        shardings = (devices.state_shardings(state), devices.replicated)
-        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=shardings)
+        step_fn = configured_step(config, net, loss, transformation, rate, devices, state)
         held_out = None if held_out_data is None else _HeldOut(net, loss, held_out_data, config, devices)
         del held_out_data  # the images that count are on the devices
         samples = isinstance(loss, losses.ScoreLoss) and c.sample_every > 0
@@ -191,10 +189,13 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     return {**summary, "skipped_images": data.skipped, **_summary(workdir, console)}
 
 
-def configured_step(config: Any, net: Any, loss: Any, transformation: Any, rate: Any, devices: Devices) -> Any:
-    """:func:`psld_jax.step.make_train_step` with the options of ``config.train``."""
+def configured_step(
+    config: Any, net: Any, loss: Any, transformation: Any, rate: Any, devices: Devices, state: TrainState
+) -> Any:
+    """:func:`psld_jax.step.make_train_step` with the options of ``config.train``, jitted for states like this one."""
     options = {name: config.train[name] for name in ("ema_decay", "ema_warmup", "accumulate", "label_dropout")}
-    return make_train_step(net, loss, transformation, rate, **options, whole=devices.gather)
+    step = make_train_step(net, loss, transformation, rate, **options, whole=devices.gather)
+    return jax.jit(step, donate_argnums=0, out_shardings=(devices.state_shardings(state), devices.replicated))
 
 
 def check(config: Any, devices: Devices) -> None:

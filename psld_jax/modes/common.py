@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax import build
+from psld_jax.generate import Sampler, prepare
 
 
 def sampled_model(config: Any) -> build.Model:
@@ -15,6 +16,13 @@ def sampled_model(config: Any) -> build.Model:
     if not isinstance(model, build.Model):
         raise ValueError("a classifier cannot be sampled from; give a score network")
     return model
+
+
+def prepared(model: build.Model, config: Any, **conditions: Any) -> Sampler:
+    """The sampler that ``config.sampler`` describes, with these conditions; ``ValueError`` if it makes no sense."""
+    options = build.sampler_options(config)
+    del options["seed"]  # of the samples, not of the sampler
+    return prepare(model, **options, **conditions)
 
 
 def identity(model: build.Model, config: Any) -> dict[str, Any]:

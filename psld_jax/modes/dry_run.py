@@ -12,8 +12,8 @@ from rich.console import Console
 
 from psld_jax import blocks, build, checkpoint, evaluate, losses, train
 from psld_jax.distributed import Devices
-from psld_jax.generate import Sampler, prepare
-from psld_jax.modes.common import sampled_model
+from psld_jax.generate import Sampler
+from psld_jax.modes.common import prepared, sampled_model
 from psld_jax.step import create_state
 
 _MEBI = 2**20
@@ -30,11 +30,9 @@ def dry_run(mode: str, config: Any, console: Console) -> None:
     for name, value in checkpoint.flatten(json.loads(config.to_json()), separator=".").items():
         console.print(f"config.{name}={value!r}")
     if mode in ("sample", "program"):
-        options = build.sampler_options(config)
-        del options["seed"]
         model = sampled_model(config)
         conditions = build.steer_options(config, model)[0] if mode == "sample" else {}
-        _sampling(prepare(model, **options, **conditions), config, console)
+        _sampling(prepared(model, config, **conditions), config, console)
     elif mode == "evaluate":
         _evaluation(config, console)
     elif mode == "train":
@@ -83,8 +81,7 @@ def _training(config: Any, console: Console) -> None:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices.split),
         (images, np.zeros(c.batch_size, np.int32), coefficients),
     )
-    step = train.configured_step(config, net, loss, transformation, rate, devices)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, devices.replicated))
+    step = train.configured_step(config, net, loss, transformation, rate, devices, state)
     _memory("a training step", step.lower(state, jax.random.key(0), *batch), console)
 
 

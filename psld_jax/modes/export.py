@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from psld_jax import build, checkpoint
-from psld_jax.generate import prepare
-from psld_jax.modes.common import sampled_model
+from psld_jax import checkpoint
+from psld_jax.modes.common import prepared, sampled_model
 from psld_jax.program import save_program
 
 
@@ -41,9 +40,7 @@ def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
 
 def run_program(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Write the sampler with its network to ``workdir/sampler.npz``, for :class:`psld_jax.program.Program`."""
-    options = build.sampler_options(config)
-    del options["seed"]
-    sampler, output = prepare(sampled_model(config), **options), workdir / "sampler.npz"
+    sampler, output = prepared(sampled_model(config), config), workdir / "sampler.npz"
     save_program(sampler, output, batch_size=config.sampling.batch_size, platforms=config.program.platforms)
     console.print(f"{output}: {sampler.nfe} evaluations, {output.stat().st_size / 1e6:.1f} MB")
     return {"program": str(output), "nfe": sampler.nfe}

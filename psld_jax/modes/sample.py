@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from psld_jax import build, distributed, metrics, plots
-from psld_jax.generate import generate_states, prepare, resolve
-from psld_jax.modes.common import identity, sampled_model
+from psld_jax.generate import generate_states, resolve
+from psld_jax.modes.common import identity, prepared, sampled_model
 from psld_jax.sampling import write_samples
 from psld_jax.settings import Setting
 from psld_jax.solve import SOLVERS, sample
@@ -68,9 +68,7 @@ def _save_samples(
 ) -> dict[str, Any]:
     """Write images to ``images/``, as many as are missing. Returns the report."""
     c, start = config.sampling, time.perf_counter()
-    options = build.sampler_options(config)
-    del options["seed"]
-    sampler = prepare(model, **options, **conditions)
+    sampler = prepared(model, config, **conditions)
     drawn = write_samples(
         sampler,
         workdir / "images",
