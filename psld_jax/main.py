@@ -61,6 +61,8 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
     warnings.filterwarnings("ignore", "coroutine", RuntimeWarning)
+    # A compiled program that the disk has no room for is compiled again by the next run.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
 
 
 def _keep_programs() -> None:

@@ -260,11 +260,14 @@ def test_a_run_that_diverges_ends_with_one_line_and_keeps_its_last_good_checkpoi
     assert pj.load(copy).image_shape == (8, 8, 1)
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_the_checkpoint_before_goes_on(copy, cache):
-    """Every file of more than 12 kB fails as on a full disk; Orbax notices in a thread, TensorStore in another."""
+def test_a_full_disk_ends_the_run_with_one_line_and_the_checkpoint_before_goes_on(copy, tmp_path):
+    """Every file of more than 12 kB fails as on a full disk; Orbax notices in a thread, TensorStore in another.
+
+    No compiled program is kept from before, so that JAX meets the full disk as well.
+    """
     before = support.arrays(copy)
     options = {"train.steps": 20, "train.checkpoint_every": 2, "train.log_every": 2}
-    process = support.start(copy, cache, options, file_size=12_000)
+    process = support.start(copy, tmp_path / "compiled", options, file_size=12_000)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert error.startswith(f"error: the checkpoint {copy}/checkpoints/14 cannot be written: ")
