@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     config.model.progressive_input = "none"  # none | input_skip | residual
     config.model.progressive_combine = "sum"  # sum | cat
     config.model.embedding_type = "positional"  # positional | fourier
+    # The network is given so many times t: 1 for networks of PSLD, 999 for VP networks of score_sde_pytorch.
+    config.model.time_scale = 1.0
     config.model.init_scale = 0.0
     config.model.fourier_scale = 16.0
     config.model.num_labels = 0  # classes that the score network is told; 0: none

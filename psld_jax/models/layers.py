@@ -141,7 +141,7 @@ class Fourier(nnx.Module):
 def positional(t: Array, features: int) -> Array:
     """``[sin, cos](w t)``, ``w`` from 1 down to 1e-4 geometrically, ``[n] -> [n, features]`` (Vaswani et al., 2017).
 
-    ``t`` lies in [0, 1], not multiplied by a number of steps. The last feature of an odd number is 0.
+    The last feature of an odd number is 0.
     """
     half = features // 2
     angle = t[:, None] * jnp.exp(jnp.arange(half, dtype=t.dtype) * (-math.log(10000) / (half - 1)))

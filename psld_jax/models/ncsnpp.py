@@ -47,9 +47,10 @@ class Encoder(nnx.Module):
         return self.layers["stem"].kernel.dtype
 
     def embed(self, t: Array) -> Array | None:
-        """Time embedding ``[n, 4 nf]`` of ``t [n]``; ``None`` without noise conditioning."""
+        """Time embedding ``[n, 4 nf]`` of ``time_scale t``, ``t [n]``; ``None`` without noise conditioning."""
         if not self.config.noise_cond:
             return None
+        t = self.config.time_scale * t
         if self.config.embedding_type == "fourier":
             h = self.layers["fourier"](jnp.log(t))
         else:

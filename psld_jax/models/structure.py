@@ -43,7 +43,8 @@ class NCSNppConfig:
         ``in_ch`` channels whatever ``out_ch`` says, as in the original.
       progressive_input, progressive_combine: input pyramid: ``none``, ``input_skip`` (combined by ``sum`` or ``cat``)
         or ``residual``.
-      embedding_type: ``fourier`` (of ``log t``) or ``positional`` (of ``t``).
+      embedding_type: ``fourier`` (of ``log s``) or ``positional`` (of ``s``), where ``s = time_scale t``.
+      time_scale: 1 for networks of PSLD, 999 for VP networks of score_sde_pytorch.
       init_scale: initial scale of each branch's last layer (0 stands for 1e-10).
       fourier_scale: standard deviation of the Fourier frequencies.
       dtype: of the activations, ``float32`` or ``bfloat16``. Parameters, statistics of group norm, softmax and output
@@ -75,6 +76,7 @@ class NCSNppConfig:
     progressive_input: str = "residual"
     progressive_combine: str = "sum"
     embedding_type: str = "fourier"
+    time_scale: float = 1.0
     init_scale: float = 0.0
     fourier_scale: float = 16.0
     dtype: str = "float32"
@@ -108,6 +110,8 @@ class NCSNppConfig:
             raise ValueError(
                 f"init_scale={self.init_scale} must be >= 0 and fourier_scale={self.fourier_scale} must be > 0"
             )
+        if not self.time_scale > 0:
+            raise ValueError(f"time_scale={self.time_scale} must be > 0: 1 for networks of PSLD, 999 of score_sde")
         for entry in plan(self):
             for channels in entry.normalised:
                 if channels % groups(channels):
