@@ -1,4 +1,4 @@
-"""Converting the authors' PyTorch checkpoints, without PyTorch and without executing anything from the file."""
+"""Converting PyTorch checkpoints of NCSN++, without PyTorch and without executing anything from the file."""
 
 from psld_jax.checkpoint import read_converted, read_index
 

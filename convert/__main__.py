@@ -16,7 +16,9 @@ from .conversion import WEIGHTS, convert
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="convert", description="Convert a PyTorch checkpoint of NCSN++ to JAX.")
-    parser.add_argument("--checkpoint", required=True, help="file that PyTorch Lightning or torch.save wrote")
+    parser.add_argument(
+        "--checkpoint", required=True, help="file that PyTorch Lightning, score_sde_pytorch or torch.save wrote"
+    )
     parser.add_argument("--config", required=True, help="configuration, e.g. configs/cifar10.py, or auto")
     parser.add_argument("--output", required=True, help="directory to make")
     parser.add_argument("--weights", choices=WEIGHTS, help="default: ema; online for a classifier, which has no EMA")

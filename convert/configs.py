@@ -52,6 +52,8 @@ def resolve(name: str, overrides: Sequence[str], structure: Structure) -> Any:
         _update(config, "model", {"name": _NAMES[structure.n_classes is not None], **_DEFAULTS, **structure.fields})
         if structure.n_classes is not None:
             _update(config, "model", {"n_classes": structure.n_classes})
+        if structure.sde:
+            _update(config, "sde", {"name": structure.sde})
         _ask(structure, values)
     for field, value in values.items():
         section, _, key = field.partition(".")
@@ -102,8 +104,9 @@ def _ask(structure: Structure, values: dict[str, Any]) -> None:
     """Refuse to guess what the shapes do not tell."""
     needed = [f"model.{field}" for field in structure.open]
     if structure.n_classes is None:
-        sde = values.get("sde.name")
-        needed += ["sde.name", *[f"sde.{field}" for field in _SDE_FIELDS.get(str(sde), _SDE_FIELDS["psld"])]]
+        sde = values.get("sde.name", structure.sde)
+        needed += [] if structure.sde else ["sde.name"]
+        needed += [f"sde.{field}" for field in _SDE_FIELDS.get(str(sde), _SDE_FIELDS["psld"])]
     if values.get("model.fir") is False and "model.fir_kernel" in needed:
         needed.remove("model.fir_kernel")
     missing = [field for field in needed if field not in values]
@@ -130,5 +133,7 @@ def _compare(config: Any, structure: Structure) -> None:
         for name in implied
         if given[name] != implied[name]
     ]
+    if structure.sde and config.sde.name != structure.sde:
+        differences.append(f"sde.name is {config.sde.name!r}, the file implies {structure.sde!r}")
     if differences:
         raise ValueError("the configuration disagrees with the file: " + "; ".join(differences))

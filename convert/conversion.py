@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +32,7 @@ def convert(
     """Convert a PyTorch checkpoint of NCSN++ or its classifier; :func:`read_converted` and ``psld_jax.load`` open it.
 
     Args:
-      checkpoint: the file, see :func:`read_checkpoint`.
+      checkpoint: the file, see :func:`read_checkpoint`; its layout is recognised.
       config: name or path of a configuration, or ``auto``: what the file tells, and the rest from ``overrides``.
       output: a directory that does not exist or is empty.
       weights: ``ema``, ``online`` or ``both``. ``None`` is ``ema`` for a score network, and ``online`` for a
@@ -68,6 +69,8 @@ def _convert(
     found = mapping.networks(source)
     some = found.get("online") or found["ema"]
     structure = infer({name: tensor.shape for name, tensor in some.items()})
+    if source.layout == "score_sde":  # all of its VP networks are given 999 t
+        structure = dataclasses.replace(structure, sde="vpsde", fields=structure.fields | {"time_scale": 999.0})
     chosen = _choose(weights, list(found), structure.n_classes is not None)
     config = configs.resolve(config_name, overrides, structure)
     parameters = source_parameters(*configs.network(config))

@@ -16,8 +16,8 @@ from psld_jax.models import SourceParameter
 from .reader import Checkpoint, Tensor
 
 #: Prefixes of the networks in a state dict; a bare network has none.
-ONLINE = ("score_fn.", "clf_fn.", "")
-EMA = ("ema_score_fn.",)
+ONLINE = ("score_fn.", "clf_fn.", "module.", "")
+EMA = ("ema_score_fn.", "ema.")
 _LISTED = 30
 
 
@@ -25,7 +25,8 @@ def networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     """The tensors by name without prefix, of the ``online`` and, if there is one, the ``ema`` network.
 
     Raises:
-      ValueError: for names of no network, or several networks that are not two copies of one.
+      ValueError: for names of no network, several networks that are not two copies of one, or one of
+        score_sde_pytorch that is not VP.
     """
     found: dict[str, dict[str, Tensor]] = {}
     prefixes: dict[str, str] = {}
@@ -40,6 +41,11 @@ def networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
         found.setdefault(weights, {})[name.removeprefix(prefix)] = tensor
     if "ema" in prefixes and prefixes.get("online") == "clf_fn.":
         raise ValueError("the file holds a score network and a classifier; one network is accepted")
+    if checkpoint.layout == "score_sde" and "all_modules.0.W" in found.get("online", {}):
+        raise ValueError(
+            "its network has Fourier features, which score_sde_pytorch gives log sigma of a VE diffusion; VE is not "
+            "supported, VP is"
+        )
     return found
 
 

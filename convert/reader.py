@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
@@ -23,6 +24,8 @@ _LEGACY_PROTOCOL = 1001
 #: Tensors may share storages, but their bytes together are at most so many times the file's.
 _MAX_SHARING = 8
 _MAX_NAME = 500
+#: Of these score_sde_pytorch keeps no average: the table of noise levels, which VP does not use; fixed frequencies.
+_SIGMAS, _FIXED = re.compile(r"(module\.)?sigmas"), re.compile(r"(module\.)?all_modules\.0\.W")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Checkpoint(Mapping[str, Tensor]):
     Attributes:
       path: the file.
       format: ``"zip"`` or ``"legacy"``.
+      layout: ``"state_dict"``, or ``"score_sde"`` for that of score_sde_pytorch, where the names of the averages,
+        ``ema.*``, are those of the model's parameters in the same order.
       metadata: the numbers and short strings beside the state dict, e.g. ``epoch`` and ``global_step``.
 
     Raises:
@@ -88,7 +93,7 @@ class Checkpoint(Mapping[str, Tensor]):
             raise ValueError(
                 f"it starts with {head!r}: neither a zip archive nor a pickle, so torch.save did not write it"
             )
-        state, self.metadata = _state_dict(content)
+        state, self.metadata, self.layout = _state_dict(content)
         self._tensors = {name: self._tensor(name, value) for name, value in state.items()}
         total = sum(tensor.nbytes for tensor in self.values())
         if total > _MAX_SHARING * file_size:
@@ -154,7 +159,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint: what PyTorch Lightning wrote, ``{"state_dict": ...}``, or a bare state dict.
+    """Open a checkpoint: of PyTorch Lightning, ``{"state_dict": ...}``; of score_sde_pytorch; or a bare state dict.
 
     Nothing from the file is executed, whatever it says. The tensors stay in the file until they are read; the rest is
     bounded by 32 MiB of pickle, 2 million opcodes and 200,000 archive entries.
@@ -240,20 +245,49 @@ def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Entry]]
     return content, storages
 
 
-def _state_dict(content: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """The state dict inside what was saved, and the plain values beside it."""
+def _state_dict(content: Any) -> tuple[dict[Any, Any], dict[str, Any], str]:
+    """The state dict inside what was saved, the plain values beside it, and the layout."""
     if type(content) is not dict:
         raise ValueError(f"it holds a {type(content).__name__}; a state dict, or a dict with one, is accepted")
-    if "state_dict" not in content:
-        if content and all(type(value) is TensorRef for value in content.values()):
-            return content, {}
+    if "state_dict" in content:
+        state, layout = content["state_dict"], "state_dict"
+        if type(state) is not dict or not state:
+            raise ValueError("its state_dict is not a dict with tensors")
+    elif content and all(type(value) is TensorRef for value in content.values()):
+        return content, {}, "state_dict"
+    elif "model" in content or "ema" in content:
+        state, layout = _score_sde(content), "score_sde"
+    else:
         names = ", ".join(clip(str(key), 40) for key in list(content)[:10])
         raise ValueError(f"it has no state_dict and is none: its keys are {names or 'missing'}")
-    if type(content["state_dict"]) is not dict or not content["state_dict"]:
-        raise ValueError("its state_dict is not a dict with tensors")
     metadata = {}
     for key, value in content.items():
         plain = type(value) in (int, float, bool) or (type(value) is str and len(value) <= _MAX_NAME)
         if type(key) is str and len(key) <= _MAX_NAME and plain:
             metadata[key] = value
-    return content["state_dict"], metadata
+    return state, metadata, layout
+
+
+def _score_sde(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The model's parameters and, as ``ema.*``, their averages: a list without names in the order of the model's."""
+    model, ema = content.get("model"), content.get("ema")
+    averages = ema.get("shadow_params") if type(ema) is dict else None
+    if type(model) is not dict or not model:
+        raise ValueError("it has no model, a dict of tensors, as checkpoints of score_sde_pytorch have")
+    if type(averages) is not list:
+        raise ValueError("it has no ema.shadow_params, a list of tensors, as checkpoints of score_sde_pytorch have")
+    state = {name: ref for name, ref in model.items() if not _SIGMAS.fullmatch(str(name))}
+    averaged = {str(name): ref for name, ref in state.items() if not _FIXED.fullmatch(str(name))}
+    if len(averages) != len(averaged):
+        raise ValueError(
+            f"its ema.shadow_params has {len(averages)} tensors for the {len(averaged)} parameters of its model"
+        )
+    for i, (name, ref) in enumerate(averaged.items()):
+        found = averages[i]
+        if type(ref) is type(found) is TensorRef and ref.shape != found.shape:
+            raise ValueError(
+                f"its ema.shadow_params[{i}] has shape {found.shape}, and {clip(name)}, the model's parameter in that "
+                f"place, {ref.shape}: they are not in one order"
+            )
+        state[f"ema.{name.removeprefix('module.')}"] = found
+    return state

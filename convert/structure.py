@@ -42,12 +42,14 @@ class Structure:
       fields: fields of :class:`psld_jax.models.NCSNppConfig` that are certain; others do not matter, or are ``open``.
       attention: the levels (0 is full resolution) that have attention.
       open: fields that matter and that no shape tells.
+      sde: name of the diffusion, where the layout of the file tells it, else empty.
     """
 
     n_classes: int | None
     fields: dict[str, Any]
     attention: tuple[int, ...]
     open: tuple[str, ...]
+    sde: str = ""
 
     def attn_resolutions(self, image_size: int) -> tuple[int, ...]:
         """The image sizes that have attention, for images of that size."""

@@ -40,6 +40,10 @@ def mapping(items, ordered=False):
     return start + b"(" + b"".join(text(key) + value for key, value in pairs) + b"u"
 
 
+def listing(*parts):
+    return b"](" + b"".join(parts) + b"e"
+
+
 def call(path, *arguments):
     return name(path) + sequence(*arguments) + b"R"
 
@@ -65,6 +69,13 @@ def program(value):
 def checkpoint(tensors, **beside):
     """The pickle of ``{"state_dict": tensors, ...}``."""
     return program(mapping({"state_dict": mapping(tensors, ordered=True), **beside}))
+
+
+def score_sde(model, averages, **beside):
+    """The pickle of a checkpoint of score_sde_pytorch: state dict of the model, and averages without names."""
+    ema = {"decay": b"G" + struct.pack(">d", 0.9999), "num_updates": integer(7), "shadow_params": listing(*averages)}
+    content = {"optimizer": mapping({"state": b"}"}), "model": mapping(model, ordered=True), "ema": mapping(ema)}
+    return program(mapping({**content, "step": integer(7), **beside}))
 
 
 def zip_file(pickled, storages=None, root="archive", **options):

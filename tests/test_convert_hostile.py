@@ -234,6 +234,24 @@ BAD_CONTENTS = {
     "empty state dict": files.checkpoint({}),
     "state dict that is a list": files.program(files.mapping({"state_dict": b"]"})),
     "a tensor": files.program(TENSOR),
+    "model without averages": files.program(files.mapping({"model": files.mapping({"a": TENSOR}), "ema": b"}"})),
+    "averages without a model": files.score_sde({}, []),
+    "averages that are no list": files.score_sde({"a": TENSOR}, [], ema=files.mapping({"shadow_params": TENSOR})),
+    "averages in themselves": files.program(
+        files.mapping({"model": files.mapping({"a": TENSOR}), "ema": files.mapping({"shadow_params": b"]q\0h\0a"})})
+    ),
+    "averages of another number": files.score_sde({"a": TENSOR}, [TENSOR, TENSOR]),
+    "averages of another shape": files.score_sde({"a": TENSOR}, [files.tensor(STORED, (4, 6))]),
+    "an average that is no tensor": files.score_sde({"a": TENSOR}, [STORED]),
+    "a parameter that is no tensor": files.score_sde({"a": STORED}, [TENSOR]),
+    "parameters without names": files.program(
+        files.mapping(
+            {
+                "model": b"}" + files.integer(1) + TENSOR + b"s",
+                "ema": files.mapping({"shadow_params": files.listing(TENSOR)}),
+            }
+        )
+    ),
     "nothing": b"",
     "only a stop": b".",
     "stack underflow": b"\x80\x02}s.",
@@ -435,6 +453,7 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
 # Fuzzing.
 
 BASES = [(GOLDEN / f"torch_state_{form}.ckpt").read_bytes() for form in ("zip", "legacy")]
+BASES += list(as_files(files.score_sde({"module.a": TENSOR, "module.sigmas": TENSOR}, [TENSOR])))
 PIECES = [
     *[bytes([i]) for i in range(256)],
     *[TENSOR, STORED, GOOD[:-1], files.LEGACY_HEAD, files.call("torch.Size"), files.call("collections.OrderedDict")],
@@ -489,7 +508,7 @@ def check_mutated_files(directory, data):
 
 def check_mutated_pickles(directory, data):
     """The archive is sound, so that the mutated pickle gets past the checksum."""
-    with zipfile.ZipFile(io.BytesIO(BASES[0])) as archive:
+    with zipfile.ZipFile(io.BytesIO(data.draw(st.sampled_from(BASES[::2])))) as archive:
         root = archive.namelist()[0].partition("/")[0]
         pickled = archive.read(f"{root}/data.pkl")
         storages = {
