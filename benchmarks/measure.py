@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psld_jax import xla
+
 #: Multiples of a floating-point operation, and of a byte.
 GIGA, MEBI = 1e9, 2**20
 #: Environment variables that change how fast things run.
@@ -86,7 +88,7 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
 def compiled(fn: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> tuple[Any, dict[str, float]]:
     """``fn`` compiled for these arguments, and facts: seconds to trace and compile, GFLOP of a call, memory."""
     start = time.perf_counter()
-    traced = jax.jit(fn, donate_argnums=donate).trace(*args)
+    traced = jax.jit(fn, donate_argnums=donate, compiler_options=xla.options()).trace(*args)
     lap = time.perf_counter()
     program = traced.lower().compile()
     end = time.perf_counter()

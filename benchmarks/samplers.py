@@ -13,7 +13,7 @@ import psld_jax as pj
 from benchmarks import measure
 from benchmarks.network import evaluation
 from benchmarks.networks import load_config
-from psld_jax import build
+from psld_jax import build, xla
 from psld_jax.tableau import Tableau
 
 _COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -91,7 +91,7 @@ def _sample(table: Tableau, eps_fn: Any, z: Any, key: Any) -> Any:
     return pj.sample(eps_fn, table, z, key)
 
 
-@jax.jit
+@xla.jit
 def _bare(eps_fn: Any, z: Any, t: Any) -> Any:
     return eps_fn(z, t)
 

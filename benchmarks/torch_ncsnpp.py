@@ -23,6 +23,7 @@ _SUPPORTED = {
     "noise_cond": (True,),
     "dtype": ("float32",),
     "num_labels": (0,),
+    "time_scale": (1.0,),
 }
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax import blocks, distributed, random
+from psld_jax import blocks, distributed, random, xla
 from psld_jax.build import Model
 from psld_jax.errors import check_counts
 from psld_jax.settings import Setting, choose
@@ -99,7 +99,7 @@ class Sampler:
         mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
         mine, all_of_it = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
         specs = {"in_specs": (all_of_it, mine, mine), "out_specs": mine, "check_vma": False}
-        split = jax.jit(lambda eps_fn, keys, own: jax.shard_map(self.run, mesh=mesh, **specs)(eps_fn, keys, own))
+        split = xla.jit(lambda eps_fn, keys, own: jax.shard_map(self.run, mesh=mesh, **specs)(eps_fn, keys, own))
         return lambda eps_fn, keys, own: split(blocks.as_pytree(eps_fn), keys, own)
 
     @property

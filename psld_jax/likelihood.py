@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax import blocks, random
+from psld_jax import blocks, random, xla
 from psld_jax.build import Model
 from psld_jax.device import to_device
 from psld_jax.errors import check_counts, unknown
@@ -135,7 +135,7 @@ def _log_momentum(sde: LinearSDE, z: blocks.State, t: float) -> np.ndarray:
     return total
 
 
-@partial(jax.jit, static_argnames=("divergence", "solver", "max_steps"))
+@partial(xla.jit, static_argnames=("divergence", "solver", "max_steps"))
 def _flow(eps_fn, matrices, z, signs, times, *, divergence: str, solver: str, max_steps: int):
     """State at ``t = 1``, the integral of the divergence, and NFE, for each sample by itself."""
 

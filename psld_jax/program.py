@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from psld_jax import blocks, random
+from psld_jax import blocks, random, xla
 from psld_jax.errors import check_counts
 from psld_jax.generate import Sampler
 from psld_jax.journal import replace
@@ -93,7 +93,7 @@ class Program:
             raise ValueError(f"{path} is for {', '.join(exported.platforms)}, not {platform}: save it for that, too")
         self.batch_size, *self.image_shape = exported.out_avals[0].shape
         self._leaves = [jnp.asarray(arrays[f"leaf_{i}"]) for i in range(len(arrays))]
-        self._call = jax.jit(exported.call)
+        self._call = xla.jit(exported.call)
 
     def __call__(self, n: int = 64, seed: int = 0) -> np.ndarray:
         """Images, float32 ``[n, H, W, C]`` in [-1, 1]: those of :func:`psld_jax.generate.generate` with that seed.

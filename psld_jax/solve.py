@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax import blocks, random
+from psld_jax import blocks, random, xla
 from psld_jax.device import TimeFunction, to_device
 from psld_jax.errors import unknown
 from psld_jax.inpainting import Known
@@ -120,7 +120,7 @@ def sample(
     )
 
 
-@partial(jax.jit, static_argnames=("unroll", "remat"))
+@partial(xla.jit, static_argnames=("unroll", "remat"))
 def _run(eps_fn, rows, last_rows, z_T, keys, noise, known, ends, *, unroll: int, remat: bool):
     """The scan over the rows of a table. What a sampler lacks is ``None``, so it is not in the program."""
 
@@ -273,7 +273,7 @@ def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
     return TimeFunction(matrices, t_end * (1 - 1e-5), t_start)
 
 
-@partial(jax.jit, static_argnames=("solver", "step_control", "max_steps"))
+@partial(xla.jit, static_argnames=("solver", "step_control", "max_steps"))
 def _run_ode(eps_fn, velocity, final, z_T, times, *, solver, step_control, max_steps):
 
     def field(t, z, _):

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from psld_jax import build, checkpoint, distributed, losses, plots
+from psld_jax import build, checkpoint, distributed, losses, plots, xla
 from psld_jax.data import Batches, Dataset
 from psld_jax.distributed import Agreement, Devices
 from psld_jax.errors import is_count
@@ -93,7 +93,8 @@ class _HeldOut:
             coefficients = loss.coefficients(self.t[index]).cast(np.float32)
             host = (images["image"][index], images["label"][index], coefficients)
             self._batches.append((keys(jax.random.key(0), index), *devices.place_whole(host)))
-        self._step = jax.jit(make_eval_step(net, loss, whole=devices.gather), out_shardings=devices.replicated)
+        step = make_eval_step(net, loss, whole=devices.gather)
+        self._step = jax.jit(step, out_shardings=devices.replicated, compiler_options=xla.options())
 
     def __call__(self, weights: Weights) -> dict[str, np.ndarray]:
         """Metrics of every held-out image."""
@@ -195,7 +196,8 @@ def configured_step(
     """:func:`psld_jax.step.make_train_step` with the options of ``config.train``, jitted for states like this one."""
     options = {name: config.train[name] for name in ("ema_decay", "ema_warmup", "accumulate", "label_dropout")}
     step = make_train_step(net, loss, transformation, rate, **options, whole=devices.gather)
-    return jax.jit(step, donate_argnums=0, out_shardings=(devices.state_shardings(state), devices.replicated))
+    shardings = devices.state_shardings(state), devices.replicated
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=xla.options())
 
 
 def check(config: Any, devices: Devices) -> None:

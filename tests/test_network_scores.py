@@ -87,11 +87,21 @@ def test_other_weights_run_the_same_program():
     sde = pj.sde.PSLD()
     table = pj.tabulate(pj.integrators.get("euler"), sde, pj.grids.uniform(3))
     z = state(sde)
-    outs, sizes = [], []
-    for seed in (0, 1):
-        outs.append(pj.sample(pj.scores.network(tiny_network(seed), sde), table, z))
-        sizes.append(pj.solve._run._cache_size())
-    assert sizes[0] == sizes[1]
+    first, second = (pj.scores.network(tiny_network(seed), sde) for seed in (0, 1))
+    compiled = []
+
+    def listen(event, *_, **__):
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        outs = [pj.sample(first, table, z)]
+        assert any("compile" in event for event in compiled)
+        compiled.clear()
+        outs.append(pj.sample(second, table, z))
+        assert not any("compile" in event for event in compiled)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
     assert np.abs(np.asarray(outs[0].x - outs[1].x)).max() > 1e-3
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(pj.scores.network(tiny_network(), sde)))
 
@@ -307,6 +317,7 @@ def test_what_cannot_be_opened_is_named(converted, tmp_path):
         ("cifar10_55m", 55_743_110),
         ("cifar10_sota", 97_627_910),
         ("cifar10_vp", 61_804_419),
+        ("cifar10_ddpmpp", 61_804_419),
         ("celeba64", 62_769_286),
         ("celeba64_vp", 86_020_227),
         ("afhqv2_64", 62_769_286),

@@ -17,6 +17,7 @@ from flax import nnx
 
 from psld_jax.models import fir
 from psld_jax.models.structure import Entry, NCSNppConfig, groups
+from psld_jax.xla import materialise
 
 Array = Any
 
@@ -46,7 +47,7 @@ def _zeros(size: int) -> nnx.Param:
 
 def merge(x: Array, y: Array, rescale: bool) -> Array:
     """Sum of two branches, divided by ``sqrt(2)`` if ``rescale``, which keeps the variance; equal shapes."""
-    return (x + y) / math.sqrt(2) if rescale else x + y
+    return materialise((x + y) / math.sqrt(2) if rescale else x + y)
 
 
 class Dense(nnx.Module):
@@ -69,7 +70,7 @@ class Conv3x3(nnx.Module):
         self.bias = _zeros(n_out)
 
     def __call__(self, x: Array) -> Array:
-        return fir.convolve(x, self.kernel[...]) + self.bias.astype(x.dtype)
+        return materialise(fir.convolve(x, self.kernel[...]) + self.bias.astype(x.dtype))
 
 
 class Resample(nnx.Module):
@@ -102,7 +103,7 @@ class ResampleConv(Conv3x3):
             y = fir.conv_downsample_2d(x, kernel, self.taps)
         else:
             y = fir.convolve(x, kernel, stride=2, padding=((0, 1), (0, 1)))
-        return y + self.bias.astype(x.dtype)
+        return materialise(y + self.bias.astype(x.dtype))
 
 
 class GroupNorm(nnx.Module):
@@ -115,15 +116,46 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         n, height, width, channels = x.shape
         y = x.reshape(n, height * width, channels).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return group_norm(y, self.scale[...], self.bias[...]).reshape(x.shape).astype(x.dtype)
 
-        def group_mean(a: Array) -> Array:
-            """Mean over pixels, then over the group's channels, ``[n, 1, C]``: two reductions that vectorise well."""
-            means = a.mean(axis=1).reshape(n, groups(channels), -1).mean(axis=2)
-            return jnp.repeat(means, channels // groups(channels), axis=1)[:, None]
 
-        mean = group_mean(y)
-        gain = jax.lax.rsqrt(group_mean((y - mean) ** 2) + 1e-6) * self.scale
-        return ((y - mean) * gain + self.bias).reshape(x.shape).astype(x.dtype)
+@jax.custom_jvp
+def group_norm(x: Array, scale: Array, bias: Array) -> Array:
+    """``scale u + bias``, where ``u = (x - mean) / std`` over pixels and the channels of a group.
+
+    Its derivative is stated: ``du = (dx - mean(dx) - u mean(u dx)) / std``, whose transpose is itself, so that a
+    gradient takes two sums over the pixels. What JAX derives from the formulas takes five.
+
+    Args:
+      x: ``[n, H W, C]``.
+      scale, bias: ``[C]``.
+    """
+    mean, rate = _statistics(x)
+    return (x - mean) * (rate * scale) + bias
+
+
+@group_norm.defjvp
+def _group_norm_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    (x, scale, bias), (dx, dscale, dbias) = primals, tangents
+    mean, rate = _statistics(x)
+    gain, unit = rate * scale, (x - mean) * rate
+    # Per sample and channel before they meet the pixels: then the sums of the transpose are for these two alone.
+    slope = dscale - gain * _group_mean(unit * dx)
+    shift = dbias - gain * _group_mean(dx)
+    return (x - mean) * gain + bias, gain * dx + unit * slope + shift
+
+
+def _statistics(x: Array) -> tuple[Array, Array]:
+    """Mean and 1 / standard deviation of the groups, ``[n, 1, C]``."""
+    mean = _group_mean(x)
+    return mean, jax.lax.rsqrt(_group_mean((x - mean) ** 2) + 1e-6)
+
+
+def _group_mean(x: Array) -> Array:
+    """Mean over pixels, then over the group's channels, ``[n, 1, C]``: two reductions that vectorise well."""
+    channels = x.shape[-1]
+    means = x.mean(axis=1).reshape(len(x), groups(channels), -1).mean(axis=2)
+    return jnp.repeat(means, channels // groups(channels), axis=1)[:, None]
 
 
 class Fourier(nnx.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from psld_jax import blocks, build, checkpoint, evaluate, losses, train
+from psld_jax import blocks, build, checkpoint, evaluate, losses, train, xla
 from psld_jax.distributed import Devices
 from psld_jax.generate import Sampler
 from psld_jax.modes.common import prepared, sampled_model
@@ -47,7 +47,8 @@ def _sampling(sampler: Sampler, config: Any, console: Console) -> None:
     eps_fn, conditions = blocks.as_pytree(sampler.model.eps_fn), sampler.steering
     own = {} if conditions is None else conditions.arrays(np.arange(size))
     keys = jax.random.split(jax.random.key(0), size)
-    _memory("sampling a batch", jax.jit(sampler.run).lower(eps_fn, keys, own), console)
+    run = jax.jit(sampler.run, compiler_options=xla.options())
+    _memory("sampling a batch", run.lower(eps_fn, keys, own), console)
 
 
 def _evaluation(config: Any, console: Console) -> None:

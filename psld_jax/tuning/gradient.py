@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize
 
-from psld_jax import grids
+from psld_jax import grids, xla
 from psld_jax.settings import Setting
 from psld_jax.solve import sample
 from psld_jax.tableau import Tableau, tabulate
@@ -147,7 +147,7 @@ def _floats(table: Tableau) -> dict[str, np.ndarray]:
     return {k: v for k, v in table.rows().items() if v is not None and np.issubdtype(v.dtype, np.floating)}
 
 
-@functools.partial(jax.jit, static_argnames="features")
+@functools.partial(xla.jit, static_argnames="features")
 def _loss_and_slopes(rows, eps_fn, table, z_T, exact, target, floor, features):
     """The logarithm of ``Score.loss`` of the samples, and its derivatives with respect to every coefficient."""
 
