@@ -64,17 +64,20 @@ def seconds(program: Program) -> float:
     return time.perf_counter() - start
 
 
-def by_turns(programs: dict[Any, Program], rounds: int) -> dict[Any, np.ndarray]:
+def by_turns(programs: dict[Any, Program], rounds: int, *, settle: bool = False) -> dict[Any, np.ndarray]:
     """Seconds of every program in every round, ``[rounds]``, after one run that does not count.
 
     What slows the machine down for a while meets all of them. Every other round goes backwards, so that none is always
-    the one that comes after the largest.
+    the one that comes after the largest. With ``settle`` each timed run comes after one of the same program, so that
+    gigabytes which another allocator has just given back to the system are not its time.
     """
     for program in programs.values():
         seconds(program)
     times: dict[Any, list[float]] = {name: [] for name in programs}
     for i in range(rounds):
         for name in list(programs)[:: -1 if i % 2 else 1]:
+            if settle:
+                seconds(programs[name])
             times[name].append(seconds(programs[name]))
     return {name: np.array(values) for name, values in times.items()}
 

@@ -120,7 +120,7 @@ def _timings(kind: str, config: Any, batch: int, options: measure.Options) -> di
             row["unavailable"] = f"torch.compile: {type(error).__name__}: {first_line}"
         else:
             programs[side] = program
-    times = measure.by_turns(programs, options.rounds)
+    times = measure.by_turns(programs, options.rounds, settle=True)
     for side in programs:
         row[f"{side}_seconds"] = measure.spread(times[side])
     for side in (side for side in programs if side != "jax"):

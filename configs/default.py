@@ -2,21 +2,27 @@
 
 from ml_collections import ConfigDict
 
+from psld_jax import sde
+
 
 def get_config() -> ConfigDict:
     """The complete default configuration, locked: an unknown field is an error."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of initial weights, order of images, noise and samples
 
     config.sde = ConfigDict()
-    config.sde.name = "psld"  # psld | vpsde
-    config.sde.gamma = 0.01  # PSLD only, like nu, kappa and decomposition
-    config.sde.nu = 4.01
-    config.sde.kappa = 0.04
-    config.sde.decomposition = "lower"  # lower | upper
-    config.sde.beta_min = 8.0
-    config.sde.beta_max = 8.0
-    config.sde.jitter = 1e-9
+    config.sde.name = "psld"  # psld | vpsde | any in psld_jax/sde
+    config.sde.gamma = 0.01  # friction of the position; PSLD only, like nu, kappa and decomposition
+    config.sde.nu = 4.01  # friction of the momentum; 4 / (gamma - nu)^2 is the mass
+    config.sde.kappa = 0.04  # variance of the momentum at t = 0, in masses
+    config.sde.decomposition = "lower"  # lower | upper: Cholesky factor of the covariances
+    config.sde.beta_min = 8.0  # rate at t = 0, linear in t
+    config.sde.beta_max = 8.0  # and at t = 1
+    config.sde.jitter = 1e-9  # added to variances
+    for name in sde.available():
+        for key, value in sde.parameters(name).items():
+            if key not in config.sde:
+                config.sde[key] = value
 
     config.model = ConfigDict()
     # mixture: the exact score of the smoothed data | ncsnpp: NCSN++ | ncsnpp_clf: its classifier |
@@ -34,16 +40,16 @@ def get_config() -> ConfigDict:
     config.model.out_ch = 6
     config.model.image_size = 32
     config.model.nonlinearity = "swish"  # swish | elu | relu | lrelu
-    config.model.nf = 128
-    config.model.ch_mult = (1, 2, 2, 2)
-    config.model.num_res_blocks = 2
-    config.model.attn_resolutions = (16,)
+    config.model.nf = 128  # channels at the full size
+    config.model.ch_mult = (1, 2, 2, 2)  # times nf, by resolution
+    config.model.num_res_blocks = 2  # at every resolution on the way down; one more on the way up
+    config.model.attn_resolutions = (16,)  # image sizes at which pixels attend to each other
     config.model.dropout = 0.1
-    config.model.resamp_with_conv = True
-    config.model.noise_cond = True
-    config.model.fir = False
+    config.model.resamp_with_conv = True  # ddpm blocks: a convolution with every change of resolution
+    config.model.noise_cond = True  # the network is told the time
+    config.model.fir = False  # resample with the filter below, not by means and repetition
     config.model.fir_kernel = (1, 3, 3, 1)
-    config.model.skip_rescale = True
+    config.model.skip_rescale = True  # sums of two branches over sqrt(2)
     config.model.resblock_type = "biggan"  # biggan | ddpm
     config.model.progressive = "none"  # none | output_skip | residual
     config.model.progressive_input = "none"  # none | input_skip | residual
@@ -51,8 +57,8 @@ def get_config() -> ConfigDict:
     config.model.embedding_type = "positional"  # positional | fourier
     # The network is given so many times t: 1 for networks of PSLD, 999 for VP networks of score_sde_pytorch.
     config.model.time_scale = 1.0
-    config.model.init_scale = 0.0
-    config.model.fourier_scale = 16.0
+    config.model.init_scale = 0.0  # initial scale of the last layer of each branch
+    config.model.fourier_scale = 16.0  # standard deviation of the frequencies
     config.model.num_labels = 0  # classes that the score network is told; 0: none
     config.model.dtype = "float32"  # float32 | bfloat16, of the activations
 
@@ -80,8 +86,8 @@ def get_config() -> ConfigDict:
     config.train.objective = "hsm"  # hsm | dsm
     config.train.weighting = "fid"  # fid | nll
     config.train.norm = "l2"  # l2 | l1
-    config.train.reduce_mean = True
-    config.train.t_min = 1e-5
+    config.train.reduce_mean = True  # means over an image and over the batch, else sums
+    config.train.t_min = 1e-5  # the earliest time that is drawn
     config.train.time_sampling = "uniform"  # uniform | stratified
     config.train.optimizer = "adam"  # adam | adamw
     config.train.lr = 2e-4
@@ -113,11 +119,11 @@ def get_config() -> ConfigDict:
     config.sampler.grid = "auto"
     config.sampler.rho = 7.0  # of the power grid
     config.sampler.tuned = ""  # a samplers.json that --mode tune wrote; empty: the model's own, if it has one
-    config.sampler.t_end = 1e-3
-    config.sampler.denoise = True
+    config.sampler.t_end = 1e-3  # where the grid ends
+    config.sampler.denoise = True  # an Euler step from there to 0, 1 evaluation
     config.sampler.hyper = ConfigDict()  # hyper-parameters by name, e.g. --config.sampler.hyper.lam=1.0
-    for name, value in (("lam", 0.5), ("lam_s", 1.0)):
-        config.sampler.hyper[name] = value
+    config.sampler.hyper.lam = 0.5  # lambda of conjugate integrators
+    config.sampler.hyper.lam_s = 1.0  # scale of the noise of stochastic reduced splittings
     config.sampler.hyper.noise_scaling = "step"  # step | mean_time
     config.sampler.hyper.beta_rule = "exact"  # exact | original (SSCS)
     config.sampler.hyper.prediction = "data"  # eps | eps_r | data (exponential integrators)
@@ -192,9 +198,9 @@ def get_config() -> ConfigDict:
     config.likelihood.num_images = 64  # test images of config.data
     config.likelihood.draws = 4  # of the momentum and of Hutchinson's signs, for each image
     config.likelihood.divergence = "hutchinson"  # hutchinson | exact (small images)
-    config.likelihood.t_end = 1e-5
-    config.likelihood.solver = "rk45"
-    config.likelihood.rtol = 1e-4
+    config.likelihood.t_end = 1e-5  # where the density is taken
+    config.likelihood.solver = "rk45"  # rk23 | rk45 | tsit5 | dopri8
+    config.likelihood.rtol = 1e-4  # of a step, for states and for the density
     config.likelihood.atol = 1e-4
     config.likelihood.batch_size = 64
 

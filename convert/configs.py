@@ -10,16 +10,13 @@ from typing import Any
 from psld_jax import build
 from psld_jax.errors import unknown
 from psld_jax.models import NCSNppConfig
+from psld_jax.sde import named
 
 from .pickle_vm import clip
 from .structure import Structure
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(NCSNppConfig)}
 _NAMES = {False: "ncsnpp", True: "ncsnpp_clf"}
-_SDE_FIELDS = {
-    "psld": ("beta_min", "beta_max", "gamma", "nu", "kappa", "decomposition"),
-    "vpsde": ("beta_min", "beta_max"),
-}
 
 
 def network(config: Any) -> tuple[NCSNppConfig, int | None]:
@@ -106,7 +103,8 @@ def _ask(structure: Structure, values: dict[str, Any]) -> None:
     if structure.n_classes is None:
         sde = values.get("sde.name", structure.sde)
         needed += [] if structure.sde else ["sde.name"]
-        needed += [f"sde.{field}" for field in _SDE_FIELDS.get(str(sde), _SDE_FIELDS["psld"])]
+        known = sde if sde in named.available() else "psld"
+        needed += [f"sde.{field}" for field in named.parameters(known) if field != "jitter"]  # no original has that
     if values.get("model.fir") is False and "model.fir_kernel" in needed:
         needed.remove("model.fir_kernel")
     missing = [field for field in needed if field not in values]

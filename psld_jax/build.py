@@ -22,7 +22,7 @@ from psld_jax.data import Dataset, open_dataset
 from psld_jax.errors import is_count, unknown
 from psld_jax.inpainting import check_mask
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
-from psld_jax.sde import PSLD, VPSDE, LinearSDE
+from psld_jax.sde import LinearSDE, named
 from psld_jax.settings import Tuned, read_tuned
 from psld_jax.solve import SOLVERS
 
@@ -150,13 +150,10 @@ def build_sde(config: Any) -> LinearSDE:
     Raises:
       ValueError: for an unknown name, or values out of range.
     """
-    c = config.sde
-    if c.name == "psld":
-        sde = PSLD(c.gamma, c.nu, c.beta_min, c.beta_max, c.kappa, c.decomposition, c.jitter)
-    elif c.name == "vpsde":
-        sde = VPSDE(c.beta_min, c.beta_max, c.jitter)
-    else:
-        raise unknown("config.sde.name", c.name, ("psld", "vpsde"))
+    name = config.sde.name
+    if name not in named.available():
+        raise unknown("config.sde.name", name, named.available())
+    sde = named.get(name, **{key: config.sde[key] for key in named.parameters(name)})
     return sde if config.model.data_std == 0 else sde.preconditioned(config.model.data_std)
 
 

@@ -1,7 +1,24 @@
 """Command line: ``python -m psld_jax.main --config configs/NAME.py --mode MODE --workdir DIR``.
 
-Every field of a configuration can be set: ``--config.sampler.name=reduced_oba --config.sampler.nfe=50``; what they mean
-is in ``configs/default.py``. ``--mode list`` shows samplers, configurations, networks and data sets.
+A configuration says which model, data and sampler; a mode, what to do with them. Samples of the network that ships:
+
+    python -m psld_jax.main --config configs/saved.py --config.model.checkpoint=mnist --workdir runs/first
+
+Any field of a configuration can be set; configs/default.py has them all, and what they mean. Another sampler and budget
+(--mode list has the names), many samples as files, conditions:
+
+    --config.sampler.name=ROBA --config.sampler.nfe=50
+    --config.sampling.num_samples=50000 --config.sampling.save=png
+    --config.steer.labels="(3,)" --config.steer.classifier=mnist_clf
+
+A model of your own is the directory it was trained in. What is stopped or killed goes on with the same command:
+
+    python -m psld_jax.main --config configs/mnist.py --config.data.path=DIR --mode train --workdir runs/own
+    python -m psld_jax.main --config configs/saved.py --config.model.checkpoint=runs/own --mode tune --workdir runs/a
+    python -m psld_jax.main --config configs/saved.py --config.model.checkpoint=runs/own --mode sample --workdir runs/b
+
+python -m psld_jax.convert makes such a directory of a PyTorch checkpoint. --dry_run with any of these prints what would
+run, its evaluations and memory, and does nothing. Bad input ends with one line and exit status 1.
 """
 
 from __future__ import annotations

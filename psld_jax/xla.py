@@ -53,7 +53,7 @@ def jit(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
 
 
 def materialise(x: Array) -> Array:
-    """The array itself, computed once: on a CPU, nothing is fused across it, in derivatives neither.
+    """The array itself, ``[...]``, computed once: on a CPU, nothing is fused across it, in derivatives neither.
 
     XLA fuses what computes an array into everything that uses it. Along a chain of residual blocks, every sum over a
     gradient would compute the gradients of all blocks behind it again; ``lax.optimization_barrier`` alone is dropped

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from psld_jax import assets
-from psld_jax.data import DATASETS, open_dataset
+from psld_jax.data import available, open_dataset
 from psld_jax.data.dataset import _split
 from psld_jax.data.fitting import Fitting
 from psld_jax.data.source import Source
@@ -73,7 +73,7 @@ def test_a_dataset_is_a_source_for_grain_and_can_be_pickled(tmp_path):
 
 def test_names_and_options_are_checked_before_any_file_is_looked_at(tmp_path):
     assert "Did you mean 'mnist'" in refused("mnits", tmp_path)
-    for name in DATASETS:
+    for name in available():
         assert name in refused("?", tmp_path)
     nowhere = tmp_path / "nowhere"
     assert "unknown split 'val'. Allowed: test, train" in refused("mnist", nowhere, "val")

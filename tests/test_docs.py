@@ -17,6 +17,7 @@ import sys
 import textwrap
 import unicodedata
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
@@ -25,8 +26,10 @@ from ml_collections import config_flags
 from psld_jax.convert.__main__ import _parser as convert_parser
 
 import psld_jax as pj
-from psld_jax import build, convert, data, main
+from psld_jax import build, convert, main
+from psld_jax.data import source
 from psld_jax.integrators import base
+from psld_jax.sde import named
 
 ROOT = Path(__file__).parent.parent
 GUIDE = sorted((ROOT / "docs").rglob("*.md"))
@@ -50,13 +53,11 @@ def blocks(path, *languages):
 @contextlib.contextmanager
 def registries_as_they_were():
     """What a page adds by name is gone after it: other tests run over everything that has a name."""
-    kept = [(registry, dict(registry)) for registry in (base._REGISTRY, data.DATASETS)]
-    try:
+    with contextlib.ExitStack() as stack:
+        for registry in (base._REGISTRY, named._REGISTRY, source.READERS):
+            assert registry.names()  # all that is there, before it is kept
+            stack.enter_context(mock.patch.dict(registry.entries))
         yield
-    finally:
-        for registry, content in kept:
-            registry.clear()
-            registry.update(content)
 
 
 @pytest.mark.parametrize("path", [path for path in GUIDE if blocks(path, "python")], ids=page_id)
@@ -120,6 +121,16 @@ def test_every_command_is_understood(path, monkeypatch):
     assert commands(path)
     for words in commands(path):
         check_command(words)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_every_command_of_the_help_is_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = [shlex.split(line) for line in str(main.__doc__).splitlines() if line.startswith("    ")]
+    first = next(words for words in lines if words[0] == "python")
+    assert len(lines) == 7
+    for words in lines:
+        check_command(words if words[0] == "python" else [*first, *words])
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

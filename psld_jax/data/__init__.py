@@ -1,6 +1,7 @@
 """Image data: sets of images on disk, and endless batches from them that depend on the seed and the step alone."""
 
-from psld_jax.data.dataset import DATASETS, Dataset, open_dataset
+from psld_jax.data.dataset import Dataset, open_dataset
 from psld_jax.data.pipeline import Batches
+from psld_jax.data.source import Source, available, register
 
-__all__ = ["DATASETS", "Batches", "Dataset", "open_dataset"]
+__all__ = ["Batches", "Dataset", "Source", "available", "open_dataset", "register"]

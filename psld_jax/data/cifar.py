@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax.data.source import Source, check_labels
+from psld_jax.data.source import Source, check_labels, register
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _BATCHES = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
@@ -24,6 +24,7 @@ _MAX_BYTES = 2**25  # of a batch file, which has 31 million
 _MAX_OPCODES = 500_000  # of a pickle, which has 40,000
 
 
+@register("cifar10")
 def read_cifar10(path: Path, split: str, labels: bool) -> Source:
     """A directory with ``cifar-10-batches-py`` or ``-bin`` or an archive of one, or one of these itself.
 

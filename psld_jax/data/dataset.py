@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from psld_jax.data.cifar import read_cifar10
 from psld_jax.data.fitting import FITS, Fitting
-from psld_jax.data.folder import CorruptImage, decode, read_folder
-from psld_jax.data.readers import DIGIT_NAMES, FASHION_NAMES, read_arrays, read_digits, read_idx
-from psld_jax.data.source import Source
+from psld_jax.data.folder import CorruptImage, decode
+from psld_jax.data.source import READERS, Source
 from psld_jax.errors import is_count, unknown
 
-DATASETS: dict[str, Callable[..., Source]] = {
-    "arrays": read_arrays,
-    "cifar10": read_cifar10,
-    "digits": read_digits,
-    "fashion_mnist": functools.partial(read_idx, class_names=FASHION_NAMES, title="Fashion-MNIST"),
-    "folder": read_folder,
-    "mnist": functools.partial(read_idx, class_names=DIGIT_NAMES, title="MNIST"),
-}
 SPLITS = ("train", "test")
 ON_CORRUPT = ("error", "skip")
 
@@ -154,8 +142,7 @@ def open_dataset(
       ValueError: for options out of range, and with the file's name for one that is missing, damaged or unfit. Images
         in a folder are decoded, and their sizes compared, when they are asked for.
     """
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+    reader = READERS[name]
     for option, value, allowed in (
         ("split", split, SPLITS),
         ("fit", fit, FITS),
@@ -177,7 +164,6 @@ def open_dataset(
     if name != "digits" and not path:
         raise ValueError(f"the data set {name!r} needs the path of its files")
     fitting = Fitting(int(image_size), fit, int(center_crop), int(channels), bool(convert_channels))
-    reader = DATASETS[name]
     source = reader(Path(path) if path else None, split, labels=labels)
     numbers = _split(source, split, holdout)
     if num_points > len(numbers):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from psld_jax.data.source import Source
+from psld_jax.data.source import Source, register
 
 # What a file is called, and what it may hold: Pillow knows formats that start other programs.
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -20,6 +20,7 @@ class CorruptImage(ValueError):
     """The content of a file is no image, or a damaged one."""
 
 
+@register("folder")
 def read_folder(path: Path, split: str, labels: bool) -> Source:
     """All image files below a directory but hidden ones, sorted by their relative paths; nothing is decoded yet.
 

@@ -5,6 +5,7 @@ A reader takes the path, the split and whether labels are required. A ``ValueErr
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
 import zipfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from psld_jax import assets
-from psld_jax.data.source import Source, check_labels
+from psld_jax.data.source import Source, check_labels, register
 
 DIGIT_NAMES = tuple("0123456789")
 FASHION_NAMES = (
@@ -26,6 +27,7 @@ _MAX_CLASSES = 2**16
 _MAX_CHANNELS = 4
 
 
+@register("digits")
 def read_digits(path: Path | None, split: str, labels: bool) -> Source:
     """The embedded digits, float32 in [-1, 1], without a test split."""
     images, numbers = assets.digits()
@@ -45,6 +47,10 @@ def read_idx(path: Path, split: str, labels: bool, *, class_names: tuple[str, ..
         raise ValueError(f"{images_file} has {len(images)} images, but {labels_file} has {len(numbers)} labels")
     check_labels(numbers, len(class_names), str(labels_file))
     return Source(images[..., None], numbers.astype(np.int32), class_names, True, str(images_file))
+
+
+register("mnist")(functools.partial(read_idx, class_names=DIGIT_NAMES, title="MNIST"))
+register("fashion_mnist")(functools.partial(read_idx, class_names=FASHION_NAMES, title="Fashion-MNIST"))
 
 
 def _read_idx(path: Path, shape: tuple[int, ...], title: str) -> tuple[Path, np.ndarray]:
@@ -73,6 +79,7 @@ def _read_idx(path: Path, shape: tuple[int, ...], title: str) -> tuple[Path, np.
     return found, np.frombuffer(data, np.uint8).reshape(count, *shape)
 
 
+@register("arrays")
 def read_arrays(path: Path, split: str, labels: bool) -> Source:
     """Images of one shape in a .npy, which stays on disk, or in a .npz, maybe with ``labels``.
 

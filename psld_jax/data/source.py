@@ -1,10 +1,13 @@
-"""What a reader returns."""
+"""What a reader returns, and how it gets a name."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+from psld_jax.registry import Registry
 
 
 class Source(NamedTuple):
@@ -23,6 +26,31 @@ class Source(NamedTuple):
     class_names: tuple[str, ...] | None
     has_split: bool
     where: str
+
+
+#: Functions of a path, a split, and whether labels are needed.
+READERS: Registry[Callable[..., Source]] = Registry("data set", "psld_jax.data")
+
+Reader = TypeVar("Reader", bound=Callable[..., Source])
+
+
+def register(name: str) -> Callable[[Reader], Reader]:
+    """Decorator: make ``read(path, split, labels)``, which gives a :class:`Source`, available as ``config.data.name``.
+
+    Raises:
+      ValueError: when decorating, if the name is taken.
+    """
+
+    def decorate(reader: Reader) -> Reader:
+        READERS.add(name, reader)
+        return reader
+
+    return decorate
+
+
+def available() -> tuple[str, ...]:
+    """Names of all data sets, sorted."""
+    return READERS.names()
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str) -> None:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from psld_jax.errors import unknown
+from psld_jax.registry import Registry
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
 
 
@@ -123,7 +122,7 @@ class _Entry:
     aliases: tuple[str, ...]
 
 
-_REGISTRY: dict[str, _Entry] = {}
+_REGISTRY: Registry[_Entry] = Registry("integrator", "psld_jax.integrators")
 
 
 def register(
@@ -139,26 +138,15 @@ def register(
     """
 
     def decorate(fn: StepFn) -> StepFn:
-        if name in _REGISTRY:
-            raise ValueError(f"integrator {name!r} is registered twice")
-        _REGISTRY[name] = _Entry(fn, order, aliases)
+        _REGISTRY.add(name, _Entry(fn, order, aliases))
         return fn
 
     return decorate
 
 
-@functools.cache
-def _discover() -> None:
-    """Import every module of this package: each registers its integrators."""
-    package = importlib.import_module("psld_jax.integrators")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-
-
 def available() -> tuple[str, ...]:
     """Canonical names of all integrators, sorted."""
-    _discover()
-    return tuple(sorted(_REGISTRY))
+    return _REGISTRY.names()
 
 
 def aliases(name: str) -> tuple[str, ...]:
@@ -185,11 +173,9 @@ def get(name: str, **hyper: Any) -> Integrator:
     Raises:
       ValueError: for an unknown name or hyper-parameter (with the nearest known one), or a value out of range.
     """
-    _discover()
-    aliases = {alias.lower(): key for key, entry in _REGISTRY.items() for alias in entry.aliases}
-    key = name if name in _REGISTRY else aliases.get(str(name).lower(), name)
-    if key not in _REGISTRY:
-        raise unknown("integrator", name, _REGISTRY)
+    names = _REGISTRY.names()
+    aliases = {alias.lower(): key for key in names for alias in _REGISTRY[key].aliases}
+    key = name if name in names else aliases.get(str(name).lower(), name)
     entry = _REGISTRY[key]
     defaults = {p.name: p.default for p in inspect.signature(entry.fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for given in hyper:

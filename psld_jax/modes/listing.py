@@ -5,13 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from psld_jax import assets, build, integrators
-from psld_jax.data.dataset import DATASETS
+from psld_jax import assets, build, data, integrators, sde
 from psld_jax.solve import SOLVERS
 
 
 def list_choices(console: Console) -> None:
-    """Print samplers with order, evaluations a step and kind, configurations, networks that ship, and data sets."""
+    """Print samplers with order, evaluations a step and kind, and all else that has a name."""
     console.print("Samplers; NFE is of one step. psld_jax.integrators.describe(NAME) gives equation and source.")
     table = Table(box=None, pad_edge=False)
     for column in ("sampler", "also", "order", "NFE", "kind"):
@@ -29,6 +28,7 @@ def list_choices(console: Console) -> None:
     for title, names in (
         ("configurations (--config configs/NAME.py)", [p.stem for p in build.config_directory().glob("*.py")]),
         ("networks that ship (config.model.checkpoint, psld_jax.load)", assets.NETWORKS),
-        ("data sets (config.data.name)", DATASETS),
+        ("diffusions (config.sde.name)", sde.available()),
+        ("data sets (config.data.name)", data.available()),
     ):
         console.print(f"{title}: {', '.join(sorted(names))}")

@@ -8,10 +8,12 @@ import numpy as np
 from scipy.special import gammainc
 
 from psld_jax.sde.base import LinearSDE
+from psld_jax.sde.named import register
 
 Array = Any
 
 
+@register("psld")
 class PSLD(LinearSDE):
     """Phase Space Langevin Diffusion: position ``x`` and momentum ``m``, critically damped.
 

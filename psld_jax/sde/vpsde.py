@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from psld_jax.sde.base import LinearSDE
+from psld_jax.sde.named import register
 
 Array = Any
 
 
+@register("vpsde")
 class VPSDE(LinearSDE):
     """The variance-preserving SDE, K = 1: ``dx = -beta(t)/2 x dt + sqrt(beta(t)) dw`` (Song et al., 2021, eq. 11).
 

@@ -1,0 +1,61 @@
+"""Diffusions by name: what ``config.sde.name`` may be, and the fields of ``config.sde``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from psld_jax.registry import Registry
+from psld_jax.sde.base import LinearSDE
+
+_REGISTRY: Registry[type[LinearSDE]] = Registry("diffusion", "psld_jax.sde")
+
+Class = TypeVar("Class", bound=type[LinearSDE])
+
+
+def register(name: str) -> Callable[[Class], Class]:
+    """Decorator: make a subclass of :class:`LinearSDE` available as ``config.sde.name``.
+
+    The arguments of its constructor become fields of ``config.sde``, with its defaults where another diffusion has not
+    given one already.
+
+    Raises:
+      ValueError: when decorating, if the name is taken, or an argument has no default.
+    """
+
+    def decorate(cls: Class) -> Class:
+        missing = [key for key, default in _arguments(cls).items() if default is inspect.Parameter.empty]
+        if missing:
+            raise ValueError(f"diffusion {name!r} needs defaults for {', '.join(missing)}: configurations have them")
+        _REGISTRY.add(name, cls)
+        return cls
+
+    return decorate
+
+
+def available() -> tuple[str, ...]:
+    """Names of all diffusions, sorted."""
+    return _REGISTRY.names()
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """The arguments of the diffusion ``name``, and their defaults.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    return _arguments(_REGISTRY[name])
+
+
+def get(name: str, **values: Any) -> LinearSDE:
+    """The diffusion ``name`` with these arguments, and defaults for the others.
+
+    Raises:
+      ValueError: for an unknown name (with the nearest known one), or as the diffusion itself does.
+    """
+    return _REGISTRY[name](**values)
+
+
+def _arguments(cls: type[LinearSDE]) -> dict[str, Any]:
+    return {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
