@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from psld_jax import build
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 from psld_jax.models import NCSNppConfig
 from psld_jax.sde import named
 
@@ -26,8 +26,7 @@ def network(config: Any) -> tuple[NCSNppConfig, int | None]:
       ValueError: if ``config.model.name`` is neither ``ncsnpp`` nor ``ncsnpp_clf``, or for values out of range.
     """
     model = config.model
-    if model.name not in _NAMES.values():
-        raise unknown("config.model.name", model.name, _NAMES.values())
+    check_choice("config.model.name", model.name, _NAMES.values())
     return build.network_options(config), model.n_classes if model.name == _NAMES[True] else None
 
 
@@ -75,8 +74,7 @@ def _cast(config: Any, field: str, value: Any) -> Any:
     """The value in the type that the field has."""
     section, _, key = field.partition(".")
     known = [name for name in build.fields(config) if name.count(".") == 1]
-    if field not in known:
-        raise unknown("field", field, known)
+    check_choice("field", field, known)
     default = config[section][key]
     if isinstance(default, float) and type(value) is int:
         return float(value)

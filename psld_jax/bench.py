@@ -15,7 +15,7 @@ from rich.table import Table
 
 from psld_jax import grids, integrators, metrics, random
 from psld_jax.build import Model, sampler_hyper
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 from psld_jax.settings import Setting
 from psld_jax.solve import sample, sample_ode
 from psld_jax.tableau import Tableau, denoising
@@ -55,8 +55,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
     if sde.num_blocks == 1:
         samplers = tuple(name for name in samplers if integrators.get(name).applies_to(sde))
     for grid in config.bench.grids:
-        if grid not in grids.available():
-            raise unknown("grid", grid, grids.available())
+        check_choice("grid", grid, grids.available())
     t_end, denoise = config.sampler.t_end, config.sampler.denoise
     law = metrics.mixture_statistics(model.data, config.model.bandwidth)
     keys = random.sample_keys(jax.random.key(config.seed), np.arange(n))

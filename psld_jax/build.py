@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from psld_jax import assets, checkpoint, integrators, losses, operators, optim, scores
 from psld_jax.data import Dataset, open_dataset
-from psld_jax.errors import is_count, unknown
+from psld_jax.errors import check_choice, is_count, unknown
 from psld_jax.inpainting import check_mask
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 from psld_jax.sde import LinearSDE, named
@@ -113,8 +113,7 @@ def override(config: Any, values: dict[str, Any]) -> Any:
     """
     config, known = config.copy_and_resolve_references(), fields(config)
     for name, value in values.items():
-        if name not in known:
-            raise unknown("config field", name, known)
+        check_choice("config field", name, known)
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError as error:
@@ -129,8 +128,7 @@ def check_overrides(argv: list[str]) -> None:
     path = arguments.pop("config", "") or (argv[position[-1] + 1] if position and position[-1] + 1 < len(argv) else "")
     known = fields(load_config(path))
     for name in arguments:
-        if name.removeprefix("config.") not in known:
-            raise unknown("config field", name.removeprefix("config."), known)
+        check_choice("config field", name.removeprefix("config."), known)
 
 
 def from_dict(values: dict[str, Any]) -> Any:
@@ -151,8 +149,7 @@ def build_sde(config: Any) -> LinearSDE:
       ValueError: for an unknown name, or values out of range.
     """
     name = config.sde.name
-    if name not in named.available():
-        raise unknown("config.sde.name", name, named.available())
+    check_choice("config.sde.name", name, named.available())
     sde = named.get(name, **{key: config.sde[key] for key in named.parameters(name)})
     return sde if config.model.data_std == 0 else sde.preconditioned(config.model.data_std)
 
@@ -174,8 +171,7 @@ def build_model(config: Any) -> Model | Classifier:
       ValueError: for unknown names, values out of range, or weights that are missing or do not fit.
     """
     name = config.model.name
-    if name not in MODELS:
-        raise unknown("config.model.name", name, MODELS)
+    check_choice("config.model.name", name, MODELS)
     return _mixture_model(config) if name == "mixture" else _saved_model(config)
 
 

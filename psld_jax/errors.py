@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,12 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ValueError(f"unknown {what} {value!r}.{hint} Allowed: {', '.join(allowed)}")
+
+
+def check_choice(what: str, value: object, allowed: Collection[Any]) -> None:
+    """Raise that ``ValueError`` unless ``value`` is in ``allowed``."""
+    if value not in allowed:
+        raise unknown(what, value, allowed)
 
 
 def is_count(value: Any, least: int = 1) -> bool:

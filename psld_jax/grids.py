@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from psld_jax.errors import is_count, unknown
+from psld_jax.errors import check_choice, is_count
 
 if TYPE_CHECKING:
     from psld_jax.integrators import Integrator
@@ -145,8 +145,7 @@ def get(name: str) -> Callable[..., np.ndarray]:
     Raises:
       ValueError: for an unknown name; it lists the known ones.
     """
-    if name not in _GRIDS:
-        raise unknown("grid", name, _GRIDS)
+    check_choice("grid", name, _GRIDS)
     return _GRIDS[name]
 
 

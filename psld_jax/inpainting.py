@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from psld_jax import blocks
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 from psld_jax.sde import LinearSDE
 from psld_jax.tableau import Tableau
 
@@ -80,8 +80,7 @@ def known_pixels(
     x = jnp.asarray(x)
     if not isinstance(mask, Tracer):  # inside a program, who made it has checked it
         check_mask(np.asarray(mask), x.shape)
-    if time not in TIMES:
-        raise unknown("time of known pixels", time, TIMES)
+    check_choice("time of known pixels", time, TIMES)
     times = table.times if time == "current" else np.append(table.times[0], table.times[:-1])
     # At t = 0 a known pixel is what it is; its momentum there is not asked for.
     noisy = np.where(table.times > 0, 1.0, 0.0)[:, None, None]

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 
 Array = Any
 
@@ -25,8 +25,7 @@ def image_levels(images: Array, how: str = "truncate") -> Array:
     Raises:
       ValueError: for another way, or images of other integers.
     """
-    if how not in LEVELS:
-        raise unknown("way to levels", how, LEVELS)
+    check_choice("way to levels", how, LEVELS)
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32)

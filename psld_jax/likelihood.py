@@ -13,7 +13,7 @@ import numpy as np
 from psld_jax import blocks, random, xla
 from psld_jax.build import Model
 from psld_jax.device import to_device
-from psld_jax.errors import check_counts, unknown
+from psld_jax.errors import check_choice, check_counts
 from psld_jax.latent import momentum_law, start_state
 from psld_jax.sde import LinearSDE
 from psld_jax.solve import check_solver, evaluate, integrate, velocity
@@ -97,8 +97,7 @@ def log_likelihood(
     """
     check_counts(draws=draws)
     check_solver(solver, rtol, atol)
-    if divergence not in DIVERGENCES:
-        raise unknown("divergence", divergence, DIVERGENCES)
+    check_choice("divergence", divergence, DIVERGENCES)
     if not 0 < t_end < 1:
         raise ValueError(f"need 0 < t_end < 1, got t_end={t_end}")
     sde, images = model.sde, jnp.asarray(images)

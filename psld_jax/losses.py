@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from psld_jax import blocks
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice, unknown
 from psld_jax.scores.network import predicted_blocks
 from psld_jax.sde import LinearSDE
 from psld_jax.sde.base import cholesky
@@ -95,8 +95,7 @@ class _Perturbation:
     reduce_mean: bool
 
     def __init__(self, sde: LinearSDE, objective: str):
-        if objective not in OBJECTIVES:
-            raise unknown("training objective", objective, OBJECTIVES)
+        check_choice("training objective", objective, OBJECTIVES)
         self.sde = sde
         draws_start = objective == "dsm" and bool(np.any(sde.initial_cov))
         self.start_factor = cholesky(sde.initial_cov) if draws_start else None
@@ -152,9 +151,8 @@ class ScoreLoss(_Perturbation):
         reduce_mean: bool = True,
     ):
         super().__init__(sde, objective)
-        for what, value, allowed in (("loss weighting", weighting, WEIGHTINGS), ("loss norm", norm, NORMS)):
-            if value not in allowed:
-                raise unknown(what, value, allowed)
+        check_choice("loss weighting", weighting, WEIGHTINGS)
+        check_choice("loss norm", norm, NORMS)
         if (weighting, norm) == ("nll", "l1"):
             raise ValueError("weighting='nll' weights squared errors: norm='l1' must be 'l2'")
         if self.start_factor is not None and sde.data_std is not None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax.errors import check_counts, unknown
+from psld_jax.errors import check_choice, check_counts
 
 Array = Any
 Operator = Callable[[Array], Array]
@@ -60,8 +60,7 @@ def blur(std: float) -> Operator:
 
 def by_name(name: str, *, factor: int = 4, std: float = 2.0) -> Operator:
     """An operator by its name, for the command line; ``ValueError`` for an unknown one."""
-    if name not in OPERATORS:
-        raise unknown("operator", name, OPERATORS)
+    check_choice("operator", name, OPERATORS)
     return downsample(factor) if name == "downsample" else blur(std)
 
 
@@ -80,7 +79,6 @@ def half_mask(name: str, image_shape: tuple[int, ...]) -> np.ndarray:
         "bottom": np.s_[:, h // 2 :],
         "center": np.s_[:, h // 4 : h - h // 4, w // 4 : w - w // 4],
     }
-    if name not in halves:
-        raise unknown("mask", name, halves)
+    check_choice("mask", name, halves)
     mask[halves[name]] = 1
     return 1 - mask if name == "center" else mask

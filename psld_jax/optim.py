@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 
 Array = Any
 
@@ -25,8 +25,7 @@ def learning_rate(lr: float, warmup: int, schedule: str, steps: int, final: floa
     Raises:
       ValueError: for an unknown schedule, a rate that is not positive, or a warm-up that leaves no steps to fall in.
     """
-    if schedule not in SCHEDULES:
-        raise unknown("learning rate schedule", schedule, SCHEDULES)
+    check_choice("learning rate schedule", schedule, SCHEDULES)
     if not 0 < lr < float("inf"):
         raise ValueError(f"learning rate {lr} must be a finite number > 0")
     if not 0 <= final <= 1:
@@ -68,8 +67,7 @@ def optimizer(
     Raises:
       ValueError: for an unknown name, or numbers out of range.
     """
-    if name not in OPTIMIZERS:
-        raise unknown("optimizer", name, OPTIMIZERS)
+    check_choice("optimizer", name, OPTIMIZERS)
     if not (0 <= beta_1 < 1 and 0 <= beta_2 < 1 and eps > 0):
         raise ValueError(f"Adam needs 0 <= beta < 1 and eps > 0, got beta_1={beta_1}, beta_2={beta_2}, eps={eps}")
     # What is switched off keeps its place, so that it can be switched on when a run is resumed.

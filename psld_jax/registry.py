@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from typing import Generic, TypeVar
 
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 
 T = TypeVar("T")
 
@@ -45,8 +45,7 @@ class Registry(Generic[T]):
         Raises:
           ValueError: for an unknown one, with the nearest that is known.
         """
-        if name not in self.names():
-            raise unknown(self.what, name, self.entries)
+        check_choice(self.what, name, self.names())
         return self.entries[name]
 
     @functools.cache  # noqa: B019 (a registry lives as long as the program)

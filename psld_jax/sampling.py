@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from psld_jax import distributed
-from psld_jax.errors import check_counts, unknown
+from psld_jax.errors import check_choice, check_counts
 from psld_jax.generate import Sampler
 from psld_jax.journal import check_same, replace
 from psld_jax.levels import LEVELS, to_levels
@@ -61,9 +61,8 @@ def write_samples(
       ValueError: for options out of range, or a directory with images of something else.
     """
     check_counts(n=n, batch_size=batch_size)
-    for what, value, allowed in (("form of images", form, FORMS), ("way to levels", levels, LEVELS)):
-        if value not in allowed:
-            raise unknown(what, value, allowed)
+    check_choice("form of images", form, FORMS)
+    check_choice("way to levels", levels, LEVELS)
     if sampler.steering is not None:
         sampler.steering.check(n)
     about = {"seed": seed, "form": form, "levels": levels, "sampler": sampler.about(), **(about or {})}

@@ -12,7 +12,7 @@ import numpy as np
 
 from psld_jax import blocks, random, xla
 from psld_jax.device import TimeFunction, to_device
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 from psld_jax.inpainting import Known
 from psld_jax.integrators.baselines import euler_stage
 from psld_jax.sde import LinearSDE
@@ -257,8 +257,7 @@ def encode_ode(
 
 def check_solver(solver: str, rtol: float, atol: float) -> None:
     """Raise a ``ValueError`` for an unknown solver, or tolerances that are not > 0."""
-    if solver not in SOLVERS:
-        raise unknown("ODE solver", solver, SOLVERS)
+    check_choice("ODE solver", solver, SOLVERS)
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"rtol={rtol} and atol={atol} must be > 0")
 

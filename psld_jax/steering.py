@@ -12,7 +12,7 @@ import numpy as np
 
 from psld_jax import build, scores
 from psld_jax.build import Classifier, Model
-from psld_jax.errors import check_counts, check_images, unknown
+from psld_jax.errors import check_choice, check_counts, check_images
 from psld_jax.inpainting import Known, check_mask, known_pixels
 from psld_jax.scores.guidance import POSTERIORS
 from psld_jax.tableau import Tableau
@@ -66,8 +66,7 @@ class Steering:
             check_images("known images", self.known, model.image_shape)
             check_mask(np.asarray(self.mask), np.shape(self.known))
         if self.operator is not None:
-            if self.posterior not in POSTERIORS:
-                raise unknown("posterior guidance", self.posterior, POSTERIORS)
+            check_choice("posterior guidance", self.posterior, POSTERIORS)
             _check_operator(self.operator, np.asarray(self.measurement), model.image_shape)
         if self.label is None:
             return Bound(self, model, None)

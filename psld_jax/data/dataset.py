@@ -11,7 +11,7 @@ import numpy as np
 from psld_jax.data.fitting import FITS, Fitting
 from psld_jax.data.folder import CorruptImage, decode
 from psld_jax.data.source import READERS, Source
-from psld_jax.errors import is_count, unknown
+from psld_jax.errors import check_choice, is_count
 
 SPLITS = ("train", "test")
 ON_CORRUPT = ("error", "skip")
@@ -143,13 +143,9 @@ def open_dataset(
         in a folder are decoded, and their sizes compared, when they are asked for.
     """
     reader = READERS[name]
-    for option, value, allowed in (
-        ("split", split, SPLITS),
-        ("fit", fit, FITS),
-        ("on_corrupt", on_corrupt, ON_CORRUPT),
-    ):
-        if value not in allowed:
-            raise unknown(option, value, allowed)
+    check_choice("split", split, SPLITS)
+    check_choice("fit", fit, FITS)
+    check_choice("on_corrupt", on_corrupt, ON_CORRUPT)
     for option, value in (("image_size", image_size), ("center_crop", center_crop), ("num_points", num_points)):
         if not is_count(value, 0):
             raise ValueError(f"{option}={value!r} must be a whole number, or 0 for none")

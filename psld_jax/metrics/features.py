@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from psld_jax import assets, checkpoint
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice, unknown
 
 Array = Any
 
@@ -111,8 +111,7 @@ def judge(name: str) -> ImageClassifier:
     Raises:
       ValueError: for another name.
     """
-    if name not in assets.JUDGES:
-        raise unknown("classifier of images", name, assets.JUDGES)
+    check_choice("classifier of images", name, assets.JUDGES)
     return ImageClassifier.open(assets.judge(name))
 
 

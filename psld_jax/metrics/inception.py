@@ -23,7 +23,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 from psld_jax.levels import LEVELS, image_levels
 from psld_jax.metrics.features import Features
 
@@ -233,8 +233,7 @@ def _interpolation(size: int, how: str) -> np.ndarray:
     Output pixel ``i`` lies at ``s = i size / 299`` (``"tf1"``), or at ``s = (i + 1/2) size / 299 - 1/2``, but not
     before 0 (``"torch"``). It is ``(1 - f) x[l] + f x[min(l + 1, size - 1)]`` with ``l = floor(s)``, ``f = s - l``.
     """
-    if how not in RESIZES:
-        raise unknown("resize", how, RESIZES)
+    check_choice("resize", how, RESIZES)
     half = 0.5 if how == "torch" else 0.0
     at = np.maximum((np.arange(_SIDE) + half) * (size / _SIDE) - half, 0)
     low = np.floor(at).astype(int)
@@ -394,13 +393,9 @@ def inception_features(
     Raises:
       ValueError: for another name, or as :func:`read_inception`; when called, for another shape.
     """
-    for what, value, allowed in (
-        ("resize", resize, RESIZES),
-        ("way to levels", levels, LEVELS),
-        ("output", output, OUTPUTS),
-    ):
-        if value not in allowed:
-            raise unknown(what, value, allowed)
+    check_choice("resize", resize, RESIZES)
+    check_choice("way to levels", levels, LEVELS)
+    check_choice("output", output, OUTPUTS)
     net = weights if isinstance(weights, InceptionV3) else read_inception(weights)
     graph, state = nnx.split(net)
     suffix = "" if output == "pool3" else f"-{output}"

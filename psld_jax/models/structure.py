@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 
 _CHOICES = {
     "nonlinearity": ("swish", "elu", "relu", "lrelu"),
@@ -86,8 +86,7 @@ class NCSNppConfig:
         for name in ("ch_mult", "attn_resolutions", "fir_kernel"):  # lists would not hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise unknown(name, getattr(self, name), allowed)
+            check_choice(name, getattr(self, name), allowed)
         for name in ("in_ch", "out_ch", "image_size", "num_res_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be an integer >= 1")

@@ -12,7 +12,7 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax.device import TimeFunction
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 from psld_jax.sde import LinearSDE
 
 Array = Any
@@ -93,8 +93,7 @@ def function(
       ValueError: for another kind of prediction, or a preconditioned or (velocity) a phase-space diffusion; and when
         the network is called, for an output of another shape.
     """
-    if predicts not in PREDICTIONS:
-        raise unknown("prediction", predicts, PREDICTIONS)
+    check_choice("prediction", predicts, PREDICTIONS)
     if sde.data_std is not None:
         raise ValueError(f"{sde!r} is preconditioned: pass the diffusion itself, its eps is that of the kernel")
     k = sde.num_blocks

@@ -16,7 +16,7 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax.device import TimeFunction
-from psld_jax.errors import unknown
+from psld_jax.errors import check_choice
 from psld_jax.integrators.exponential import make_prediction
 from psld_jax.sde import LinearSDE
 
@@ -101,8 +101,7 @@ def classifier_guided(
     Raises:
       ValueError: for another ``time``.
     """
-    if time not in CLASSIFIER_TIMES:
-        raise unknown("classifier time", time, CLASSIFIER_TIMES)
+    check_choice("classifier time", time, CLASSIFIER_TIMES)
     matrix = TimeFunction(lambda t: gradient_matrix(sde, t))
     return ClassifierGuided(
         blocks.as_pytree(eps_fn), blocks.as_pytree(logits_fn), jnp.asarray(labels), jnp.asarray(scale), matrix, time
@@ -256,8 +255,7 @@ def posterior_guided(
     Raises:
       ValueError: for an unknown method, or ``noise_std`` or ``data_std`` not > 0.
     """
-    if method not in POSTERIORS:
-        raise unknown("posterior guidance", method, POSTERIORS)
+    check_choice("posterior guidance", method, POSTERIORS)
     data_std = sde.data_std or data_std
     for name, value in (("noise_std", noise_std), ("data_std", data_std)):
         if not (np.isfinite(value) and value > 0):
