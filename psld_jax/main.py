@@ -107,6 +107,10 @@ def main(argv: list[str]) -> None:
     _keep_programs()
     try:
         if _COORDINATOR.value:
+            # Before they know of each other: where one ends first, the other has no time to say why.
+            if _MODE.value not in modes.TOGETHER:
+                several = ", ".join(modes.TOGETHER)
+                raise ValueError(f"--mode {_MODE.value} runs in one process: --coordinator is for {several}")
             distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         elif (_PROCESSES.value, _PROCESS.value) != (None, None):
             raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")

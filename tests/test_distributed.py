@@ -197,5 +197,5 @@ def test_modes_of_one_process_are_refused_in_two(tmp_path, cache):
     for process in processes(cache, tmp_path / "none", "bench", {}, "digits"):
         printed = process.communicate(timeout=120)[0]
         assert process.returncode == 1
-        assert "--mode bench runs in one process, not in 2" in printed
+        assert "error: --mode bench runs in one process: --coordinator is for sample, train, evaluate" in printed
     assert not (tmp_path / "none").exists()

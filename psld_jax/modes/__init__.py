@@ -67,8 +67,6 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     Raises:
       ValueError: for a configuration that makes no sense, before anything expensive starts.
     """
-    if distributed.count() > 1 and mode not in TOGETHER:
-        raise ValueError(f"--mode {mode} runs in one process, not in {distributed.count()}; together run {TOGETHER}")
     start, used = time.perf_counter(), versions()
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
