@@ -1,6 +1,7 @@
 """What every integrator must do. Members are discovered: a new one is tested by being there."""
 
 import functools
+import re
 
 import closed_forms
 import jax
@@ -214,6 +215,11 @@ def test_its_docstring_states_order_and_cost(name):
     assert f"rder {integrator.order}" in text
     assert ("Weak order" in text) == integrator.stochastic
     assert ("draw" in text) == integrator.stochastic
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_everything_says_who_it_is_of(name):
+    assert re.fullmatch(r"[A-Z].*, (19|20)\d\d", pj.integrators.source(name))
 
 
 def test_aliases_reach_the_paper_s_acronyms():

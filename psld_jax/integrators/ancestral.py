@@ -34,7 +34,7 @@ def bridge(sde: LinearSDE, t: float, s: float, eta: float) -> tuple[np.ndarray, 
     return r_s @ gain @ np.linalg.inv(r_t), eta**2 * noise
 
 
-@register("ancestral", order=lambda hyper: hyper["order"])
+@register("ancestral", order=lambda hyper: hyper["order"], source="Song, Meng & Ermon, 2021")
 def ancestral(
     sde: LinearSDE,
     t: float,

@@ -46,6 +46,9 @@ class Stage:
         return dataclasses.replace(self, tau=tau)
 
 
+#: "Efficient Integrators for Diffusion Generative Models".
+PAPER = "Pandey et al., 2024"
+
 #: Times of earlier steps that a multistep method is given.
 MAX_PAST = 4
 
@@ -120,25 +123,26 @@ class _Entry:
     fn: StepFn
     order: int | Callable[[dict[str, Any]], int]
     aliases: tuple[str, ...]
+    source: str
 
 
 _REGISTRY: Registry[_Entry] = Registry("integrator", "psld_jax.integrators")
 
 
 def register(
-    name: str, *, order: int | Callable[[dict[str, Any]], int], aliases: tuple[str, ...] = ()
+    name: str, *, order: int | Callable[[dict[str, Any]], int], aliases: tuple[str, ...] = (), source: str = ""
 ) -> Callable[[StepFn], StepFn]:
     """Decorator: make ``fn(sde, t, s, *, hyper=default, ...)`` available as integrator ``name``.
 
     A multistep method is ``fn(sde, t, s, past, *, ...)``, see :meth:`Integrator.stages`. ``order`` may be a function of
-    the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case.
+    the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case. ``source`` is who it is of.
 
     Raises:
       ValueError: when decorating, if the name is taken.
     """
 
     def decorate(fn: StepFn) -> StepFn:
-        _REGISTRY.add(name, _Entry(fn, order, aliases))
+        _REGISTRY.add(name, _Entry(fn, order, aliases, source))
         return fn
 
     return decorate
@@ -156,6 +160,15 @@ def aliases(name: str) -> tuple[str, ...]:
       ValueError: for an unknown name.
     """
     return _REGISTRY[get(name).name].aliases
+
+
+def source(name: str) -> str:
+    """Authors and year of the integrator ``name``.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    return _REGISTRY[get(name).name].source
 
 
 def describe(name: str) -> str:

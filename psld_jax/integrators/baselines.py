@@ -19,7 +19,7 @@ def euler_stage(sde: LinearSDE, t: float, h: float, *, stochastic: bool = False)
     return Stage(a, (weight * h * d @ sde.score_matrix(t),)).at(t)
 
 
-@register("euler", order=1)
+@register("euler", order=1, source="Song et al., 2021")
 def euler(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """Euler's method on the probability-flow ODE ``dz/dt = F z - D score / 2`` (Song et al., ICLR 2021, eq. 13).
 
@@ -28,7 +28,7 @@ def euler(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     return [euler_stage(sde, t, t - s)]
 
 
-@register("heun", order=2)
+@register("heun", order=2, source="Karras et al., 2022")
 def heun(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """Heun's method (trapezoidal rule with an Euler predictor) on the probability-flow ODE.
 
@@ -43,7 +43,7 @@ def heun(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     return [predictor, corrector]
 
 
-@register("euler_maruyama", order=1, aliases=("EM",))
+@register("euler_maruyama", order=1, aliases=("EM",), source="Song et al., 2021")
 def euler_maruyama(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """Euler-Maruyama on the reverse SDE ``dz = (F z - D score) dt + G dw`` (Song et al., ICLR 2021, eq. 6).
 
@@ -54,7 +54,7 @@ def euler_maruyama(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     return [Stage(drift.A, drift.B, np.sqrt(h) * sde.dispersion(t)).at(t)]
 
 
-@register("sscs", order=1, aliases=("SSCS",))
+@register("sscs", order=1, aliases=("SSCS",), source="Dockhorn et al., 2022")
 def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact") -> list[Stage]:
     """Symmetric splitting of the reverse SDE (CLD-SGM's SSCS: Dockhorn et al., ICLR 2022, section 3.3).
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax.integrators.base import Stage, real_number, register
+from psld_jax.integrators.base import PAPER, Stage, real_number, register
 from psld_jax.quadrature import conjugate_flow
 from psld_jax.sde import LinearSDE
 
@@ -46,7 +46,7 @@ def conjugate_stage(
     return Stage(inverse @ (np.eye(k) - (t - s) * e @ b), (inverse @ phi,))
 
 
-@register("ddim", order=1, aliases=("DDIM",))
+@register("ddim", order=1, aliases=("DDIM",), source="Song, Meng & Ermon, 2021")
 def ddim(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """DDIM: the conjugate integrator with ``B = 0``, an exponential integrator in eps.
 
@@ -56,7 +56,7 @@ def ddim(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     return [conjugate_stage(sde, t, s, np.zeros((sde.num_blocks,) * 2)).at(t)]
 
 
-@register("lambda_ddim_i", order=1, aliases=("lambda-DDIM-I",))
+@register("lambda_ddim_i", order=1, aliases=("lambda-DDIM-I",), source=PAPER)
 def lambda_ddim_i(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> list[Stage]:
     """lambda-DDIM-I: the conjugate integrator with ``B = lam I`` (paper, section 3.1).
 
@@ -69,7 +69,7 @@ def lambda_ddim_i(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> li
     return [conjugate_stage(sde, t, s, lam * np.eye(sde.num_blocks)).at(t)]
 
 
-@register("lambda_ddim_ii", order=1, aliases=("lambda-DDIM-II",))
+@register("lambda_ddim_ii", order=1, aliases=("lambda-DDIM-II",), source=PAPER)
 def lambda_ddim_ii(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> list[Stage]:
     """lambda-DDIM-II: the conjugate integrator with ``B = lam 1 1^T`` (paper, section 3.1).
 
@@ -82,7 +82,7 @@ def lambda_ddim_ii(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> l
     return [conjugate_stage(sde, t, s, lam * np.ones((sde.num_blocks,) * 2)).at(t)]
 
 
-@register("conjugate", order=1)
+@register("conjugate", order=1, source=PAPER)
 def conjugate(sde: LinearSDE, t: float, s: float, *, B: Any = 0.0) -> list[Stage]:
     """The conjugate integrator with any constant matrix ``B`` (paper, theorem 1).
 

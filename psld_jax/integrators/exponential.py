@@ -157,7 +157,7 @@ def _evaluate(prediction: Prediction, stage: Stage, tau: float) -> Stage:
     return dataclasses.replace(stage, tau=tau, U=prediction.U(np.float64(tau)), V=prediction.V(np.float64(tau)))
 
 
-@register("exponential_multistep", order=lambda hyper: hyper["order"])
+@register("exponential_multistep", order=lambda hyper: hyper["order"], source="Zhang & Chen, 2023")
 def exponential_multistep(
     sde: LinearSDE,
     t: float,
@@ -192,7 +192,7 @@ def exponential_multistep(
     return [_evaluate(p, Stage(e, b), t)]
 
 
-@register("predictor_corrector", order=lambda hyper: hyper["order"] + 1, aliases=("UniPC",))
+@register("predictor_corrector", order=lambda hyper: hyper["order"] + 1, aliases=("UniPC",), source="Zhao et al., 2023")
 def predictor_corrector(
     sde: LinearSDE,
     t: float,
@@ -227,7 +227,7 @@ def predictor_corrector(
     return [_evaluate(p, Stage(np.eye(sde.num_blocks), correction), t), Stage(e, b)]
 
 
-@register("exponential_runge_kutta", order=lambda hyper: hyper["order"])
+@register("exponential_runge_kutta", order=lambda hyper: hyper["order"], source="Lu et al., 2022")
 def exponential_runge_kutta(
     sde: LinearSDE,
     t: float,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax.integrators.base import Stage, real_number, register
+from psld_jax.integrators.base import PAPER, Stage, real_number, register
 from psld_jax.integrators.conjugate import conjugate_stage
 from psld_jax.sde import LinearSDE
 
@@ -125,7 +125,7 @@ def conjugate_split_flow(sde: LinearSDE, lam: Any) -> Flow:
 # --- the ODE: position and momentum by turns ------------------------------------------------------------
 
 
-@register("naive_symplectic_euler", order=1, aliases=("NSE",))
+@register("naive_symplectic_euler", order=1, aliases=("NSE",), source=PAPER)
 def naive_symplectic_euler(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """NSE: momentum, then position, each with its own evaluation at ``t``. Word ``BA``.
 
@@ -134,7 +134,7 @@ def naive_symplectic_euler(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     return split_step(sde, t, s, "BA", reduced=False, flow=euler_flow(sde))
 
 
-@register("reduced_symplectic_euler", order=1, aliases=("RSE",))
+@register("reduced_symplectic_euler", order=1, aliases=("RSE",), source=PAPER)
 def reduced_symplectic_euler(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """RSE: momentum, then position, sharing one evaluation at ``t``. Word ``BA``.
 
@@ -143,7 +143,7 @@ def reduced_symplectic_euler(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     return split_step(sde, t, s, "BA", reduced=True, flow=euler_flow(sde))
 
 
-@register("naive_velocity_verlet", order=1, aliases=("NVV",))
+@register("naive_velocity_verlet", order=1, aliases=("NVV",), source=PAPER)
 def naive_velocity_verlet(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """NVV: half a step of momentum, position, half a step of momentum; three evaluations at ``t``. Word ``BAB``.
 
@@ -152,7 +152,7 @@ def naive_velocity_verlet(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     return split_step(sde, t, s, "BAB", reduced=False, flow=euler_flow(sde))
 
 
-@register("reduced_velocity_verlet", order=1, aliases=("RVV",))
+@register("reduced_velocity_verlet", order=1, aliases=("RVV",), source=PAPER)
 def reduced_velocity_verlet(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """RVV: as NVV, but one evaluation at ``t`` for the first two updates and one at ``s`` for the last. Word ``BAB``.
 
@@ -164,7 +164,7 @@ def reduced_velocity_verlet(sde: LinearSDE, t: float, s: float) -> list[Stage]:
 # --- the SDE: A, B and O ---------------------------------------------------------------------------------
 
 
-@register("naive_oba", order=1, aliases=("NOBA",))
+@register("naive_oba", order=1, aliases=("NOBA",), source=PAPER)
 def naive_oba(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise_scaling: str = "step") -> list[Stage]:
     """NOBA: O, then momentum and position with an evaluation each. Word ``OBA``.
 
@@ -173,7 +173,7 @@ def naive_oba(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise_s
     return split_step(sde, t, s, "OBA", reduced=False, flow=euler_flow(sde), lam_s=lam_s, noise_scaling=noise_scaling)
 
 
-@register("naive_baoab", order=1, aliases=("NBAOAB",))
+@register("naive_baoab", order=1, aliases=("NBAOAB",), source=PAPER)
 def naive_baoab(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise_scaling: str = "step") -> list[Stage]:
     """NBAOAB: an evaluation at ``t`` for each of the four half updates around O. Word ``BAOAB``.
 
@@ -182,7 +182,7 @@ def naive_baoab(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise
     return split_step(sde, t, s, "BAOAB", reduced=False, flow=euler_flow(sde), lam_s=lam_s, noise_scaling=noise_scaling)
 
 
-@register("naive_obab", order=1, aliases=("NOBAB",))
+@register("naive_obab", order=1, aliases=("NOBAB",), source=PAPER)
 def naive_obab(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise_scaling: str = "step") -> list[Stage]:
     """NOBAB: O, then a velocity-Verlet sweep with an evaluation at ``t`` for each update. Word ``OBAB``.
 
@@ -191,7 +191,7 @@ def naive_obab(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise_
     return split_step(sde, t, s, "OBAB", reduced=False, flow=euler_flow(sde), lam_s=lam_s, noise_scaling=noise_scaling)
 
 
-@register("reduced_oba", order=1, aliases=("ROBA",))
+@register("reduced_oba", order=1, aliases=("ROBA",), source=PAPER)
 def reduced_oba(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise_scaling: str = "step") -> list[Stage]:
     """ROBA: O, then momentum and position from one evaluation at ``t``. Word ``OBA``.
 
@@ -200,7 +200,7 @@ def reduced_oba(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise
     return split_step(sde, t, s, "OBA", reduced=True, flow=euler_flow(sde), lam_s=lam_s, noise_scaling=noise_scaling)
 
 
-@register("reduced_baoab", order=1, aliases=("RBAOAB",))
+@register("reduced_baoab", order=1, aliases=("RBAOAB",), source=PAPER)
 def reduced_baoab(
     sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise_scaling: str = "step"
 ) -> list[Stage]:
@@ -211,7 +211,7 @@ def reduced_baoab(
     return split_step(sde, t, s, "BAOAB", reduced=True, flow=euler_flow(sde), lam_s=lam_s, noise_scaling=noise_scaling)
 
 
-@register("reduced_obab", order=1, aliases=("ROBAB",))
+@register("reduced_obab", order=1, aliases=("ROBAB",), source=PAPER)
 def reduced_obab(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, noise_scaling: str = "step") -> list[Stage]:
     """ROBAB: O, then a velocity-Verlet sweep with evaluations at ``t`` and at ``s``. Word ``OBAB``.
 
@@ -223,7 +223,7 @@ def reduced_obab(sde: LinearSDE, t: float, s: float, *, lam_s: float = 1.0, nois
 # --- conjugate splitting ---------------------------------------------------------------------------------
 
 
-@register("conjugate_symplectic_euler", order=1, aliases=("CSE",))
+@register("conjugate_symplectic_euler", order=1, aliases=("CSE",), source=PAPER)
 def conjugate_symplectic_euler(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> list[Stage]:
     """CSE: RSE with conjugate steps (``B = lam 1 1^T``) in place of Euler's. Word ``BA``.
 
@@ -232,7 +232,7 @@ def conjugate_symplectic_euler(sde: LinearSDE, t: float, s: float, *, lam: float
     return split_step(sde, t, s, "BA", reduced=True, flow=conjugate_split_flow(sde, lam))
 
 
-@register("conjugate_velocity_verlet", order=1, aliases=("CVV", "CSPS-D"))
+@register("conjugate_velocity_verlet", order=1, aliases=("CVV", "CSPS-D"), source=PAPER)
 def conjugate_velocity_verlet(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> list[Stage]:
     """CVV, the paper's CSPS-D: RVV with conjugate steps (``B = lam 1 1^T``) in place of Euler's. Word ``BAB``.
 
@@ -241,7 +241,7 @@ def conjugate_velocity_verlet(sde: LinearSDE, t: float, s: float, *, lam: float 
     return split_step(sde, t, s, "BAB", reduced=True, flow=conjugate_split_flow(sde, lam))
 
 
-@register("conjugate_oba", order=1, aliases=("COBA",))
+@register("conjugate_oba", order=1, aliases=("COBA",), source=PAPER)
 def conjugate_oba(
     sde: LinearSDE, t: float, s: float, *, lam: float = 0.5, lam_s: float = 1.0, noise_scaling: str = "step"
 ) -> list[Stage]:
@@ -253,7 +253,7 @@ def conjugate_oba(
     return split_step(sde, t, s, "OBA", reduced=True, flow=flow, lam_s=lam_s, noise_scaling=noise_scaling)
 
 
-@register("conjugate_baoab", order=1, aliases=("CBAOAB",))
+@register("conjugate_baoab", order=1, aliases=("CBAOAB",), source=PAPER)
 def conjugate_baoab(
     sde: LinearSDE, t: float, s: float, *, lam: float = 0.5, lam_s: float = 1.0, noise_scaling: str = "step"
 ) -> list[Stage]:
@@ -265,7 +265,7 @@ def conjugate_baoab(
     return split_step(sde, t, s, "BAOAB", reduced=True, flow=flow, lam_s=lam_s, noise_scaling=noise_scaling)
 
 
-@register("conjugate_obab", order=1, aliases=("COBAB", "CSPS-S"))
+@register("conjugate_obab", order=1, aliases=("COBAB", "CSPS-S"), source=PAPER)
 def conjugate_obab(
     sde: LinearSDE, t: float, s: float, *, lam: float = 0.5, lam_s: float = 1.0, noise_scaling: str = "step"
 ) -> list[Stage]:

@@ -11,19 +11,19 @@ from psld_jax.solve import SOLVERS
 
 def list_choices(console: Console) -> None:
     """Print samplers with order, evaluations a step and kind, and all else that has a name."""
-    console.print("Samplers; NFE is of one step. psld_jax.integrators.describe(NAME) gives equation and source.")
+    console.print("Samplers; NFE is of one step. psld_jax.integrators.describe(NAME) says what it does.")
     table = Table(box=None, pad_edge=False)
-    for column in ("sampler", "also", "order", "NFE", "kind"):
+    for column in ("sampler", "also", "order", "NFE", "kind", "source"):
         table.add_column(column, no_wrap=True)
     table.add_column("hyper-parameters")
     for name in integrators.available():
         integrator = integrators.get(name)
         kind, names = "SDE" if integrator.stochastic else "ODE", ", ".join(integrators.aliases(name))
         cost, order = str(integrator.nfe_per_step), str(integrator.order)
-        table.add_row(name, names, order, cost, kind, ", ".join(integrator.hyper))
+        table.add_row(name, names, order, cost, kind, integrators.source(name), ", ".join(integrator.hyper))
     for name in SOLVERS:
-        table.add_row(name, "", "", "-", "ODE", "rtol, atol")
-    table.add_row("auto", "", "", "", "", "none: chosen for the model and the budget")
+        table.add_row(name, "", "", "-", "ODE", "", "rtol, atol")
+    table.add_row("auto", "", "", "", "", "", "none: chosen for the model and the budget")
     console.print(table)
     for title, names in (
         ("configurations (--config configs/NAME.py)", [p.stem for p in build.config_directory().glob("*.py")]),
