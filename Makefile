@@ -24,7 +24,8 @@ test: lint
 
 notebooks: .venv/.installed
 	$(BIN)/pip install --quiet --editable ".[notebooks]"
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams notebooks/*.ipynb  # not while they run
 
 docs: .venv/.installed
 	$(BIN)/pip install --quiet --editable ".[docs]"
