@@ -81,6 +81,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 128  # over all devices
     config.train.split_state = False  # split parameters and what the optimiser keeps over the devices, to save memory
     config.train.accumulate = 1  # parts that a batch goes through the network in, one after the other
+    config.train.remat = False  # keep sums between blocks only and compute their insides again: less memory, more time
     config.train.init = ""  # begin with the weights of this network, a directory or mnist; what it lacks is new
     config.train.label_dropout = 0.1  # of a network with labels: samples whose label it is not told
     config.train.objective = "hsm"  # hsm | dsm

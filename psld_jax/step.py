@@ -13,6 +13,7 @@ from flax import nnx
 
 from psld_jax import losses, optim
 from psld_jax.models import NCSNpp
+from psld_jax.models.layers import SUM
 
 Array = Any
 
@@ -65,6 +66,14 @@ def create_state(net: nnx.Module, transformation: optax.GradientTransformation, 
     return TrainState(jnp.zeros((), jnp.int32), online, copy, transformation.init(params))
 
 
+def keep_sums(network: Callable[..., Array]) -> Callable[..., Array]:
+    """The same function, of whose activations a gradient keeps the sums of branches only, and computes the rest again.
+
+    For NCSN++ on images ``[n, H, W, C]`` and times ``[n]``. XLA for CPUs gains little by it: it computes them early.
+    """
+    return jax.checkpoint(network, policy=jax.checkpoint_policies.save_only_these_names(SUM))
+
+
 def make_train_step(
     net: nnx.Module,
     loss: losses.ScoreLoss | losses.ClassifierLoss,
@@ -75,6 +84,7 @@ def make_train_step(
     ema_warmup: bool = False,
     accumulate: int = 1,
     label_dropout: float = 0.0,
+    remat: bool = False,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """``step(state, key, images, labels, coefficients, noise=None) -> (state, metrics)``, not yet jitted.
@@ -88,6 +98,7 @@ def make_train_step(
       ema_decay, ema_warmup: see :func:`psld_jax.optim.ema_update`.
       accumulate: parts that the batch is cut into; their gradients are added up, which saves memory.
       label_dropout: probability that a network that takes labels is not told that of a sample.
+      remat: :func:`keep_sums`.
       whole: makes split parameters whole, :meth:`psld_jax.distributed.Devices.gather`.
 
     Returns:
@@ -109,7 +120,7 @@ def make_train_step(
             def network(x: Array, t: Array) -> Array:
                 return module(x, t, *told, deterministic=False, rngs=nnx.Rngs(dropout=key))
 
-            values, extra = loss(network, coefficients, images, labels, noise)
+            values, extra = loss(keep_sums(network) if remat else network, coefficients, images, labels, noise)
             return values.mean() if loss.reduce_mean else values.sum(), {"loss": values, **extra}
 
         return jax.grad(objective, has_aux=True)(weights.params)

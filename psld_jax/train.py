@@ -194,7 +194,8 @@ def configured_step(
     config: Any, net: Any, loss: Any, transformation: Any, rate: Any, devices: Devices, state: TrainState
 ) -> Any:
     """:func:`psld_jax.step.make_train_step` with the options of ``config.train``, jitted for states like this one."""
-    options = {name: config.train[name] for name in ("ema_decay", "ema_warmup", "accumulate", "label_dropout")}
+    names = ("ema_decay", "ema_warmup", "accumulate", "label_dropout", "remat")
+    options = {name: config.train[name] for name in names}
     step = make_train_step(net, loss, transformation, rate, **options, whole=devices.gather)
     shardings = devices.state_shardings(state), devices.replicated
     return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=xla.options())

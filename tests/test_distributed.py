@@ -1,6 +1,7 @@
 """Several processes on this machine, and a state that is split over devices: the same numbers as one process has."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -64,8 +65,11 @@ def test_two_processes_train_as_one_and_end_and_go_on_together(tmp_path, cache):
     assert support.wait(both[0], lambda: 4 in support.steps(tmp_path / "two"))
     both[1].kill()
     printed = both[0].communicate(timeout=60)[0]
-    assert both[0].returncode == 1
-    assert "One of the 2 processes has ended" in printed
+    if both[0].returncode == -signal.SIGABRT:  # it waited in Orbax, for JAX's own service, which ends it itself
+        assert "JAX distributed service detected fatal errors" in printed
+    else:
+        assert both[0].returncode == 1
+        assert "One of the 2 processes has ended" in printed
     assert "Traceback" not in printed
     last = support.steps(tmp_path / "two")[-1]
     options["train.steps"] = last + 4

@@ -16,7 +16,7 @@ from models_support import fill, jit
 import psld_jax as pj
 from psld_jax import models, optim
 from psld_jax.losses import ClassifierLoss, ScoreLoss
-from psld_jax.train import create_state, make_eval_step, make_train_step
+from psld_jax.step import create_state, keep_sums, make_eval_step, make_train_step
 
 DESCRIPTION, GOLDEN = golden_data.load("train_steps")
 CASES = {case["prefix"]: case for case in DESCRIPTION["cases"]}
@@ -256,6 +256,29 @@ def test_the_gradient_is_that_of_the_batch_however_it_is_cut_up(reduce_mean, cla
             np.testing.assert_allclose(metrics[name], values, rtol=1e-12)
         assert state.step == 1
         chex.assert_trees_all_equal(state.online.frozen, frozen)
+
+
+def test_what_is_computed_again_is_the_same_and_is_not_kept():
+    options = {"in_ch": 2, "out_ch": 2, "image_size": SIZE, "nf": 4, "ch_mult": (1,), "num_res_blocks": 2}
+    net = models.NCSNpp(models.NCSNppConfig(**options, attn_resolutions=(), dropout=0.5), rngs=nnx.Rngs(0))
+    loss = ScoreLoss(SDE, 2, 2)
+    data, noise = jax.tree.map(lambda a: a.astype(np.float32), (batch(loss), noises(loss)))
+    (kept, plain), (again, remat) = (one_step(net, loss, data, noise, remat=remat) for remat in (False, True))
+    # Float32, sums in another order; the dropout is the same.
+    np.testing.assert_allclose(remat["loss"], plain["loss"], rtol=1e-5)
+    chex.assert_trees_all_close(again.online.params, kept.online.params, rtol=1e-4, atol=1e-5)
+
+    def activations(transform):
+        """Numbers that a gradient to the parameters holds on to."""
+        graph, params = nnx.split(net)
+
+        def out(params):
+            network = transform(lambda z, t: nnx.merge(graph, params)(z, t))
+            return network(jnp.zeros((N, SIZE, SIZE, 2), jnp.float32), jnp.full(N, 0.5, jnp.float32))
+
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(out, p)[1], params)))
+
+    assert activations(keep_sums) < 0.3 * activations(lambda network: network)
 
 
 def test_noise_depends_on_the_key_and_the_step_and_not_on_the_parts():

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from psld_jax.models import fir
 from psld_jax.models.structure import Entry, NCSNppConfig, groups
@@ -21,6 +22,8 @@ from psld_jax.xla import materialise
 
 Array = Any
 
+#: Name of the sums of two branches, for a gradient that keeps these and computes the rest again.
+SUM = "sum of branches"
 #: Initial scale of the original's "network in network" layers.
 _NIN_SCALE = 0.1
 
@@ -47,7 +50,7 @@ def _zeros(size: int) -> nnx.Param:
 
 def merge(x: Array, y: Array, rescale: bool) -> Array:
     """Sum of two branches, divided by ``sqrt(2)`` if ``rescale``, which keeps the variance; equal shapes."""
-    return materialise((x + y) / math.sqrt(2) if rescale else x + y)
+    return checkpoint_name(materialise((x + y) / math.sqrt(2) if rescale else x + y), SUM)
 
 
 class Dense(nnx.Module):
