@@ -187,7 +187,7 @@ def get(name: str, **hyper: Any) -> Integrator:
       ValueError: for an unknown name or hyper-parameter (with the nearest known one), or a value out of range.
     """
     names = _REGISTRY.names()
-    aliases = {alias.lower(): key for key in names for alias in _REGISTRY[key].aliases}
+    aliases = {alias.lower(): key for key, entry in _REGISTRY.entries.items() for alias in entry.aliases}
     key = name if name in names else aliases.get(str(name).lower(), name)
     entry = _REGISTRY[key]
     defaults = {p.name: p.default for p in inspect.signature(entry.fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
