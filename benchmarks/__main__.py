@@ -19,12 +19,12 @@ import jax
 from rich.console import Console
 
 from benchmarks import measure, report
-from benchmarks.network import network, train_step
+from benchmarks.network import convolution, network, train_step
 from benchmarks.networks import CONFIGS
 from benchmarks.pipeline import pipeline
 from benchmarks.samplers import linear, recompile, samplers
 from benchmarks.start import start
-from psld_jax import journal
+from psld_jax import journal, winograd
 from psld_jax.errors import check_counts, unknown
 
 
@@ -39,6 +39,7 @@ def torch(kind: str, options: measure.Options) -> Iterator[dict[str, Any]]:
 GROUPS: dict[str, Callable[[measure.Options], Iterator[dict[str, Any]]]] = {
     "network": network,
     "train_step": train_step,
+    "convolution": convolution,
     "samplers": samplers,
     "linear": linear,
     "recompile": recompile,
@@ -51,6 +52,8 @@ GROUPS: dict[str, Callable[[measure.Options], Iterator[dict[str, Any]]]] = {
 
 def skipped(group: str) -> str | None:
     """Why a group cannot run here."""
+    if group == "convolution" and (jax.default_backend() != "cpu" or winograd.missing()):
+        return f"the convolutions of this package are not in use: {winograd.missing() or 'they are for a CPU'}"
     if not group.startswith("torch"):
         return None
     if importlib.util.find_spec("torch") is None:

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax import xla
+from psld_jax import winograd, xla
 
 #: Multiples of a floating-point operation, and of a byte.
 GIGA, MEBI = 1e9, 2**20
 #: Environment variables that change how fast things run.
-_VARIABLES = ("XLA_", "JAX_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
+_VARIABLES = ("PSLD_", "XLA_", "JAX_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 _PACKAGES = ("psld_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 Program = Callable[[], Any]
@@ -121,6 +121,9 @@ def flops(jaxpr: Any) -> float:
         elif name == "conv_general_dilated":
             kernel, (out_axis, *_) = sizes[1], eqn.params["dimension_numbers"].rhs_spec
             total += 2.0 * np.prod(out) * np.prod(kernel) / kernel[out_axis] / np.prod(eqn.params["lhs_dilation"])
+        elif name in winograd.PRIMITIVES:  # counted as what it stands for
+            images = [shape for shape in (*sizes, out) if shape[:3] == sizes[0][:3]]
+            total += 2.0 * 9 * np.prod(images[0]) * images[1][3]
         else:
             inner = sum(flops(getattr(sub, "jaxpr", sub)) for sub in _inside(eqn.params))
             total += inner * (eqn.params["length"] if name == "scan" else 1)
@@ -180,6 +183,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0],
+        "winograd": winograd.missing() or "compiled",
         "devices": [device.device_kind for device in jax.devices()],
         "python": platform.python_version(),
         "versions": versions,

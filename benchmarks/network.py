@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.networks import load_config, random_network
-from psld_jax import build, losses, scores
+from psld_jax import build, losses, scores, winograd
 from psld_jax.step import create_state, make_train_step
 
 
@@ -33,6 +35,44 @@ def train_step(options: measure.Options) -> Iterator[dict[str, Any]]:
         for batch in options.batches:
             run, facts = training(config, batch)
             yield _row(name, batch, run, facts, options)
+
+
+def convolution(options: measure.Options) -> Iterator[dict[str, Any]]:
+    """A forward pass and a training step with our convolutions and with XLA's, by turns, and how far outputs differ."""
+    for name in options.configs:
+        config = load_config(name, options.small)
+        for batch in options.batches:
+            forward, step, outputs = {}, {}, []
+            for how in ("auto", "off"):
+                with _winograd(how):
+                    arguments = evaluation(config, batch)
+                    program, _ = measure.compiled(lambda f, z, t: f(z, t), *arguments)
+                    forward[how] = functools.partial(program, *arguments)
+                    step[how], _ = training(config, batch)
+                outputs.append(jax.tree.leaves(forward[how]())[0])
+            row: dict[str, Any] = {"case": {"config": name, "batch": batch}}
+            for what, programs in (("forward", forward), ("step", step)):
+                times = measure.by_turns(programs, options.rounds)
+                row |= {f"{what}_seconds": measure.spread(times["auto"])}
+                row |= {f"{what}_of_xla": measure.spread(times["auto"] / times["off"])}
+            largest = jnp.max(jnp.abs(outputs[1]))
+            yield row | {"difference": float(jnp.max(jnp.abs(outputs[0] - outputs[1])) / largest)}
+
+
+@contextlib.contextmanager
+def _winograd(how: str) -> Iterator[None]:
+    """Programs that are compiled within have the environment say ``how``."""
+    before = os.environ.get(winograd.VARIABLE, "auto")
+
+    def say(value: str) -> None:
+        os.environ[winograd.VARIABLE] = value
+        winograd.missing.cache_clear()
+
+    say(how)
+    try:
+        yield
+    finally:
+        say(before)
 
 
 def evaluation(config: Any, batch: int) -> tuple[Any, Any, Any]:
