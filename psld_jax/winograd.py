@@ -49,7 +49,7 @@ _KERNEL_PER_TILE = 8192
 
 
 def suits(x: Array, kernel: Array) -> bool:
-    """Whether :func:`convolve` takes these: float32, a 3x3 kernel, channels in sixteens.
+    """Whether :func:`convolve` takes ``x [n, H, W, C]`` and ``kernel [3, 3, C, D]``: float32, channels in sixteens.
 
     What is mapped over devices by name (``shard_map`` with its checks, explicit sharding) is left to XLA.
     """
