@@ -16,9 +16,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <memory>
+#include <mutex>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -191,7 +193,8 @@ struct Panels {
   int64_t rows, channels, width;
   // An odd number of cache lines, so that the 36 streams do not meet in the same sets of the cache.
   int64_t stride() const { return rows * channels + 16; }
-  float* end() const { return data + kPoints * stride(); }
+  static int64_t Size(int64_t rows, int64_t channels) { return kPoints * (rows * channels + 16); }
+  float* end() const { return data + Size(rows, channels); }
   float* At(int k, int64_t row, int64_t d) const {
     return data + k * stride() + (d / width * rows + row) * width + d % width;
   }
@@ -273,29 +276,61 @@ void ForKernel(ffi::ThreadPool& pool, const Panels& u, const Body& body) {
   });
 }
 
-// What a call works with. The workspace holds U, and V and M of kTiles tiles; or dU, and V and Z.
+// Memory to work in, which is kept for the next call: it is in the cache still, where a new buffer of XLA's is not.
+// Calls at the same time have one each.
+class Workspace {
+ public:
+  explicit Workspace(int64_t floats) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!kept_.empty()) {
+        memory_ = std::move(kept_.back());
+        kept_.pop_back();
+      }
+    }
+    if (memory_.floats < floats) memory_ = {std::make_unique<Line[]>((floats + 15) / 16), floats};
+  }
+  ~Workspace() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    kept_.push_back(std::move(memory_));
+  }
+  float* data() const { return memory_.lines[0].floats; }
+
+ private:
+  struct Line {
+    alignas(64) float floats[16];
+    Line() {}  // not cleared
+  };
+  struct Memory {
+    std::unique_ptr<Line[]> lines;
+    int64_t floats = 0;
+  };
+  inline static std::mutex mutex_;
+  inline static std::vector<Memory> kept_;
+  Memory memory_;
+};
+
+// What a call works on: U, and V and M of kTiles tiles; or dU, and V and Z.
 struct Call {
   Image from, to;
   int64_t block;
+  Workspace workspace;
   Panels kernel, left, right;
 
-  Call(ffi::Span<const int64_t> x, ffi::Span<const int64_t> y, float* workspace)
+  Call(ffi::Span<const int64_t> x, ffi::Span<const int64_t> y)
       : from{x[0], x[1], x[2], x[3]},
         to{y[0], y[1], y[2], y[3]},
         block(std::min(kTiles, from.tiles())),
-        kernel{workspace, from.channels, to.channels, Width(to.channels)},
+        workspace(Panels::Size(from.channels, to.channels) + Panels::Size(block, from.channels) +
+                  Panels::Size(block, to.channels)),
+        kernel{workspace.data(), from.channels, to.channels, Width(to.channels)},
         left{kernel.end(), block, from.channels, from.channels},
         right{left.end(), block, to.channels, Width(to.channels)} {}
-
-  bool Fits(int64_t floats) const { return right.end() <= kernel.data + floats; }
 };
 
-ffi::Error TooSmall() { return ffi::Error::InvalidArgument("the workspace is too small"); }
-
 ffi::Error Convolution(ffi::ThreadPool pool, bool turned, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
-                       ffi::ResultBuffer<ffi::F32> y, ffi::ResultBuffer<ffi::F32> workspace) {
-  const Call call(x.dimensions(), y->dimensions(), workspace->typed_data());
-  if (!call.Fits(workspace->element_count())) return TooSmall();
+                       ffi::ResultBuffer<ffi::F32> y) {
+  const Call call(x.dimensions(), y->dimensions());
   const Panels &u = call.kernel, &v = call.left, &m = call.right;
   const int64_t c = call.from.channels, d = call.to.channels;
 
@@ -336,9 +371,8 @@ ffi::Error Convolution(ffi::ThreadPool pool, bool turned, ffi::Buffer<ffi::F32> 
 }
 
 ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> dy,
-                          ffi::ResultBuffer<ffi::F32> dw, ffi::ResultBuffer<ffi::F32> workspace) {
-  const Call call(x.dimensions(), dy.dimensions(), workspace->typed_data());
-  if (!call.Fits(workspace->element_count())) return TooSmall();
+                          ffi::ResultBuffer<ffi::F32> dw) {
+  const Call call(x.dimensions(), dy.dimensions());
   const Panels &du = call.kernel, &v = call.left, &z = call.right;
   const int64_t c = call.from.channels, d = call.to.channels;
 
@@ -371,7 +405,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(WinogradConvolution, Convolution,
                                   .Attr<bool>("turned")
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(WinogradKernelGradient, KernelGradient,
@@ -379,5 +412,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(WinogradKernelGradient, KernelGradient,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());

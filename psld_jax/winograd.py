@@ -39,8 +39,6 @@ VARIABLE = "PSLD_JAX_WINOGRAD"
 _SOURCE = Path(__file__).with_suffix(".cc")
 #: Names of the library's functions, and of XLA's targets.
 _CONVOLUTION, _KERNEL_GRADIENT = "WinogradConvolution", "WinogradKernelGradient"
-#: Products of a tile, and tiles taken at a time: as in the source.
-_POINTS, _TILES = 36, 96
 #: Products of channels that one tile is worth transforming the kernel for; measured, from 32 to 512 channels.
 _KERNEL_PER_TILE = 8192
 
@@ -106,10 +104,7 @@ def _own(target: str, x: Array, other: Array, channels: int, shape: tuple[int, .
     tiles = n * -(-height // 4) * -(-width // 4)
     if c * channels > _KERNEL_PER_TILE * tiles:
         return None
-    tiles = min(_TILES, tiles)
-    workspace = _POINTS * sum(size + 16 for size in (c * channels, tiles * c, tiles * channels))
-    shapes = ShapeDtypeStruct(shape, jnp.float32), ShapeDtypeStruct((workspace,), jnp.float32)
-    return jax.ffi.ffi_call(target, shapes)(x, other, **params)[0]
+    return jax.ffi.ffi_call(target, ShapeDtypeStruct(shape, jnp.float32))(x, other, **params)
 
 
 def _own_convolution(x: Array, kernel: Array, *, turned: bool) -> Array:
