@@ -20,7 +20,7 @@ lint: .venv/.installed
 	$(BIN)/basedpyright --level error
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --durations=15
 
 notebooks: .venv/.installed
 	$(BIN)/pip install --quiet --editable ".[notebooks]"

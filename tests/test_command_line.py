@@ -186,6 +186,7 @@ def test_likelihood_and_interpolation(tmp_path):
     assert plt.imread(tmp_path / "interpolation.png").std() > 0.1
 
 
+@pytest.mark.slow
 def test_what_was_tuned_is_what_auto_takes(tmp_path):
     few = {"tune.num_samples": 16, "tune.candidates": 2, "tune.gradient_steps": 1, "tune.num_targets": 300}
     report = run("tune", tmp_path, **few, **{"tune.nfe": (6, 12), "tune.samplers": ("ancestral", "lambda_ddim_i")})

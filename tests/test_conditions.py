@@ -235,6 +235,7 @@ def test_training_tells_labels(labelled):
     assert np.abs(values[0] - values[1]).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_training_begins_with_given_weights():
     """The shipped network with labels added gives what it gave: their embedding is zero."""
     config = build.override(

@@ -44,6 +44,7 @@ def test_likelihood_of_a_mixture(sde):
         assert np.all(found.standard_error < 1e-3)  # the bound is tight, whatever the momentum
 
 
+@pytest.mark.slow
 def test_hutchinson_states_its_error():
     """The mean over many draws is the exact value within four of its standard errors, for nearly all images."""
     model, x = mixture(pj.sde.PSLD(0.01, 4.01, 16.0, 16.0)), draws(32)

@@ -232,6 +232,7 @@ def test_a_damaged_checkpoint_is_named(copy):
     assert support.steps(copy)[-1] == 10 and pj.load(copy).image_shape == (8, 8, 1)
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_on_two_devices_and_a_run_goes_on_with_one(finished, tmp_path, cache):
     options = {"train.eval_every": 4, "train.eval_images": 20}
     process = support.start(tmp_path, cache, options | {"train.steps": 8}, devices=2)
@@ -260,6 +261,7 @@ def test_a_run_that_diverges_ends_with_one_line_and_keeps_its_last_good_checkpoi
     assert pj.load(copy).image_shape == (8, 8, 1)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_line_and_the_checkpoint_before_goes_on(copy, tmp_path):
     """Every file of more than 12 kB fails as on a full disk; Orbax notices in a thread, TensorStore in another.
 

@@ -26,6 +26,7 @@ def target(model):
     return model.data[np.arange(600) % 200] + 0.05 * noise
 
 
+@pytest.mark.slow
 def test_the_score_is_the_error_to_the_ode_and_the_distance_to_the_target(model, target):
     evaluator = Evaluator(model, target=target, batch_size=16)
     setting = Setting("exponential_multistep")
@@ -83,6 +84,7 @@ def test_the_gradient_is_that_of_the_loss(model, target, setting, nfe, monkeypat
         np.testing.assert_allclose((up - down) / 1e-4, gradient @ direction, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_refining_helps_on_noise_that_it_has_not_seen():
     # A smooth law: between narrow modes samples change sides, and roundings decide where six iterations end.
     model = pj.load("digits", {"data.num_points": 200, "model.bandwidth": 0.4})
