@@ -125,6 +125,7 @@ def test_two_processes_evaluate_as_one(tmp_path, cache, digits_model):
             assert a[name] == pytest.approx(b[name], rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_split_state_learns_the_same_and_goes_on_whole(tmp_path, cache):
     """State split over two devices, down to arrays of 64 numbers; then the run goes on with one."""
     program = "from absl import app; from psld_jax import distributed, main; distributed.SPLIT_FROM = 64; "

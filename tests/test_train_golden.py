@@ -258,6 +258,7 @@ def test_the_gradient_is_that_of_the_batch_however_it_is_cut_up(reduce_mean, cla
         chex.assert_trees_all_equal(state.online.frozen, frozen)
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_the_same_and_is_not_kept():
     options = {"in_ch": 2, "out_ch": 2, "image_size": SIZE, "nf": 4, "ch_mult": (1,), "num_res_blocks": 2}
     net = models.NCSNpp(models.NCSNppConfig(**options, attn_resolutions=(), dropout=0.5), rngs=nnx.Rngs(0))
