@@ -131,6 +131,13 @@ inline void Transform(const Vec* in, Vec* out) {
   for (int i = 0; i < T::kOut; ++i) T::template Run<1>(half + i * T::kIn, out + i * T::kOut);
 }
 
+// In one copy for all threads: where a compiler makes two, it may fuse products and sums in one and not in the other, and
+// the bits of a result would depend on which thread came first.
+template <typename Body>
+[[gnu::noinline]] void Run(const Body& body, int64_t i) {
+  body(i);
+}
+
 // Runs body(0), ..., body(n - 1), shared with the threads of the pool that have time. What a late thread finds done
 // it leaves alone: nothing waits for a thread that is busy elsewhere.
 template <typename Body>
@@ -141,7 +148,7 @@ void Parallel(ffi::ThreadPool& pool, int64_t n, const Body& body) {
   auto state = std::make_shared<State>();
   auto work = [state, n, &body] {
     for (int64_t i; (i = state->next.fetch_add(1)) < n;) {
-      body(i);
+      Run(body, i);
       state->done.fetch_add(1);
     }
   };
