@@ -1,4 +1,4 @@
-"""Groups ``network`` and ``train_step``: one forward pass of every published network, and one step of its training."""
+"""Groups ``network``, ``train_step`` and ``convolution``: a forward pass of every network, a step of its training."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ constexpr int64_t kTiles = 96;  // a multiple of kRows
 // Longest sum that is added up in one register: its parts are added up apart, which halves the rounding error.
 constexpr int64_t kDepth = 64;
 
-// Points that are powers of sqrt(2) round least: with the usual 1 and 2 the error is six times as large.
+// Points that are powers of sqrt(2) round least: with the usual 1 and 2 the error is twice as large.
 constexpr double s2 = 1.4142135623730951;
 constexpr float a = s2 / 2, b = s2, a2 = 0.5, b2 = 2, a3 = s2 / 4, b3 = 2 * s2;
 // Denominators of the interpolation: the product of the distances to the other points.

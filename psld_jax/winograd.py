@@ -95,27 +95,23 @@ def _xla_kernel_gradient(x: Array, y: Array) -> Array:
     return jax.linear_transpose(lambda kernel: _xla_convolution(x, kernel), like)(y)[0]
 
 
-def _own(target: str, x: Array, other: Array, channels: int, shape: tuple[int, ...], **params: Any) -> Array | None:
-    """What the library computes for ``x`` and an image or kernel of ``channels`` others; ``None`` if that is slower.
-
-    There must be tiles enough for the transform of the kernel, which is four times as large as the kernel.
-    """
+def _pays(x: Array, channels: int) -> bool:
+    """Whether ``x`` has tiles enough for the transform of a kernel to ``channels``, four times its size."""
     n, height, width, c = x.shape
-    tiles = n * -(-height // 4) * -(-width // 4)
-    if c * channels > _KERNEL_PER_TILE * tiles:
-        return None
-    return jax.ffi.ffi_call(target, ShapeDtypeStruct(shape, jnp.float32))(x, other, **params)
+    return c * channels <= _KERNEL_PER_TILE * n * -(-height // 4) * -(-width // 4)
 
 
 def _own_convolution(x: Array, kernel: Array, *, turned: bool) -> Array:
     shape = _image_shape(x, kernel, turned=turned)
-    y = _own(_CONVOLUTION, x, kernel, shape[3], shape, turned=turned)
-    return _xla_convolution(x, kernel, turned=turned) if y is None else y
+    if not _pays(x, shape[3]):
+        return _xla_convolution(x, kernel, turned=turned)
+    return jax.ffi.ffi_call(_CONVOLUTION, ShapeDtypeStruct(shape, jnp.float32))(x, kernel, turned=turned)
 
 
 def _own_kernel_gradient(x: Array, y: Array) -> Array:
-    kernel = _own(_KERNEL_GRADIENT, x, y, y.shape[3], _kernel_shape(x, y))
-    return _xla_kernel_gradient(x, y) if kernel is None else kernel
+    if not _pays(x, y.shape[3]):
+        return _xla_kernel_gradient(x, y)
+    return jax.ffi.ffi_call(_KERNEL_GRADIENT, ShapeDtypeStruct(_kernel_shape(x, y), jnp.float32))(x, y)
 
 
 # What JAX knows of them
