@@ -24,8 +24,8 @@ from benchmarks.networks import CONFIGS
 from benchmarks.pipeline import pipeline
 from benchmarks.samplers import linear, recompile, samplers
 from benchmarks.start import start
-from psld_jax import journal, winograd
-from psld_jax.errors import check_counts, unknown
+from psld_jax._runtime import journal, winograd
+from psld_jax._runtime.errors import check_counts, unknown
 
 
 def torch(kind: str, options: measure.Options) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax import winograd, xla
+from psld_jax._runtime import winograd, xla
 
 #: Multiples of a floating-point operation, and of a byte.
 GIGA, MEBI = 1e9, 2**20

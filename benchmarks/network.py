@@ -14,8 +14,10 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.networks import load_config, random_network
-from psld_jax import build, losses, scores, winograd
-from psld_jax.step import create_state, make_train_step
+from psld_jax import build, scores
+from psld_jax._runtime import winograd
+from psld_jax.training import losses
+from psld_jax.training.step import create_state, make_train_step
 
 
 def network(options: measure.Options) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import psld_jax as pj
-from psld_jax import blocks, build, checkpoint
+from psld_jax import blocks, build
+from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.data import open_dataset
 from psld_jax.integrators.exponential import make_prediction
 

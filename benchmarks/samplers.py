@@ -13,8 +13,9 @@ import psld_jax as pj
 from benchmarks import measure
 from benchmarks.network import evaluation
 from benchmarks.networks import load_config
-from psld_jax import build, xla
-from psld_jax.tableau import Tableau
+from psld_jax import build
+from psld_jax._runtime import xla
+from psld_jax.integrators.tableau import Tableau
 
 _COMPILATION = "/jax/core/compile/backend_compile_duration"
 #: Samplers that ``--small`` runs: one with noise, one with a history.

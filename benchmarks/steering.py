@@ -19,9 +19,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import psld_jax as pj
-from psld_jax import build, metrics, plots
+from psld_jax import build, metrics
+from psld_jax._runtime.journal import Journal
 from psld_jax.data import open_dataset
-from psld_jax.journal import Journal
+from psld_jax.evaluation import plots
 
 NFE, SCALES, SAMPLERS = 50, (1.0, 2.0, 4.0, 8.0, 16.0), ("ancestral",)
 JUDGE = metrics.judge("mnist")

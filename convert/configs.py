@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from psld_jax import build
-from psld_jax.errors import check_choice
+from psld_jax._runtime.errors import check_choice
+from psld_jax.checkpoints.pickle_names import clip
 from psld_jax.models import NCSNppConfig
 from psld_jax.sde import named
 
-from .pickle_vm import clip
 from .structure import Structure
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(NCSNppConfig)}

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from psld_jax import checkpoint as saved
+from psld_jax.checkpoints import directory as saved
+from psld_jax.checkpoints.reader import Checkpoint, read_checkpoint
 from psld_jax.models import source_parameters
 
 from . import configs, mapping
-from .reader import Checkpoint, read_checkpoint
 from .structure import infer
 
 WEIGHTS = ("ema", "online", "both")

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax.checkpoint import unflatten
+from psld_jax.checkpoints.directory import unflatten
+from psld_jax.checkpoints.reader import Checkpoint, Tensor
 from psld_jax.models import SourceParameter
-
-from .reader import Checkpoint, Tensor
 
 #: Prefixes of the networks in a state dict; a bare network has none.
 ONLINE = ("score_fn.", "clf_fn.", "module.", "")

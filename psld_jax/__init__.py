@@ -3,19 +3,22 @@
 The data flow is config -> sde -> tableau (float64, host) -> scan (device) -> samples -> metrics.
 """
 
-from psld_jax import analysis, assets, blocks, grids, integrators, metrics, models, operators, scores, sde
-from psld_jax.analysis import stability
+from psld_jax import assets, blocks, integrators, metrics, models, scores, sde
+from psld_jax._runtime.random import sample_keys
 from psld_jax.blocks import PhaseState
 from psld_jax.build import Classifier, Model, from_function, load
-from psld_jax.generate import generate, generate_states
-from psld_jax.inpainting import known_pixels
-from psld_jax.latent import decode, encode, interpolate
-from psld_jax.likelihood import dequantize, log_likelihood
-from psld_jax.random import sample_keys
-from psld_jax.settings import Setting, Tuned
-from psld_jax.solve import sample, sample_ode
-from psld_jax.steering import Steering
-from psld_jax.tableau import Tableau, tabulate
+from psld_jax.conditioning import operators
+from psld_jax.conditioning.inpainting import known_pixels
+from psld_jax.conditioning.steering import Steering
+from psld_jax.evaluation import analysis
+from psld_jax.evaluation.analysis import stability
+from psld_jax.integrators import grids
+from psld_jax.integrators.tableau import Tableau, tabulate
+from psld_jax.latent.codes import decode, encode, interpolate
+from psld_jax.latent.likelihood import dequantize, log_likelihood
+from psld_jax.sampling.generate import generate, generate_states
+from psld_jax.sampling.loop import sample, sample_ode
+from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.tuning import fit_projection, tune
 
 __all__ = [

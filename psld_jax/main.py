@@ -37,10 +37,11 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from psld_jax import build, distributed, modes
+from psld_jax import build, modes
+from psld_jax._runtime import distributed
 from psld_jax.modes.dry_run import dry_run
 from psld_jax.modes.listing import list_choices
-from psld_jax.watch import Diverged
+from psld_jax.training.watch import Diverged
 
 #: Of compiled programs, the least recently used of which go.
 _CACHE_BYTES = 4 * 2**30

@@ -11,9 +11,9 @@ from flax import nnx
 
 import psld_jax as pj
 from psld_jax import build, scores
-from psld_jax.generate import prepare
 from psld_jax.models import NCSNpp, NCSNppConfig
-from psld_jax.train import create_state, make_eval_step, make_train_step
+from psld_jax.sampling.generate import prepare
+from psld_jax.training.train import create_state, make_eval_step, make_train_step
 
 
 @pytest.fixture(scope="module")

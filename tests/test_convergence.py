@@ -119,7 +119,7 @@ def test_the_conjugate_family_contains_its_members():
 def test_conjugate_flow_solves_its_equations_when_nothing_commutes():
     from scipy.integrate import solve_ivp
 
-    from psld_jax.quadrature import conjugate_flow
+    from psld_jax.sde._quadrature import conjugate_flow
 
     def generator(u):
         u = np.asarray(u)[..., None, None]
@@ -219,7 +219,7 @@ def test_mixture_law_makes_reduced_schemes_beat_their_naive_twins(digits_model):
     """25 evaluations, uniform grid, 512 samples: Frechet distance at most a quarter."""
     import jax
 
-    from psld_jax.generate import generate_states
+    from psld_jax.sampling.generate import generate_states
 
     law = pj.metrics.mixture_statistics(digits_model.data, digits_model.config.model.bandwidth)
 

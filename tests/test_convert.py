@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 from psld_jax.convert import configs, convert, infer, mapping, read_checkpoint, read_converted, read_index
 from psld_jax.convert.__main__ import main
 
-from psld_jax import checkpoint as saved
 from psld_jax import models
+from psld_jax.checkpoints import directory as saved
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"

@@ -316,7 +316,7 @@ def test_bombs(tmp_path, kind):
 
 @pytest.mark.parametrize("bomb", [b"N0", b"}"])
 def test_too_many_opcodes(tmp_path, bomb, monkeypatch):
-    monkeypatch.setattr("psld_jax.convert.pickle_vm.MAX_OPCODES", 20_000)
+    monkeypatch.setattr("psld_jax.checkpoints.pickle_vm.MAX_OPCODES", 20_000)
     refuse(tmp_path, files.zip_file(files.program(bomb * 20_000)), match="more than 20000 opcodes")
 
 

@@ -12,7 +12,8 @@ from psld_jax.convert import convert, read_converted
 from psld_jax.convert.__main__ import main
 
 import psld_jax as pj
-from psld_jax import assets, build, checkpoint, models
+from psld_jax import assets, build, models
+from psld_jax.checkpoints import directory as checkpoint
 
 TINY = {
     "in_ch": 3,

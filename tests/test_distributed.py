@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import train_support as support
 
-from psld_jax import distributed, metrics, sampling
-from psld_jax.generate import prepare
+from psld_jax import metrics
+from psld_jax._runtime import distributed
+from psld_jax.sampling import files as sampling
+from psld_jax.sampling.generate import prepare
 
 EVALUATE = {
     "evaluate.samplers": ("auto", "ancestral"),

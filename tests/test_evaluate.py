@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from psld_jax import build, evaluate, metrics, sampling
+from psld_jax import build, metrics
+from psld_jax._runtime.journal import Journal
 from psld_jax.data import open_dataset
-from psld_jax.generate import prepare
-from psld_jax.journal import Journal
-from psld_jax.settings import Setting, Tuned
+from psld_jax.evaluation import evaluate
+from psld_jax.sampling import files as sampling
+from psld_jax.sampling.generate import prepare
+from psld_jax.sampling.settings import Setting, Tuned
 
 RNG = np.random.default_rng(0)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import psld_jax as pj
-from psld_jax.losses import ClassifierLoss, ScoreLoss, draw_times, perturb
+from psld_jax.training.losses import ClassifierLoss, ScoreLoss, draw_times, perturb
 
 DESCRIPTION, GOLDEN = golden_data.load("losses")
 TIMES = np.array([1e-5, 1e-4, 1e-3, 0.02, 0.1, 0.3, 0.7, 1.0])

@@ -14,8 +14,9 @@ import pytest
 from flax import nnx
 
 import psld_jax as pj
-from psld_jax import build, checkpoint, convert, models
-from psld_jax.generate import resolve
+from psld_jax import build, convert, models
+from psld_jax.checkpoints import directory as checkpoint
+from psld_jax.sampling.generate import resolve
 
 ROOT, GOLDEN = Path(__file__).parents[1], Path(__file__).parent / "golden"
 TINY = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (), "image_size": 8, "dropout": 0.0}

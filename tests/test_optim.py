@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psld_jax import optim
+from psld_jax.training import optim
 
 RATE = 1e-2
 

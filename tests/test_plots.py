@@ -4,7 +4,7 @@ import importlib
 
 import matplotlib
 
-from psld_jax import plots
+from psld_jax.evaluation import plots
 
 
 def test_a_notebook_keeps_its_backend():

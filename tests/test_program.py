@@ -7,8 +7,8 @@ from rich.console import Console
 
 import psld_jax as pj
 from psld_jax import build, modes
-from psld_jax.generate import prepare
-from psld_jax.program import Program, save_program
+from psld_jax.sampling.generate import prepare
+from psld_jax.sampling.program import Program, save_program
 
 
 @pytest.fixture(scope="module")

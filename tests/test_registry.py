@@ -7,8 +7,8 @@ import pytest
 
 import psld_jax as pj
 from psld_jax import build, data, integrators
+from psld_jax._runtime.registry import Registry
 from psld_jax.data import source
-from psld_jax.registry import Registry
 from psld_jax.sde import named
 
 DIFFUSION = '''

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import psld_jax as pj
-from psld_jax import sampling
-from psld_jax.generate import prepare
-from psld_jax.levels import to_levels
+from psld_jax._runtime.levels import to_levels
+from psld_jax.sampling import files as sampling
+from psld_jax.sampling.generate import prepare
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import psld_jax as pj
 from psld_jax import build
-from psld_jax.generate import resolve
-from psld_jax.settings import Setting, Tuned, choose, read_tuned
+from psld_jax.sampling.generate import resolve
+from psld_jax.sampling.settings import Setting, Tuned, choose, read_tuned
 
 SDE = pj.sde.PSLD()
 TIMES = (1.0, 0.6, 0.25, 0.05, 1e-3)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import psld_jax as pj
-from psld_jax.device import TimeFunction
+from psld_jax._runtime.device import TimeFunction
 
 PSLD, VP = pj.sde.PSLD(), pj.sde.VPSDE()
 TABLES = {

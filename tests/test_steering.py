@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import psld_jax as pj
-from psld_jax.scores.guidance import data_matrices, gradient_matrix
+from psld_jax.conditioning.guidance import data_matrices, gradient_matrix
 
 GUIDED, GUIDED_ARRAYS = golden_data.load("sampler_cc_em_sde")
 INPAINTED, INPAINTED_ARRAYS = golden_data.load("sampler_ip_em_sde")

@@ -17,7 +17,8 @@ from PIL import Image
 from rich.console import Console
 
 import psld_jax as pj
-from psld_jax import build, checkpoint, modes, scores
+from psld_jax import build, modes, scores
+from psld_jax.checkpoints import directory as checkpoint
 
 STEPS = 12
 CLASSIFIER = {"model.name": "ncsnpp_clf", "model.data_std": 0.0, "model.n_classes": 10, "train.ema_decay": 0.0}

@@ -14,9 +14,10 @@ from flax import nnx
 from models_support import fill, jit
 
 import psld_jax as pj
-from psld_jax import models, optim
-from psld_jax.losses import ClassifierLoss, ScoreLoss
-from psld_jax.step import create_state, keep_sums, make_eval_step, make_train_step
+from psld_jax import models
+from psld_jax.training import optim
+from psld_jax.training.losses import ClassifierLoss, ScoreLoss
+from psld_jax.training.step import create_state, keep_sums, make_eval_step, make_train_step
 
 DESCRIPTION, GOLDEN = golden_data.load("train_steps")
 CASES = {case["prefix"]: case for case in DESCRIPTION["cases"]}

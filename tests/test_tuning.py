@@ -9,10 +9,11 @@ import pytest
 
 import psld_jax as pj
 from psld_jax.integrators.exponential import projection
-from psld_jax.settings import Setting
-from psld_jax.tuning import evaluate, search
-from psld_jax.tuning.evaluate import Evaluator, Score
-from psld_jax.tuning.gradient import Objective, refine
+from psld_jax.sampling.settings import Setting
+from psld_jax.tuning import _evaluate as evaluate
+from psld_jax.tuning import _search as search
+from psld_jax.tuning._evaluate import Evaluator, Score
+from psld_jax.tuning._gradient import Objective, refine
 
 
 @pytest.fixture(scope="module")

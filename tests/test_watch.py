@@ -9,7 +9,7 @@ import pytest
 import train_support as support
 from rich.console import Console
 
-from psld_jax.watch import TIME_BINS, Diverged, Monitor, by_time, read_rows
+from psld_jax.training.watch import TIME_BINS, Diverged, Monitor, by_time, read_rows
 
 T = np.array([0.1, 0.9])
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from psld_jax import winograd
+from psld_jax._runtime import winograd
 from psld_jax.models.fir import convolve
 
 # Largest error of float32, relative to the largest result. Sums of a few hundred products round to 1e-6 of it at
@@ -181,7 +181,7 @@ print("done")
 
 CONVOLVE = """
 import jax.numpy as jnp
-from psld_jax import winograd
+from psld_jax._runtime import winograd
 from psld_jax.models.fir import convolve
 out = convolve(jnp.ones((1, 4, 4, 16)), jnp.ones((3, 3, 16, 16)))
 print(round(float(out[0, 1, 1, 0]), 3), winograd.missing())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psld_jax import xla
+from psld_jax._runtime import xla
 from psld_jax.models.fir import convolve
 from psld_jax.models.layers import group_norm
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from psld_jax import build
-from psld_jax import train as training
+from psld_jax.training import train as training
 
 ROOT = Path(__file__).parent.parent
 TINY = {

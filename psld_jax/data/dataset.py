@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.errors import check_choice, is_count
 from psld_jax.data.fitting import FITS, Fitting
 from psld_jax.data.folder import CorruptImage, decode
 from psld_jax.data.source import READERS, Source
-from psld_jax.errors import check_choice, is_count
 
 SPLITS = ("train", "test")
 ON_CORRUPT = ("error", "skip")

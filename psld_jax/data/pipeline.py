@@ -8,8 +8,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from psld_jax._runtime.errors import is_count
 from psld_jax.data.dataset import Dataset
-from psld_jax.errors import is_count
 
 Batch = dict[str, np.ndarray]
 

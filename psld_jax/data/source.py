@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from psld_jax.registry import Registry
+from psld_jax._runtime.registry import Registry
 
 
 class Source(NamedTuple):

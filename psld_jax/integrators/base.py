@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax.errors import unknown
-from psld_jax.registry import Registry
+from psld_jax._runtime.errors import unknown
+from psld_jax._runtime.registry import Registry
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
 
 

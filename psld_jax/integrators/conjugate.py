@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from psld_jax.integrators.base import PAPER, Stage, real_number, register
-from psld_jax.quadrature import conjugate_flow
 from psld_jax.sde import LinearSDE
+from psld_jax.sde._quadrature import conjugate_flow
 
 
 def conjugate_stage(

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from psld_jax.integrators.base import Stage, choice, register
-from psld_jax.quadrature import conjugate_flow
 from psld_jax.sde import LinearSDE
+from psld_jax.sde._quadrature import conjugate_flow
 
 Array = Any
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psld_jax import assets, checkpoint
-from psld_jax.errors import check_choice, unknown
+from psld_jax import assets
+from psld_jax._runtime.errors import check_choice, unknown
+from psld_jax.checkpoints import directory as checkpoint
 
 Array = Any
 

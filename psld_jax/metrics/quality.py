@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from psld_jax.errors import check_counts
+from psld_jax._runtime.errors import check_counts
 from psld_jax.metrics.frechet import Gaussian
 
 Array = Any

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from psld_jax import winograd
+from psld_jax._runtime import winograd
 
 Array = Any
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from psld_jax._runtime.xla import materialise
 from psld_jax.models import fir
 from psld_jax.models.structure import Entry, NCSNppConfig, groups
-from psld_jax.xla import materialise
 
 Array = Any
 

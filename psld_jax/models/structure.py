@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from psld_jax.errors import check_choice
+from psld_jax._runtime.errors import check_choice
 
 _CHOICES = {
     "nonlinearity": ("swish", "elu", "relu", "lrelu"),

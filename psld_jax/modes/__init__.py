@@ -14,13 +14,13 @@ from typing import Any
 
 from rich.console import Console
 
-from psld_jax import distributed
-from psld_jax.journal import replace
+from psld_jax._runtime import distributed
+from psld_jax._runtime.journal import replace
 from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
 from psld_jax.modes.export import run_export, run_program
 from psld_jax.modes.latent import run_interpolate, run_likelihood
 from psld_jax.modes.sample import run_sample
-from psld_jax.train import train
+from psld_jax.training.train import train
 
 
 def versions() -> dict[str, str]:

@@ -13,11 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from psld_jax import bench, build, distributed, evaluate, metrics, plots
+from psld_jax import build, metrics
+from psld_jax._runtime import distributed
+from psld_jax._runtime.journal import Journal
 from psld_jax.data import open_dataset
-from psld_jax.journal import Journal
+from psld_jax.evaluation import bench, evaluate, plots
 from psld_jax.metrics import inception
-from psld_jax.modes.common import exact_images, identity, sampled_model
+from psld_jax.modes._common import exact_images, identity, sampled_model
 from psld_jax.tuning import Row, tune
 
 

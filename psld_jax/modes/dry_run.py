@@ -10,11 +10,15 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from psld_jax import blocks, build, checkpoint, evaluate, losses, train, xla
-from psld_jax.distributed import Devices
-from psld_jax.generate import Sampler
-from psld_jax.modes.common import prepared, sampled_model
-from psld_jax.step import create_state
+from psld_jax import blocks, build
+from psld_jax._runtime import xla
+from psld_jax._runtime.distributed import Devices
+from psld_jax.checkpoints import directory as checkpoint
+from psld_jax.evaluation import evaluate
+from psld_jax.modes._common import prepared, sampled_model
+from psld_jax.sampling.generate import Sampler
+from psld_jax.training import losses, train
+from psld_jax.training.step import create_state
 
 _MEBI = 2**20
 

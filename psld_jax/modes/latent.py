@@ -11,9 +11,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from psld_jax import build, latent, plots
-from psld_jax.likelihood import dequantize, log_likelihood
-from psld_jax.modes.common import sampled_model
+from psld_jax import build
+from psld_jax.evaluation import plots
+from psld_jax.latent import codes as latent
+from psld_jax.latent.likelihood import dequantize, log_likelihood
+from psld_jax.modes._common import sampled_model
 
 
 def run_likelihood(config: Any, workdir: Path, console: Console) -> dict[str, Any]:

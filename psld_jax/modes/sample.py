@@ -13,12 +13,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from psld_jax import build, distributed, metrics, plots
-from psld_jax.generate import generate_states, resolve
-from psld_jax.modes.common import identity, prepared, sampled_model
-from psld_jax.sampling import write_samples
-from psld_jax.settings import Setting
-from psld_jax.solve import SOLVERS, sample
+from psld_jax import build, metrics
+from psld_jax._runtime import distributed
+from psld_jax.evaluation import plots
+from psld_jax.modes._common import identity, prepared, sampled_model
+from psld_jax.sampling.files import write_samples
+from psld_jax.sampling.generate import generate_states, resolve
+from psld_jax.sampling.loop import SOLVERS, sample
+from psld_jax.sampling.settings import Setting
 
 
 def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:

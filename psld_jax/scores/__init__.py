@@ -1,7 +1,6 @@
 """Things that predict eps."""
 
-from psld_jax.scores.function import DiscreteTimes, FunctionScore, discrete_times, function
-from psld_jax.scores.guidance import (
+from psld_jax.conditioning.guidance import (
     ClassifierFree,
     ClassifierGuided,
     PosteriorGuided,
@@ -9,6 +8,7 @@ from psld_jax.scores.guidance import (
     classifier_guided,
     posterior_guided,
 )
+from psld_jax.scores.function import DiscreteTimes, FunctionScore, discrete_times, function
 from psld_jax.scores.mixture import MixtureScore, mixture
 from psld_jax.scores.network import NetworkLogits, NetworkScore, classifier, network
 

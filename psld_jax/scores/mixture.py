@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
-from psld_jax.device import TimeFunction
+from psld_jax._runtime.device import TimeFunction
 from psld_jax.sde import LinearSDE
 
 Array = Any

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from psld_jax import blocks
-from psld_jax.device import TimeFunction
+from psld_jax._runtime.device import TimeFunction
 from psld_jax.sde import PSLD, LinearSDE
 
 Array = Any

@@ -16,9 +16,10 @@ import numpy as np
 from jax.core import Tracer
 from scipy.linalg import expm, solve_continuous_lyapunov
 
-from psld_jax import blocks, random
-from psld_jax.device import TimeFunction, to_device
-from psld_jax.sde.frame import Rotation
+from psld_jax import blocks
+from psld_jax._runtime import random
+from psld_jax._runtime.device import TimeFunction, to_device
+from psld_jax.sde._frame import Rotation
 
 Array = Any
 DECOMPOSITIONS = ("lower", "upper")
@@ -226,7 +227,7 @@ class LinearSDE:
         """``R_t``, ``[..., K, K]``: ``R R^T = Sigma``, ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang, Tao & Chen, 2023).
 
         In this frame ``eps_R = R^-1 (z - mu x_0)`` of a single data point is constant along the probability-flow ODE.
-        Determined up to a constant rotation, fixed by ``R_1 = L_1``; see :class:`psld_jax.sde.frame.Rotation`.
+        Determined up to a constant rotation, fixed by ``R_1 = L_1``; see :class:`psld_jax.sde._frame.Rotation`.
         """
         return self.factor(t) @ self._rotation(np.asarray(t, np.float64))
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from psld_jax.registry import Registry
+from psld_jax._runtime.registry import Registry
 from psld_jax.sde.base import LinearSDE
 
 _REGISTRY: Registry[type[LinearSDE]] = Registry("diffusion", "psld_jax.sde")

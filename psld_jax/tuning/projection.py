@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
+from psld_jax._runtime.device import to_device
 from psld_jax.build import Model
-from psld_jax.device import to_device
 
 Array = Any
 

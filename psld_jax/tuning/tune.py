@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from psld_jax import build, integrators, metrics
+from psld_jax._runtime.errors import check_counts
+from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model
-from psld_jax.errors import check_counts
-from psld_jax.journal import Journal, replace
-from psld_jax.settings import Setting, Tuned
-from psld_jax.tuning.evaluate import Evaluator, Score
-from psld_jax.tuning.gradient import refine
-from psld_jax.tuning.search import applicable, search
+from psld_jax.sampling.settings import Setting, Tuned
+from psld_jax.tuning._evaluate import Evaluator, Score
+from psld_jax.tuning._gradient import refine
+from psld_jax.tuning._search import applicable, search
 
 Array = Any
 

@@ -1,0 +1,1 @@
+"""What everything stands on and no user calls: XLA, devices, processes, random keys, files, errors."""

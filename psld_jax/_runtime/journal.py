@@ -1,0 +1,66 @@
+"""Files that a killed run finds whole: a journal of what was done, and contents that are there at once or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from psld_jax._runtime import distributed
+
+
+def replace(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path``: whoever looks finds the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.part")
+    if isinstance(content, str):
+        temporary.write_text(content)
+    else:
+        temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def check_same(what: str, found: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raise a ``ValueError`` that names what differs, if ``what`` depends on something else than ``about``."""
+    if found != about:
+        names = ", ".join(f"{key}={found.get(key)!r}" for key in about if found.get(key) != about[key])
+        raise ValueError(f"{what} with {names}; choose another directory, or remove it")
+
+
+class Journal:
+    """Results by key, in memory and in a file of JSON lines: what a killed run has written is not done again.
+
+    Args:
+      path: the file, made if it does not exist; ``None`` for memory only.
+      about: what all results depend on; the first line of the file.
+      what: what wrote it, for the message.
+
+    Raises:
+      ValueError: if the file holds results that depend on something else.
+    """
+
+    def __init__(self, path: Path | None, about: dict[str, Any], what: str):
+        self._path, self._known = path, {}
+        lines = path.read_text().splitlines(keepends=True) if path is not None and path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a killed run may have cut off the last one
+        if path is not None and len(whole) < len(lines) and distributed.is_first():
+            replace(path, "".join(whole))
+        if not whole:
+            self._write(about)
+            return
+        found, *entries = map(json.loads, whole)
+        check_same(f"{path} is of {what}", found, about)
+        self._known = {entry.pop("key"): entry for entry in entries}
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._path is not None and distributed.is_first():
+            with open(self._path, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def get(self, key: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result for ``key``: what is known, else what ``make`` returns, written down."""
+        name = json.dumps(key, sort_keys=True)
+        if name not in self._known:
+            self._known[name] = make()
+            self._write({"key": name, **self._known[name]})
+        return self._known[name]

@@ -1,0 +1,54 @@
+"""Names of what the modules of a package define: each module is found, none needs to be listed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from typing import Generic, TypeVar
+
+from psld_jax._runtime.errors import check_choice
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """What has been given a name, by name.
+
+    Args:
+      what: what the names are of, for messages.
+      package: every module of it is imported before a name is looked up.
+    """
+
+    def __init__(self, what: str, package: str):
+        self.what, self.package = what, package
+        self.entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> None:
+        """Give ``entry`` this name.
+
+        Raises:
+          ValueError: if it is taken.
+        """
+        if name in self.entries:
+            raise ValueError(f"{self.what} {name!r} is registered twice")
+        self.entries[name] = entry
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        self._import()
+        return tuple(sorted(self.entries))
+
+    def __getitem__(self, name: str) -> T:
+        """The entry of that name.
+
+        Raises:
+          ValueError: for an unknown one, with the nearest that is known.
+        """
+        check_choice(self.what, name, self.names())
+        return self.entries[name]
+
+    @functools.cache  # noqa: B019 (a registry lives as long as the program)
+    def _import(self) -> None:
+        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            importlib.import_module(f"{self.package}.{module.name}")

@@ -1,0 +1,64 @@
+"""From configurations to objects; nothing else reads a ConfigDict.
+
+``configuration`` finds and overrides configurations, ``parts`` makes diffusions, data, losses and optimisers of them,
+``model`` makes whole models, and ``conditions`` reads what samples are conditioned on.
+"""
+
+from psld_jax.build.conditions import steer_options, test_images, to_images
+from psld_jax.build.configuration import check_overrides, config_directory, fields, from_dict, load_config, override
+from psld_jax.build.model import (
+    MODELS,
+    Classifier,
+    Model,
+    build_model,
+    from_function,
+    initial_network,
+    load,
+    network_model,
+    tuned_for,
+    tuned_rows,
+)
+from psld_jax.build.parts import (
+    TRAINABLE,
+    abstract_network,
+    build_data,
+    build_held_out,
+    build_loss,
+    build_optimizer,
+    build_sde,
+    network_options,
+    sampler_hyper,
+    sampler_options,
+)
+
+__all__ = [
+    "MODELS",
+    "TRAINABLE",
+    "Classifier",
+    "Model",
+    "abstract_network",
+    "build_data",
+    "build_held_out",
+    "build_loss",
+    "build_model",
+    "build_optimizer",
+    "build_sde",
+    "check_overrides",
+    "config_directory",
+    "fields",
+    "from_dict",
+    "from_function",
+    "initial_network",
+    "load",
+    "load_config",
+    "network_model",
+    "network_options",
+    "override",
+    "sampler_hyper",
+    "sampler_options",
+    "steer_options",
+    "test_images",
+    "to_images",
+    "tuned_for",
+    "tuned_rows",
+]

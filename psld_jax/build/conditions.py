@@ -1,0 +1,76 @@
+"""What ``config.steer`` asks for, and the images that it is taken from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from psld_jax.build.model import Model
+from psld_jax.build.parts import build_data
+from psld_jax.conditioning import operators
+from psld_jax.conditioning.inpainting import check_mask
+from psld_jax.data import Dataset
+
+
+def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]:
+    """What ``config.steer`` asks for, as fields of :class:`psld_jax.Steering`.
+
+    Returns:
+      The fields; the images that known pixels or a measurement are taken from, and what the sampler sees of them as
+      images of the same size, float32 ``[n, H, W, C]`` in [-1, 1]; ``None`` if there are none.
+
+    Raises:
+      ValueError: for an unknown mask or operator, or without images to take them from.
+    """
+    c, n = config.steer, config.sampling.num_samples
+    options: dict[str, Any] = {}
+    if c.labels:
+        options["label"] = np.resize(np.asarray(c.labels), n)
+        options |= {"guidance": c.guidance, "classifier": c.classifier or None, "interval": tuple(c.interval)}
+    elif c.classifier:
+        raise ValueError("config.steer.classifier guides towards config.steer.labels, which is empty")
+    if not (c.mask or c.operator):
+        return options, None, None
+    truth = seen = test_images(model, n)
+    if len(truth) < n:
+        raise ValueError(f"config.sampling.num_samples={n} is more than the {len(truth)} test images")
+    if c.mask:
+        if c.mask.endswith(".npy"):
+            mask = np.load(c.mask, allow_pickle=False)[None, ..., None]
+        else:
+            mask = operators.half_mask(c.mask, model.image_shape)
+        options |= {"known": truth, "mask": mask, "fresh": c.fresh, "resample": c.resample, "jump": c.jump}
+        check_mask(mask, truth.shape)
+        seen = np.where(mask == 1, truth, 0).astype(np.float32)
+    if c.operator:
+        operator = operators.by_name(c.operator, factor=c.factor, std=c.blur)
+        clean = np.asarray(operator(jnp.asarray(truth)))
+        noise = np.random.default_rng(config.seed).standard_normal(clean.shape)
+        measurement = (clean + c.noise_std * noise).astype(np.float32)
+        options |= {
+            "operator": operator,
+            "measurement": measurement,
+            "noise_std": c.noise_std,
+            "posterior": c.posterior,
+        }
+        repeats = [size // small for size, small in zip(truth.shape[1:3], measurement.shape[1:3], strict=True)]
+        seen = measurement.repeat(repeats[0], axis=1).repeat(repeats[1], axis=2)
+    return options, truth, seen
+
+
+def test_images(model: Model, n: int) -> np.ndarray:
+    """The first ``n`` test images of ``config.data``, or those that an exact score was made of; fewer, if there are.
+
+    Float32 ``[n, H, W, C]`` in [-1, 1].
+    """
+    if model.data is not None:
+        return model.data[:n]
+    data = build_data(model.config, "test")
+    return to_images(data, np.arange(min(n, len(data))))
+
+
+def to_images(data: Dataset, numbers: np.ndarray) -> np.ndarray:
+    """Images of a data set, float32 ``[n, H, W, C]`` in [-1, 1], for ``numbers [n]``."""
+    return data.gather(numbers)[0] / np.float32(127.5) - 1

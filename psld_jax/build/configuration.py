@@ -1,0 +1,81 @@
+"""Configurations: found by name, overridden field by field, and read back from JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from psld_jax._runtime.errors import check_choice, unknown
+from psld_jax.checkpoints import directory as checkpoint
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def config_directory() -> Path:
+    """Where the configurations are: beside the package in a checkout, inside it when installed."""
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def load_config(name: str) -> Any:
+    """The configuration of that name (``"digits"``) or path; ``ValueError`` lists the names if unknown."""
+    path = Path(name) if name.endswith(".py") else config_directory() / f"{name}.py"
+    if not path.is_file():
+        known = [p.stem for p in config_directory().glob("*.py")]
+        raise unknown("config", name, known)
+    spec = importlib.util.spec_from_file_location(f"psld_jax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def fields(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of every field of a configuration, sections included."""
+    names = []
+    for key, value in config.items():
+        names.append(prefix + key)
+        if isinstance(value, ConfigDict):
+            names += fields(value, f"{prefix}{key}.")
+    return names
+
+
+def override(config: Any, values: dict[str, Any]) -> Any:
+    """A locked copy of ``config`` with the given fields (dotted names) replaced.
+
+    Raises:
+      ValueError: for an unknown field (with the nearest known one), or a value of the wrong type.
+    """
+    config, known = config.copy_and_resolve_references(), fields(config)
+    for name, value in values.items():
+        check_choice("config field", name, known)
+        try:
+            config.update_from_flattened_dict({name: value})
+        except TypeError as error:
+            raise ValueError(f"config.{name}={value!r} has the wrong type: {error}") from None
+    return config.lock()
+
+
+def check_overrides(argv: list[str]) -> None:
+    """Raise a ``ValueError`` for the first ``--config.FIELD`` of a command line that does not exist."""
+    arguments = dict(re.findall(r"^--?(config[\w.]*)=?(.*)$", "\n".join(argv), re.MULTILINE))
+    position = [i for i, argument in enumerate(argv) if argument in ("--config", "-config")]
+    path = arguments.pop("config", "") or (argv[position[-1] + 1] if position and position[-1] + 1 < len(argv) else "")
+    known = fields(load_config(path))
+    for name in arguments:
+        check_choice("config field", name.removeprefix("config."), known)
+
+
+def from_dict(values: dict[str, Any]) -> Any:
+    """The default configuration with the values of a configuration that was stored as JSON.
+
+    Raises:
+      ValueError: for a field that does not exist (with the nearest that does), or a value of the wrong type.
+    """
+    flat = checkpoint.flatten(values, separator=".")
+    flat = {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}
+    return override(load_config("default"), flat)

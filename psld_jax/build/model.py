@@ -1,0 +1,272 @@
+"""A model: a diffusion with what predicts its noise, from a configuration, a directory or a function of your own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from psld_jax import assets, scores
+from psld_jax._runtime.errors import check_choice, is_count, unknown
+from psld_jax.build.configuration import from_dict, load_config, override
+from psld_jax.build.parts import abstract_network, build_sde, network_options
+from psld_jax.checkpoints import directory as checkpoint
+from psld_jax.models import NCSNpp, NCSNppClassifier
+from psld_jax.sampling.settings import Tuned, read_tuned
+from psld_jax.sde import LinearSDE
+
+MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", "saved")
+# Fields of config.model that do not belong to the stored weights: a network may be run in another precision.
+_RUN_TIME = ("dtype", "dropout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a sampler needs.
+
+    Attributes:
+      sde: the diffusion.
+      eps_fn: ``eps_fn(z, t)``: a state, leaves ``[n, H, W, C]``, and a scalar time to a state like it.
+      config: the configuration, complete and locked.
+      image_shape: ``(H, W, C)``.
+      data: the data set, float32 ``[m, H, W, C]`` in [-1, 1], where the exact law is known, else ``None``.
+      tuned: what ``sampler="auto"`` chooses from.
+      n_classes: 0 unless the network takes labels.
+    """
+
+    sde: LinearSDE
+    eps_fn: Callable[..., Any]
+    config: Any
+    image_shape: tuple[int, ...]
+    data: np.ndarray | None = None
+    tuned: tuple[Tuned, ...] = ()
+    n_classes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A classifier of noisy states.
+
+    Attributes:
+      sde: the diffusion of the states.
+      logits_fn: ``logits_fn(z, t)``: a state, leaves ``[n, H, W, C]``, and a scalar time to ``[n, n_classes]``.
+      config: the configuration, complete and locked.
+      image_shape: ``(H, W, C)``.
+      n_classes: how many.
+    """
+
+    sde: LinearSDE
+    logits_fn: Callable[..., Any]
+    config: Any
+    image_shape: tuple[int, ...]
+    n_classes: int
+
+
+def build_model(config: Any) -> Model | Classifier:
+    """The model that ``config`` describes: the exact score of its data, or a network with its weights.
+
+    Raises:
+      ValueError: for unknown names, values out of range, or weights that are missing or do not fit.
+    """
+    name = config.model.name
+    check_choice("config.model.name", name, MODELS)
+    return _mixture_model(config) if name == "mixture" else _saved_model(config)
+
+
+def _mixture_model(config: Any) -> Model:
+    if config.data.name != "digits":
+        raise unknown("config.data.name", config.data.name, ("digits",))
+    sde = build_sde(config)
+    data, _ = assets.digits()
+    n = config.data.num_points
+    if not 0 <= n <= len(data):
+        raise ValueError(f"config.data.num_points={n} must lie in 0 (all) to {len(data)}")
+    data = np.asarray(data[: n or None])
+    eps_fn = scores.mixture(data, config.model.bandwidth, sde)
+    return Model(sde, eps_fn, config, data.shape[1:], data, _tuned(config, sde, assets.DIGITS_SAMPLERS))
+
+
+def _saved_model(config: Any) -> Model | Classifier:
+    """The network in ``config.model.checkpoint``; a configuration that describes a network must agree with it."""
+    m = config.model
+    if not m.checkpoint:
+        raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
+    stored, params = _open(m.checkpoint, m.weights)
+    if m.name != "saved":
+        differences = [
+            f"{section}.{key} is {config[section][key]!r}, stored is {value!r}"
+            for section in ("model", "sde")
+            for key, value in stored[section].items()
+            if config[section][key] != value and key not in _RUN_TIME
+        ]
+        if differences:
+            raise ValueError(
+                f"the configuration disagrees with {m.checkpoint}: {'; '.join(differences)}. "
+                "config.model.name='saved' takes what is stored"
+            )
+    merged = config.copy_and_resolve_references()
+    with merged.unlocked():
+        merged.model, merged.sde = stored.model, stored.sde
+        merged.model.dtype = m.dtype
+    return network_model(merged.lock(), params)
+
+
+def _open(directory: str, weights: str) -> tuple[Any, dict[str, Any]]:
+    """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from."""
+    place = _place(directory)
+    latest = checkpoint.latest_training(place)
+    if latest is None:
+        stored, params = checkpoint.read_converted(place, weights or None)
+    else:
+        stored, params = checkpoint.read_training(latest, weights or None)
+    return override(from_dict(stored), {"model.checkpoint": directory, "model.weights": weights}), params
+
+
+def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
+    """The network that ``config.model`` describes with the arrays ``params``, a nested dict.
+
+    Raises:
+      ValueError: if the arrays are not those of that network, by name and shape.
+    """
+    sde, net = build_sde(config), abstract_network(config)
+    graph, state = nnx.split(net)
+    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
+    if given != expected:
+        wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
+        listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
+        raise ValueError(f"the weights do not fit the configuration in {len(wrong)} arrays: {listed}")
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
+    net, m = nnx.merge(graph, state), config.model
+    shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
+    if m.name == "ncsnpp_clf":
+        return Classifier(sde, scores.classifier(net), config, shape, m.n_classes)
+    samplers = _place(m.checkpoint) / "samplers.json" if m.checkpoint else None  # a network in training has no place
+    tuned = _tuned(config, sde, samplers)
+    return Model(sde, scores.network(net, sde), config, shape, tuned=tuned, n_classes=m.num_labels)
+
+
+def _place(name: str) -> Path:
+    """The directory of a saved network, or of one that ships."""
+    return assets.network(name) if name in assets.NETWORKS else Path(name)
+
+
+def tuned_for(config: Any, sde: LinearSDE) -> str:
+    """What tuned samplers belong to: another diffusion, or exact score, needs others."""
+    exact = config.model.name == "mixture"
+    return f"{sde!r}, " + (f"bandwidth={config.model.bandwidth}" if exact else f"data_std={sde.data_std}")
+
+
+def _tuned(config: Any, sde: LinearSDE, place: Path | None) -> tuple[Tuned, ...]:
+    """The tuned samplers in ``config.sampler.tuned``; without one, those in ``place`` if they are for this model."""
+    chosen, wanted = config.sampler.tuned, tuned_for(config, sde)
+    source = Path(chosen) if chosen else place
+    if source is None or not (chosen or source.is_file()):
+        return ()
+    belongs_to, rows = read_tuned(source)
+    if belongs_to == wanted:
+        return rows
+    if chosen:
+        raise _not_tuned_for("config.sampler.tuned", chosen, belongs_to, wanted)
+    return ()
+
+
+def tuned_rows(model: Model, path: str) -> tuple[Tuned, ...]:
+    """The settings of every sampler in ``config.evaluate.tuned``; none if it is empty.
+
+    Raises:
+      ValueError: if it is no such file, or of another model.
+    """
+    if not path:
+        return ()
+    (belongs_to, rows), wanted = read_tuned(Path(path), "rows"), tuned_for(model.config, model.sde)
+    if belongs_to != wanted:
+        raise _not_tuned_for("config.evaluate.tuned", path, belongs_to, wanted)
+    return rows
+
+
+def _not_tuned_for(field: str, value: str, belongs_to: str, wanted: str) -> ValueError:
+    return ValueError(f"{field}={value!r} was tuned for {belongs_to}; this model is {wanted}")
+
+
+def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
+    """The network that ``config.model`` describes: initial weights from ``config.seed``, then ``config.train.init``.
+
+    Raises:
+      ValueError: if the network in ``config.train.init`` has arrays that this one has not, or of another shape.
+    """
+    options, rngs = network_options(config), nnx.Rngs(params=config.seed)
+    if config.model.name == "ncsnpp_clf":
+        net = NCSNppClassifier(options, config.model.n_classes, rngs=rngs)
+    else:
+        net = NCSNpp(options, rngs=rngs)
+    if not config.train.init:
+        return net
+    graph, state = nnx.split(net)
+    own = checkpoint.flatten(_text_keys(nnx.to_pure_dict(state)))
+    given = checkpoint.flatten(_open(config.train.init, "")[1])
+    wrong = [path for path in given if path not in own or own[path].shape != given[path].shape]
+    if wrong:
+        raise ValueError(f"config.train.init={config.train.init!r} does not fit the network in {', '.join(wrong[:5])}")
+    merged = checkpoint.unflatten((path.split("/"), jnp.asarray(given.get(path, array))) for path, array in own.items())
+    nnx.replace_by_pure_dict(state, merged)
+    return nnx.merge(graph, state)
+
+
+def _text_keys(tree: Any) -> Any:
+    return {str(key): _text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def from_function(
+    predict: Callable[[Any, Any], Any], sde: LinearSDE, image_shape: tuple[int, int, int], **options: Any
+) -> Model:
+    """A model of your own network, which :func:`psld_jax.generate`, ``tune`` and all else take.
+
+    Args:
+      predict: function of images ``[n, H, W, K C]`` and times ``[n]``, see :func:`psld_jax.scores.function`.
+      sde: the diffusion it was trained for, e.g. ``psld_jax.sde.VPSDE(0.1, 20.0)``.
+      image_shape: ``(H, W, C)``.
+      options: ``predicts``, ``times`` and ``channels_first`` of :func:`psld_jax.scores.function`.
+
+    Raises:
+      ValueError: for a shape that is no such triple, or as that function does.
+    """
+    if len(image_shape) != 3 or not all(is_count(size) for size in image_shape):
+        raise ValueError(f"image_shape={image_shape!r} must be (H, W, C), whole numbers of at least 1")
+    config = override(load_config("default"), {"model.name": "function"})
+    return Model(sde, scores.function(predict, sde, **options), config, tuple(image_shape))
+
+
+def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) -> Any:
+    """Open a model that ships with the package, or one that you have trained or converted.
+
+    ``load("mnist")`` is a network trained on MNIST, ``load("mnist_clf")`` its noise-conditional classifier,
+    ``load("digits")`` a small embedded data set with its exact score, ``load(DIR)`` a saved network.
+
+    Args:
+      name: one of these names, a directory that the converter or ``--mode export`` wrote, or the work directory of a
+        training run (its latest checkpoint).
+      overrides: fields of the configuration to replace: ``load("digits", {"sde.gamma": 0.25, "sde.nu": 4.25})``,
+        ``load(DIR, {"model.weights": "online", "model.dtype": "bfloat16"})``.
+
+    Returns:
+      A :class:`Model`, or a :class:`Classifier` if that is what the directory holds.
+
+    Raises:
+      ValueError: for an unknown name or field (with the nearest known one), a value out of range, or a directory that
+        holds no model.
+    """
+    if name == "digits":
+        return build_model(override(load_config("digits"), overrides or {}))
+    if name not in assets.NETWORKS and not Path(name).is_dir():
+        raise unknown("model", str(name), ("digits", *assets.NETWORKS, "a directory with a model"))
+    overrides = overrides or {}
+    stored, params = _open(str(name), overrides.get("model.weights", ""))
+    return network_model(override(stored, overrides), params)

@@ -1,0 +1,125 @@
+"""From a configuration to its parts: diffusion, network options, data, loss, optimiser, options of a sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from psld_jax import integrators
+from psld_jax._runtime.errors import check_choice
+from psld_jax.data import Dataset, open_dataset
+from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
+from psld_jax.sampling.loop import SOLVERS
+from psld_jax.sde import LinearSDE, named
+from psld_jax.training import losses, optim
+
+TRAINABLE = ("ncsnpp", "ncsnpp_clf")
+
+
+def build_sde(config: Any) -> LinearSDE:
+    """The SDE that ``config.sde`` describes, preconditioned if ``config.model.data_std`` is positive.
+
+    Raises:
+      ValueError: for an unknown name, or values out of range.
+    """
+    name = config.sde.name
+    check_choice("config.sde.name", name, named.available())
+    sde = named.get(name, **{key: config.sde[key] for key in named.parameters(name)})
+    return sde if config.model.data_std == 0 else sde.preconditioned(config.model.data_std)
+
+
+def network_options(config: Any) -> NCSNppConfig:
+    """The options of NCSN++ in ``config.model``."""
+    return NCSNppConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(NCSNppConfig)})
+
+
+def abstract_network(config: Any) -> NCSNpp | NCSNppClassifier:
+    """The network that ``config.model`` describes, with shapes in place of arrays: nothing is allocated."""
+    return abstract(network_options(config), config.model.n_classes if config.model.name == "ncsnpp_clf" else None)
+
+
+def build_data(config: Any, split: str) -> Dataset:
+    """The ``"train"`` or ``"test"`` split of the data in ``config.data``, as the network in ``config.model`` takes it.
+
+    Raises:
+      ValueError: for data that cannot be read or do not fit the network.
+    """
+    if config.model.name not in TRAINABLE:
+        raise ValueError(f"config.model.name={config.model.name!r} cannot be trained; it must be one of {TRAINABLE}")
+    c, m = config.data, config.model
+    blocks, classes = build_sde(config).num_blocks, m.n_classes if m.name == "ncsnpp_clf" else m.num_labels
+    if m.in_ch % blocks:
+        raise ValueError(f"config.model.in_ch={m.in_ch} must be divisible by the {blocks} blocks of {config.sde.name}")
+    data = open_dataset(
+        c.name,
+        c.path,
+        split,
+        image_size=m.image_size,
+        fit=c.fit,
+        center_crop=c.center_crop,
+        channels=m.in_ch // blocks,
+        convert_channels=c.convert_channels,
+        on_corrupt=c.on_corrupt,
+        holdout=c.holdout,
+        num_points=c.num_points if split == "train" else 0,
+        labels=classes > 0,
+    )
+    if classes and (data.class_names is None or len(data.class_names) != classes):
+        found = "no labels" if data.class_names is None else f"{len(data.class_names)} classes"
+        field = "n_classes" if m.name == "ncsnpp_clf" else "num_labels"
+        raise ValueError(f"config.model.{field}={classes}, but {data.describe()} has {found}")
+    return data
+
+
+def build_held_out(config: Any) -> Dataset | None:
+    """The test split, or the images set aside by ``config.data.holdout``; ``None`` if neither is wanted."""
+    return build_data(config, "test") if config.train.eval_every and config.train.eval_images else None
+
+
+def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
+    """The loss that ``config.train`` asks for."""
+    c, m, sde = config.train, config.model, build_sde(config)
+    if m.name == "ncsnpp_clf":
+        return losses.ClassifierLoss(sde, objective=c.objective, reduce_mean=c.reduce_mean)
+    return losses.ScoreLoss(
+        sde,
+        m.in_ch,
+        m.out_ch if m.progressive != "output_skip" else m.in_ch,
+        objective=c.objective,
+        weighting=c.weighting,
+        norm=c.norm,
+        reduce_mean=c.reduce_mean,
+    )
+
+
+def build_optimizer(config: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser that ``config.train`` asks for, and its learning rate."""
+    c = config.train
+    rate = optim.learning_rate(c.lr, c.warmup, c.schedule, c.steps, c.lr_final)
+    transformation = optim.optimizer(
+        c.optimizer,
+        rate,
+        beta_1=c.beta_1,
+        beta_2=c.beta_2,
+        eps=c.adam_eps,
+        weight_decay=c.weight_decay,
+        grad_clip=c.grad_clip,
+    )
+    return transformation, rate
+
+
+def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
+    """The hyper-parameters in ``config.sampler.hyper`` that ``name`` has: none, if it is adaptive or ``"auto"``."""
+    if name == "auto" or name in SOLVERS:
+        return {}
+    known = integrators.get(name).hyper
+    return {key: value for key, value in config.sampler.hyper.items() if key in known}
+
+
+def sampler_options(config: Any) -> dict[str, Any]:
+    """What ``config`` says of the sampler, as keyword arguments of :func:`psld_jax.generate_states`."""
+    c = config.sampler
+    options = {name: c[name] for name in ("nfe", "grid", "rho", "t_end", "denoise", "rtol", "atol")}
+    return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}

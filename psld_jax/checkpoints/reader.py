@@ -1,0 +1,294 @@
+"""Reading the tensors of a checkpoint written by torch.save, zip (since 1.6) or legacy, one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from psld_jax.checkpoints.archive import Entry, check_crc, list_entries
+from psld_jax.checkpoints.pickle_names import ITEM_SIZES, Opaque, TensorRef, clip
+from psld_jax.checkpoints.pickle_vm import MAX_BYTES, unpickle
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+#: Tensors may share storages, but their bytes together are at most so many times the file's.
+_MAX_SHARING = 8
+_MAX_NAME = 500
+#: Of these score_sde_pytorch keeps no average: the table of noise levels, which VP does not use; fixed frequencies.
+_SIGMAS, _FIXED = re.compile(r"(module\.)?sigmas"), re.compile(r"(module\.)?all_modules\.0\.W")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a state dict, still in the file.
+
+    Attributes:
+      name: its key in the state dict.
+      shape, dtype: as saved.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    _ref: TensorRef = dataclasses.field(repr=False)
+    _checkpoint: Checkpoint = dataclasses.field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory once read."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The values in the tensor's shape, C-contiguous and read-only, in the dtype of the file.
+
+        Raises:
+          ValueError: if the file is damaged there (the archive's checksum does not fit, or the file has shrunk).
+        """
+        ref, size = self._ref, self.dtype.itemsize
+        if not math.prod(ref.shape):
+            return np.zeros(ref.shape, self.dtype)
+        last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
+        raw = self._checkpoint.read_storage(ref.storage.key, ref.offset * size, (last + 1) * size)
+        flat = np.frombuffer(raw, self.dtype)
+        strides = [stride * size for stride in ref.strides]
+        return np.asarray(np.lib.stride_tricks.as_strided(flat, ref.shape, strides, writeable=False), order="C")
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The state dict of a checkpoint: an ordered mapping from names to :class:`Tensor`. A context manager.
+
+    Attributes:
+      path: the file.
+      format: ``"zip"`` or ``"legacy"``.
+      layout: ``"state_dict"``, or ``"score_sde"`` for that of score_sde_pytorch, where the names of the averages,
+        ``ema.*``, are those of the model's parameters in the same order.
+      metadata: the numbers and short strings beside the state dict, e.g. ``epoch`` and ``global_step``.
+
+    Raises:
+      ValueError: if the file is none that ``torch.save`` wrote, is damaged, or holds anything but tensors.
+    """
+
+    def __init__(self, path: Path, file: BufferedReader):
+        self.path, self._file = path, file
+        self._checked: set[str] = set()
+        file_size = os.fstat(file.fileno()).st_size
+        head = file.read(4)
+        if head[:2] == b"PK":
+            self.format = "zip"
+            content, self._storages = _open_zip(file, file_size)
+        elif head[:1] == b"\x80":
+            self.format = "legacy"
+            content, self._storages = _open_legacy(file, file_size)
+        else:
+            raise ValueError(
+                f"it starts with {head!r}: neither a zip archive nor a pickle, so torch.save did not write it"
+            )
+        state, self.metadata, self.layout = _state_dict(content)
+        self._tensors = {name: self._tensor(name, value) for name, value in state.items()}
+        total = sum(tensor.nbytes for tensor in self.values())
+        if total > _MAX_SHARING * file_size:
+            raise ValueError(f"its tensors would take {total} bytes, more than {_MAX_SHARING} times the file itself")
+
+    def _tensor(self, name: Any, ref: Any) -> Tensor:
+        if type(name) is not str or len(name) > _MAX_NAME:
+            raise ValueError(f"a key of its state dict is not a string of at most {_MAX_NAME} characters")
+        if type(ref) is not TensorRef:
+            what = f"an object made by {ref.name}" if type(ref) is Opaque else f"a {type(ref).__name__}"
+            raise ValueError(f"state_dict[{clip(name)}] is {what}; only tensors are accepted")
+        key, _, size = ref.storage
+        if key not in self._storages:
+            raise ValueError(f"the data of {clip(name)} are missing: there is no storage {clip(key)}")
+        if self._storages[key].size < size:
+            raise ValueError(
+                f"the data of {clip(name)} are cut off: storage {clip(key)} should have {size} bytes and has "
+                f"{self._storages[key].size}"
+            )
+        dtype = np.dtype(ml_dtypes.bfloat16 if ref.dtype == "bfloat16" else ref.dtype)
+        return Tensor(name, ref.shape, dtype, ref, self)
+
+    def read_storage(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of a storage; its checksum is compared the first time.
+
+        Raises:
+          ValueError: if the checksum does not fit, or the file has become shorter.
+        """
+        entry = self._storages[key]
+        if key not in self._checked:
+            with _naming(self.path):
+                check_crc(self._file, f"data/{key}", entry)
+            self._checked.add(key)
+        self._file.seek(entry.start + start)
+        raw = self._file.read(stop - start)
+        if len(raw) != stop - start:
+            raise ValueError(f"{self.path}: the file became shorter while it was read")
+        return raw
+
+    def sha256(self) -> str:
+        """Hexadecimal digest of the whole file."""
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file: tensors cannot be read any more."""
+        self._file.close()
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint: of PyTorch Lightning, ``{"state_dict": ...}``; of score_sde_pytorch; or a bare state dict.
+
+    Nothing from the file is executed, whatever it says. The tensors stay in the file until they are read; the rest is
+    bounded by 32 MiB of pickle, 2 million opcodes and 200,000 archive entries.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: with the file's name and what is wrong with it, for anything that is not such a checkpoint, is
+        damaged, or mentions names that no state dict needs.
+    """
+    path = Path(path)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        with _naming(path):
+            checkpoint = Checkpoint(path, file)
+        stack.pop_all()
+    return checkpoint
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Entry]]:
+    """What the archive's pickle describes, and its storages by key."""
+    entries = list_entries(file, file_size)
+    roots = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(roots) != 1:
+        raise ValueError(f"it has {len(roots)} entries FOLDER/data.pkl; torch.save writes one")
+    root = roots[0]
+    if f"{root}/constants.pkl" in entries:
+        raise ValueError("it is a TorchScript program; torch.save(model.state_dict(), FILE) writes what is accepted")
+    if f"{root}/byteorder" in entries and _read_entry(file, entries, f"{root}/byteorder", 16) != b"little":
+        raise ValueError("it was written on a big-endian machine, which is not accepted")
+    content, _, _ = unpickle(_read_entry(file, entries, f"{root}/data.pkl", MAX_BYTES))
+    prefix = f"{root}/data/"
+    return content, {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+
+
+def _read_entry(file: BinaryIO, entries: dict[str, Entry], name: str, limit: int) -> bytes:
+    entry = entries[name]
+    if entry.size > limit:
+        raise ValueError(f"its entry {clip(name)} has {entry.size} bytes; at most {limit} are accepted")
+    check_crc(file, name, entry)
+    file.seek(entry.start)
+    return file.read(entry.size)
+
+
+def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Entry]]:
+    """The same for the format before torch 1.6: five pickles, then size and data of each storage."""
+    file.seek(0)
+    head = file.read(MAX_BYTES)
+    magic, at, _ = unpickle(head)
+    if magic != _LEGACY_MAGIC:
+        raise ValueError("it is a pickle without the magic number of torch.save")
+    protocol, at, _ = unpickle(head, at)
+    system, at, _ = unpickle(head, at)
+    if protocol != _LEGACY_PROTOCOL or type(system) is not dict or system.get("little_endian") is not True:
+        raise ValueError(f"only protocol {_LEGACY_PROTOCOL} from a little-endian machine is accepted")
+    content, at, refs = unpickle(head, at)
+    keys, at, _ = unpickle(head, at)
+    if type(keys) is not list or any(type(key) is not str or key not in refs for key in keys):
+        raise ValueError("its list of storages does not fit its tensors")
+    if len(set(keys)) != len(keys):
+        raise ValueError("its list of storages names one twice")
+    storages: dict[str, Entry] = {}
+    for key in keys:
+        ref = refs[key]
+        file.seek(at)
+        numel, at = int.from_bytes(file.read(8), "little", signed=True), at + 8
+        if numel != ref.size // ITEM_SIZES.get(ref.dtype, 1) or at + ref.size > file_size:
+            raise ValueError(
+                f"storage {clip(key)} should have {ref.size} bytes of data; the file says {numel} elements and "
+                f"{max(file_size - at, 0)} bytes are left"
+            )
+        storages[key] = Entry(at, ref.size, None)
+        at += ref.size
+    if at != file_size:
+        raise ValueError(f"{file_size - at} bytes follow its end")
+    return content, storages
+
+
+def _state_dict(content: Any) -> tuple[dict[Any, Any], dict[str, Any], str]:
+    """The state dict inside what was saved, the plain values beside it, and the layout."""
+    if type(content) is not dict:
+        raise ValueError(f"it holds a {type(content).__name__}; a state dict, or a dict with one, is accepted")
+    if "state_dict" in content:
+        state, layout = content["state_dict"], "state_dict"
+        if type(state) is not dict or not state:
+            raise ValueError("its state_dict is not a dict with tensors")
+    elif content and all(type(value) is TensorRef for value in content.values()):
+        return content, {}, "state_dict"
+    elif "model" in content or "ema" in content:
+        state, layout = _score_sde(content), "score_sde"
+    else:
+        names = ", ".join(clip(str(key), 40) for key in list(content)[:10])
+        raise ValueError(f"it has no state_dict and is none: its keys are {names or 'missing'}")
+    metadata = {}
+    for key, value in content.items():
+        plain = type(value) in (int, float, bool) or (type(value) is str and len(value) <= _MAX_NAME)
+        if type(key) is str and len(key) <= _MAX_NAME and plain:
+            metadata[key] = value
+    return state, metadata, layout
+
+
+def _score_sde(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The model's parameters and, as ``ema.*``, their averages: a list without names in the order of the model's."""
+    model, ema = content.get("model"), content.get("ema")
+    averages = ema.get("shadow_params") if type(ema) is dict else None
+    if type(model) is not dict or not model:
+        raise ValueError("it has no model, a dict of tensors, as checkpoints of score_sde_pytorch have")
+    if type(averages) is not list:
+        raise ValueError("it has no ema.shadow_params, a list of tensors, as checkpoints of score_sde_pytorch have")
+    state = {name: ref for name, ref in model.items() if not _SIGMAS.fullmatch(str(name))}
+    averaged = {str(name): ref for name, ref in state.items() if not _FIXED.fullmatch(str(name))}
+    if len(averages) != len(averaged):
+        raise ValueError(
+            f"its ema.shadow_params has {len(averages)} tensors for the {len(averaged)} parameters of its model"
+        )
+    for i, (name, ref) in enumerate(averaged.items()):
+        found = averages[i]
+        if type(ref) is type(found) is TensorRef and ref.shape != found.shape:
+            raise ValueError(
+                f"its ema.shadow_params[{i}] has shape {found.shape}, and {clip(name)}, the model's parameter in that "
+                f"place, {ref.shape}: they are not in one order"
+            )
+        state[f"ema.{name.removeprefix('module.')}"] = found
+    return state

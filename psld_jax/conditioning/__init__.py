@@ -1,0 +1,1 @@
+"""Conditions on samples: guidance, known pixels, linear measurements, and their checks."""

@@ -1,0 +1,104 @@
+"""Known pixels: after every step they are replaced by a draw of the forward process from their true values.
+
+Lugmayr et al. (RePaint, 2022), section 4.1, here in phase space: position and momentum of a known pixel are replaced
+together. It is a constraint on the state, so it works with every table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from psld_jax import blocks
+from psld_jax._runtime.errors import check_choice
+from psld_jax.integrators.tableau import Tableau
+from psld_jax.sde import LinearSDE
+
+Array = Any
+
+TIMES = ("current", "original")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Which pixels are known, and the forward process at the times of a table; :func:`known_pixels` makes it.
+
+    Attributes:
+      x: images ``[n, H, W, C]``; mask: bool, ``[n or 1, H, W, C]``, true where a pixel is known.
+      mean, factor: ``[num_steps + 1, K, 1]`` and ``[num_steps + 1, K, K]``: a known pixel is ``mean x + factor xi``.
+      draws: ``[num_steps + 1]``, number of the draw ``xi``; they follow those of the table.
+      num_draws: how many there are.
+    """
+
+    x: Array
+    mask: Array
+    mean: Array
+    factor: Array
+    draws: Array
+    num_draws: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(
+        self, z: blocks.State, step: Array, draw: Callable[[Array, blocks.State], blocks.State]
+    ) -> blocks.State:
+        """The state with known pixels as the forward process has them after ``step`` steps.
+
+        Leaves ``[n, H, W, C]``, a scalar ``step``; same structure and dtype.
+        """
+        dtype = z[0].dtype
+        known = blocks.add(
+            blocks.like(z, blocks.apply(self.mean[step].astype(dtype), (self.x.astype(dtype),))),
+            blocks.apply(self.factor[step].astype(dtype), draw(self.draws[step], z)),
+        )
+        return jax.tree.map(lambda true, free: jnp.where(self.mask, true, free), known, z)
+
+
+def known_pixels(
+    sde: LinearSDE, table: Tableau, x: Array, mask: Array, *, fresh: bool = True, time: str = "current"
+) -> Known:
+    """The constraint of :func:`psld_jax.sample` that keeps known pixels.
+
+    Args:
+      sde: the diffusion.
+      table: the sampler's.
+      x: images ``[n, H, W, C]``; what they hold where the mask is 0 does not matter.
+      mask: ``[n, H, W, C]``, or 1 in place of n or C: 1 where a pixel is known, 0 where it is to be found.
+      fresh: draw the noise of known pixels anew after every step, as the original does; else once for all steps, so
+        that they move on a smooth path, as those of a deterministic sampler do.
+      time: ``"current"``: known pixels have the noise of the time that the step has reached; or ``"original"``: of the
+        time that it came from, as the original has them by mistake (and so they end at ``mu x``, not at ``x``).
+
+    Raises:
+      ValueError: for a mask of another shape, or with other values than 0 and 1, or an unknown ``time``.
+    """
+    x = jnp.asarray(x)
+    if not isinstance(mask, Tracer):  # inside a program, who made it has checked it
+        check_mask(np.asarray(mask), x.shape)
+    check_choice("time of known pixels", time, TIMES)
+    times = table.times if time == "current" else np.append(table.times[0], table.times[:-1])
+    # At t = 0 a known pixel is what it is; its momentum there is not asked for.
+    noisy = np.where(table.times > 0, 1.0, 0.0)[:, None, None]
+    at, start = np.where(times > 0, times, 1.0), np.eye(sde.num_blocks)[:, :1]
+    return Known(
+        x,
+        jnp.asarray(mask).astype(bool),
+        np.where(times[:, None, None] > 0, sde.mean(at), start),
+        noisy * sde.factor(at),
+        np.full(len(times), table.num_draws) + (np.arange(len(times)) if fresh else 0),
+        len(times) if fresh else 1,
+    )
+
+
+def check_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise a ``ValueError`` unless ``mask`` is of 0 and 1, and its shape that of the images, or 1 for n or C."""
+    allowed = [{size, 1} if axis in (0, len(shape) - 1) else {size} for axis, size in enumerate(shape)]
+    if mask.ndim != len(shape) or any(size not in sizes for size, sizes in zip(mask.shape, allowed, strict=True)):
+        raise ValueError(f"the mask has shape {mask.shape}, the images {shape}; n and C may be 1 in the mask")
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"the mask must hold 1 (known) and 0 only, got values from {mask.min()} to {mask.max()}")

@@ -1,0 +1,180 @@
+"""Descending time grids ``T = t_0 > t_1 > ... > t_N = t_end``, float64 ``[N + 1]``, forward time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from psld_jax._runtime.errors import check_choice, is_count
+
+if TYPE_CHECKING:
+    from psld_jax.integrators import Integrator
+    from psld_jax.sde import LinearSDE
+
+
+def validate(grid: Any) -> np.ndarray:
+    """Return ``grid`` as float64 ``[N + 1]``, or say what is wrong with it.
+
+    Raises:
+      ValueError: unless it is one-dimensional, of at least two points, finite, strictly descending, and in
+        ``(0, 1]``.
+    """
+    grid = np.asarray(grid, np.float64)
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"a grid is a one-dimensional array of at least 2 times, got shape {grid.shape}")
+    if not np.all(np.isfinite(grid)):
+        raise ValueError(f"grid times must be finite, got {grid}")
+    if grid[-1] <= 0 or grid[0] > 1:
+        raise ValueError(f"grid times must lie in (0, 1] (forward time, noise first), got {grid[0]} to {grid[-1]}")
+    if not np.all(np.diff(grid) < 0):
+        i = int(np.argmax(np.diff(grid) >= 0))
+        raise ValueError(
+            "a grid must be strictly descending (forward time, noise first, data last), but "
+            f"grid[{i}] = {grid[i]} is followed by {grid[i + 1]}; reverse it with grid[::-1] if it ascends"
+        )
+    return grid
+
+
+def _check(n_steps: int, t_end: float, t_start: float) -> None:
+    if not is_count(n_steps):
+        raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
+    if not 0 < t_end < t_start <= 1:
+        raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
+
+
+def uniform(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0) -> np.ndarray:
+    """Equal steps in ``t``, float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``.
+    """
+    _check(n_steps, t_end, t_start)
+    return np.linspace(t_start, t_end, n_steps + 1)
+
+
+def quadratic(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0) -> np.ndarray:
+    """``t_i = t_end + (T - t_end)(1 - i/N)^2``, the original PSLD code's quadratic striding.
+
+    Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``.
+    """
+    _check(n_steps, t_end, t_start)
+    return t_end + (t_start - t_end) * np.linspace(1.0, 0.0, n_steps + 1) ** 2
+
+
+def power(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, rho: float = 7.0) -> np.ndarray:
+    """Equal steps in ``t^(1/rho)`` (Karras et al., 2022, eq. 5): larger ``rho``, finer near the data.
+
+    Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``,
+        and ``rho > 0``.
+    """
+    _check(n_steps, t_end, t_start)
+    if not (np.isfinite(rho) and rho > 0):
+        raise ValueError(f"rho={rho} must be a finite number > 0")
+    grid = np.linspace(t_start ** (1 / rho), t_end ** (1 / rho), n_steps + 1) ** rho
+    grid[0], grid[-1] = t_start, t_end
+    return grid
+
+
+def log_snr(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: LinearSDE | None = None) -> np.ndarray:
+    """Equal steps in ``log SNR_t``, ``SNR_t = mu_t^T Sigma_t^{-1} mu_t``, by bisection on the host.
+
+    Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``,
+        and ``sde`` is given.
+    """
+    _check(n_steps, t_end, t_start)
+    if sde is None:
+        raise ValueError("the log_snr grid depends on the SDE: pass sde=...")
+    target = np.linspace(sde.log_snr(np.array(t_start)), sde.log_snr(np.array(t_end)), n_steps + 1)
+    low, high = np.full(n_steps + 1, np.log(t_end)), np.full(n_steps + 1, np.log(t_start))
+    for _ in range(60):
+        middle = (low + high) / 2
+        noisy = sde.log_snr(np.exp(middle)) < target  # the SNR falls with t: look at smaller times
+        low, high = np.where(noisy, low, middle), np.where(noisy, middle, high)
+    grid = np.exp((low + high) / 2)
+    grid[0], grid[-1] = t_start, t_end
+    return grid
+
+
+def resample(times: Any, n_steps: int) -> np.ndarray:
+    """A grid of ``n_steps`` steps shaped like ``times``: ``log t`` over ``i / N`` by monotone cubic interpolation.
+
+    Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: for times that :func:`validate` refuses, or ``n_steps`` that is no whole number of at least 1.
+    """
+    times = validate(times)
+    if not is_count(n_steps):
+        raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
+    if n_steps == len(times) - 1:
+        return times
+    shape = PchipInterpolator(np.linspace(0, 1, len(times)), np.log(times))
+    grid = np.exp(shape(np.linspace(0, 1, n_steps + 1)))
+    grid[0], grid[-1] = times[0], times[-1]
+    return grid
+
+
+_GRIDS: dict[str, Callable[..., np.ndarray]] = {
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "power": power,
+    "log_snr": log_snr,
+}
+
+
+def available() -> tuple[str, ...]:
+    """Names of all grids."""
+    return tuple(_GRIDS)
+
+
+def get(name: str) -> Callable[..., np.ndarray]:
+    """The grid function of that name: steps, and options, to float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: for an unknown name; it lists the known ones.
+    """
+    check_choice("grid", name, _GRIDS)
+    return _GRIDS[name]
+
+
+def for_budget(
+    grid: str | Sequence[float] | np.ndarray, integrator: Integrator, nfe: int, denoise: bool = True, **options: Any
+) -> np.ndarray:
+    """The largest grid on which ``integrator`` needs at most ``nfe`` network evaluations, float64 ``[N + 1]``.
+
+    Args:
+      grid: one of :func:`available`, or descending times, which are taken through :func:`resample`.
+      integrator: from ``psld_jax.integrators.get``.
+      nfe: the budget, counting the final denoising evaluation if ``denoise``.
+      options: passed to a grid that is named (``t_end``, ``t_start``, ``rho``, ``sde``).
+
+    Raises:
+      ValueError: if the budget does not cover a single step, or ``t_end`` is not the end of the given times.
+    """
+    fn = get(grid) if isinstance(grid, str) else None
+    cost = integrator.nfe_per_step
+    least = cost + denoise
+    if not is_count(nfe, least):
+        raise ValueError(
+            f"nfe={nfe!r} is too small for {integrator.name!r}: one step costs {cost}"
+            f"{' and the denoising step 1' if denoise else ''}; use an integer nfe >= {least}"
+        )
+    n_steps = (nfe - denoise) // cost
+    if fn is not None:
+        return fn(n_steps, **options)
+    times = validate(grid)
+    if not np.isclose(options.get("t_end", times[-1]), times[-1], rtol=1e-9):
+        raise ValueError(f"t_end={options['t_end']}, but the given times end at {times[-1]}; pass t_end={times[-1]}")
+    return resample(times, n_steps)

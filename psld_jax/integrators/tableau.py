@@ -1,0 +1,218 @@
+"""From integrator, SDE and grid to one table: float64 on the host, one row per network evaluation.
+
+The stages of all steps are laid out flat and regrouped around the evaluations:
+
+    z <- P z + Rpre xi;   q = U z + V eps(z, tau), pushed on the history;   z <- A z + sum_j B_j q_{-j} + R xi
+
+An affine update without an evaluation is multiplied into the row before it (or, at the start of a step with
+noise, into ``P``). So every sampler, its denoising step included, is the same loop around one network call: the
+network is compiled once whatever the scheme, and the number of rows is the NFE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from psld_jax._runtime.errors import check_counts
+from psld_jax.integrators import grids
+from psld_jax.integrators.base import MAX_PAST, Integrator, Stage
+from psld_jax.integrators.baselines import euler_stage
+from psld_jax.sde import LinearSDE, cholesky
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Tableau:
+    """A sampler ready to run. Rows are network evaluations, ``S`` in all; float64 (cast at the border).
+
+    Attributes:
+      tau: ``[S]`` evaluation times.
+      P, Rpre, pre_draw: ``[S, K, K]``, ``[S, K, K]``, ``[S]``: the update before the evaluation and the number of the
+        draw it uses (-1: none); all ``None`` in a sampler that has no such update.
+      U, V: ``[S, K, K]``, the prediction ``q = U z + V eps``.
+      A, B: ``[S, K, K]``, ``[S, H, K, K]``: the update after it, newest prediction first.
+      R, post_draw: ``[S, K, K]``, ``[S]``: its noise and the number of the draw; ``None`` in a sampler without.
+      last_rows: ``[num_steps]`` integers, the row with which each step ends.
+      times: ``[num_steps + 1]`` forward time before the first step and after each (0 after the denoising step).
+      num_draws: total draws of noise.
+    """
+
+    tau: Array
+    P: Array | None
+    Rpre: Array | None
+    pre_draw: Array | None
+    U: Array
+    V: Array
+    A: Array
+    B: Array
+    R: Array | None
+    post_draw: Array | None
+    last_rows: Array
+    times: Array
+    num_draws: int
+
+    @property
+    def nfe(self) -> int:
+        """Exact number of network evaluations: one a row."""
+        return len(self.tau)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the grid, plus one if there is a denoising step."""
+        return len(self.last_rows)
+
+    @property
+    def num_blocks(self) -> int:
+        """K."""
+        return self.A.shape[-1]
+
+    def ends(self) -> np.ndarray:
+        """``[S]``: at the last row of a step its number, from 1, and 0 elsewhere."""
+        ends = np.zeros(self.nfe, int)
+        ends[self.last_rows] = np.arange(1, self.num_steps + 1)
+        return ends
+
+    def rows(self) -> dict[str, Array | None]:
+        """The fields with one entry a row: what the scan runs over, ``[S, ...]``."""
+        return {name: getattr(self, name) for name in _ROW_FIELDS}
+
+
+_ROW_FIELDS = ("tau", "P", "Rpre", "pre_draw", "U", "V", "A", "B", "R", "post_draw")
+jax.tree_util.register_dataclass(Tableau, data_fields=[*_ROW_FIELDS, "last_rows", "times"], meta_fields=["num_draws"])
+
+
+class _Row:
+    """One evaluation with the affine updates before and after it, while they are being merged."""
+
+    def __init__(self, k: int):
+        self.k = k
+        self.P, self.Rpre = np.eye(k), None
+        self.tau: float | None = None
+        self.U, self.V = np.zeros((k, k)), np.eye(k)
+        self.A, self.B, self.R = np.eye(k), [], None
+
+    def absorb(self, stage: Stage) -> None:
+        if stage.tau is not None:
+            self.tau = float(stage.tau)
+            self.U = self.U if stage.U is None else stage.U
+            self.V = self.V if stage.V is None else stage.V
+        if self.tau is None:
+            if stage.B:
+                raise ValueError("a step must evaluate the network before it uses a prediction")
+            self.P, self.Rpre = stage.A @ self.P, _merge(stage.A, self.Rpre, stage.R)
+            return
+        self.A, self.R = stage.A @ self.A, _merge(stage.A, self.R, stage.R)
+        depth = max(len(self.B), len(stage.B))
+        zero = np.zeros((self.k, self.k))
+        old, new = ([*m, *[zero] * (depth - len(m))] for m in (self.B, stage.B))
+        self.B = [stage.A @ o + n for o, n in zip(old, new, strict=True)]
+
+
+def _merge(a: np.ndarray, first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    """Noise of two updates in a row without an evaluation between: one Gaussian with the summed covariance."""
+    if first is None:
+        return second
+    first = a @ first
+    if second is None:
+        return first
+    return cholesky(first @ first.T + second @ second.T)
+
+
+def _rows_of_step(stages: list[Stage], k: int) -> list[_Row]:
+    rows = [_Row(k)]
+    for stage in stages:
+        if stage.tau is not None and rows[-1].tau is not None:
+            rows.append(_Row(k))
+        rows[-1].absorb(stage)
+    if rows[-1].tau is None:
+        raise ValueError("an integrator must evaluate the network at least once per step")
+    return rows
+
+
+def tabulate(
+    integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool = True, *, resample: int = 1, jump: int = 1
+) -> Tableau:
+    """Compute every coefficient of a sampler on the host, float64.
+
+    Args:
+      integrator: from ``psld_jax.integrators.get``.
+      sde: the diffusion the network was trained for.
+      grid: descending forward times ``[N + 1]`` in ``(0, 1]``.
+      denoise: add the final step of :func:`denoising`.
+      resample: take every stretch of the grid so many times, the forward process leading back to its start in between
+        (RePaint, Lugmayr et al., 2022): what was made up has time to agree with what is known. NFE grow as much.
+      jump: steps in a stretch.
+
+    Raises:
+      ValueError: for an invalid grid, an integrator that does not apply to ``sde``, or counts below 1.
+    """
+    check_counts(resample=resample, jump=jump)
+    grid = grids.validate(grid)
+    steps, times, past = [], [grid[0]], 0
+    for start in range(0, len(grid) - 1, jump):
+        stop = min(start + jump, len(grid) - 1)
+        for repeat in range(resample):
+            if repeat:
+                past = start  # predictions from before the jump are of another path
+            for i in range(start, stop):
+                nodes = grid[max(i - MAX_PAST, past) : i][::-1]
+                stages = integrator.stages(sde, grid[i], grid[i + 1], nodes)
+                back = [_forward_stage(sde, grid[stop], grid[start])] if repeat and i == start else []
+                steps.append([*back, *stages])
+                times.append(grid[i + 1])
+    if denoise:
+        steps.append([euler_stage(sde, grid[-1], grid[-1], stochastic=integrator.stochastic)])
+        times.append(0.0)
+    return _assemble(steps, np.array(times), sde.num_blocks)
+
+
+def _forward_stage(sde: LinearSDE, s: float, t: float) -> Stage:
+    """The forward process from ``s`` to ``t > s``: an affine update with noise, without an evaluation."""
+    return Stage(A=sde.transition(t, s), R=cholesky(sde.noise_cov(t, s)))
+
+
+def denoising(sde: LinearSDE, t_end: float, stochastic: bool) -> Tableau:
+    """The original's final step alone: one Euler step from ``t_end`` to 0 without noise, 1 evaluation.
+
+    It uses the drift of the reverse SDE after stochastic samplers, of the probability-flow ODE after
+    deterministic ones.
+    """
+    return _assemble([[euler_stage(sde, t_end, t_end, stochastic=stochastic)]], np.array([t_end, 0.0]), sde.num_blocks)
+
+
+def _assemble(steps: list[list[Stage]], times: np.ndarray, k: int) -> Tableau:
+    by_step = [_rows_of_step(stages, k) for stages in steps]
+    rows = [row for step in by_step for row in step]
+    draws, zero = 0, np.zeros((k, k))
+    pre, post = np.full(len(rows), -1), np.full(len(rows), -1)
+    for i, row in enumerate(rows):
+        for numbers, noise in ((pre, row.Rpre), (post, row.R)):
+            if noise is not None:
+                numbers[i], draws = draws, draws + 1
+    depth = max(len(row.B) for row in rows)
+    has_pre = any(row.Rpre is not None or not np.array_equal(row.P, np.eye(k)) for row in rows)
+    has_post = any(row.R is not None for row in rows)
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([zero if getattr(row, name) is None else getattr(row, name) for row in rows])
+
+    return Tableau(
+        tau=np.array([row.tau for row in rows], np.float64),
+        P=stack("P") if has_pre else None,
+        Rpre=stack("Rpre") if has_pre else None,
+        pre_draw=pre if has_pre else None,
+        U=stack("U"),
+        V=stack("V"),
+        A=stack("A"),
+        B=np.stack([np.stack([*row.B, *[zero] * (depth - len(row.B))]) for row in rows]),
+        R=stack("R") if has_post else None,
+        post_draw=post if has_post else None,
+        last_rows=np.cumsum([len(step) for step in by_step]) - 1,
+        times=times,
+        num_draws=draws,
+    )

@@ -1,0 +1,1 @@
+"""The probability-flow ODE the other way: codes of images, interpolation, likelihood."""

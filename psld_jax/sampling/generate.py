@@ -1,0 +1,247 @@
+"""Samples from a model: any sampler, any budget, every image a function of (seed, index)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psld_jax import blocks
+from psld_jax._runtime import distributed, random, xla
+from psld_jax._runtime.errors import check_counts
+from psld_jax.build import Model
+from psld_jax.conditioning.steering import Bound, Steering
+from psld_jax.integrators.tableau import Tableau
+from psld_jax.sampling.loop import SOLVERS, sample, sample_ode
+from psld_jax.sampling.settings import Setting, choose
+
+Array = Any
+
+
+def resolve(
+    model: Model,
+    sampler: str = "auto",
+    nfe: int = 20,
+    *,
+    grid: str | Sequence[float] = "auto",
+    rho: float = 7.0,
+    **hyper: Any,
+) -> Setting:
+    """The setting that these arguments of :func:`generate` mean for ``model``.
+
+    ``sampler="auto"`` is what was tuned for the model at the nearest budget, else a rule (``settings.choose``).
+    ``grid="auto"`` is the grid that was tuned with it, and ``"quadratic"`` for a sampler that is named.
+
+    Raises:
+      ValueError: for hyper-parameters beside ``sampler="auto"``; what is unknown is found when a table is made.
+    """
+    if sampler != "auto":
+        return Setting(sampler, "quadratic" if _is(grid, "auto") else _times(grid), rho, hyper)
+    if hyper:
+        raise ValueError(f'sampler="auto" chooses its hyper-parameters; name a sampler to set {sorted(hyper)}')
+    chosen = choose(model.sde, model.tuned, nfe)
+    return chosen if _is(grid, "auto") else dataclasses.replace(chosen, grid=_times(grid), rho=rho)
+
+
+def _is(grid: Any, name: str) -> bool:
+    return isinstance(grid, str) and grid == name
+
+
+def _times(grid: Any) -> str | tuple[float, ...]:
+    return grid if isinstance(grid, str) else tuple(map(float, grid))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A model with all that is chosen about its sampling: a function of keys; :func:`prepare` makes one.
+
+    Attributes:
+      model: what is sampled from.
+      setting: of a table-driven sampler; ``None`` if it is adaptive.
+      table: its table.
+      adaptive: keyword arguments of ``sample_ode``.
+      steering: conditions on the samples, or ``None``.
+    """
+
+    model: Model
+    setting: Setting | None
+    table: Tableau | None
+    adaptive: dict[str, Any]
+    steering: Bound | None = None
+
+    def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, Array]:
+        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on its devices."""
+        devices = jax.local_device_count()
+        padded = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
+        keys = random.sample_keys(key, padded)
+        own = {} if self.steering is None else self.steering.arrays(padded)
+        run = self.run if devices == 1 else self._split
+        z, counts = run(self.model.eps_fn, keys, own)
+        return jax.tree.map(lambda leaf: leaf[: len(indices)], z), counts[: len(indices)]
+
+    def run(self, eps_fn: Any, keys: Array, own: dict[str, Array]) -> tuple[blocks.State, Array]:
+        """Samples of these keys ``[n]``, and the NFE of each, ``[n]``; ``own`` is what the conditions hold for them."""
+        n, sde = len(keys), self.model.sde
+        z_T = sde.prior_sample(keys, (n, *self.model.image_shape))
+        eps_fn = eps_fn if self.steering is None else self.steering.eps_fn(eps_fn, own)
+        if self.table is None:
+            return sample_ode(eps_fn, sde, z_T, **self.adaptive)
+        known = None if self.steering is None else self.steering.known(self.table, own)
+        return sample(eps_fn, self.table, z_T, keys, known=known), jnp.full(n, self.nfe or 0)
+
+    @functools.cached_property
+    def _split(self) -> Callable[..., tuple[blocks.State, Array]]:
+        """:meth:`run` on several devices, each with its part of the samples; they need nothing of each other."""
+        mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+        mine, all_of_it = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+        specs = {"in_specs": (all_of_it, mine, mine), "out_specs": mine, "check_vma": False}
+        split = xla.jit(lambda eps_fn, keys, own: jax.shard_map(self.run, mesh=mesh, **specs)(eps_fn, keys, own))
+        return lambda eps_fn, keys, own: split(blocks.as_pytree(eps_fn), keys, own)
+
+    @property
+    def nfe(self) -> int | None:
+        """Network evaluations of a sample; ``None`` for an adaptive solver."""
+        if self.table is None:
+            return None
+        return self.table.nfe if self.steering is None else self.steering.evaluations(self.table)
+
+    def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
+        """Samples of these numbers and ``seed`` in batches: number of the first, and those of :meth:`batch`.
+
+        ``size`` at a time, leaves ``[size, H, W, C]`` and NFE ``[size]``; the last batch fewer.
+        """
+        for start in range(numbers.start, numbers.stop, size):
+            yield start, *self.batch(seed, range(start, min(start + size, numbers.stop)), size)
+
+    def batch(self, seed: int, numbers: range, size: int) -> tuple[blocks.State, np.ndarray]:
+        """Samples of these numbers, a state of numpy arrays, and the NFE of each.
+
+        Leaves ``[n, H, W, C]``, NFE ``[n]``. They are filled up to ``size`` with those that follow: one shape, so one
+        program and the same bits.
+        """
+        z, counts = self(jax.random.key(seed), np.arange(numbers.start, numbers.start + size))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(numbers)], z), np.asarray(counts)[: len(numbers)]
+
+    def draw(self, seed: int, numbers: range, size: int) -> np.ndarray:
+        """Images of :meth:`batch`, float32 ``[n, H, W, C]`` in [-1, 1]."""
+        return np.clip(self.batch(seed, numbers, size)[0][0], -1, 1)
+
+    def about(self) -> dict[str, Any]:
+        """What the samples of a key depend on, besides the model, as JSON can hold it."""
+        table = None if self.table is None else {"times": self.table.times.tolist()}
+        setting = None if self.setting is None else self.setting.to_json()
+        steering = None if self.steering is None else self.steering.about()
+        return {"setting": setting, "table": table, "adaptive": self.adaptive, "conditions": steering}
+
+
+def prepare(
+    model: Model,
+    sampler: str = "auto",
+    *,
+    nfe: int = 20,
+    grid: str | Sequence[float] = "auto",
+    rho: float = 7.0,
+    t_end: float = 1e-3,
+    denoise: bool = True,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    **options: Any,
+) -> Sampler:
+    """The :class:`Sampler` that these arguments of :func:`generate` mean for ``model``; checks all of them.
+
+    Raises:
+      ValueError: for anything unknown or out of range, or a condition that the sampler or the model cannot take.
+    """
+    conditions = {name: options.pop(name) for name in _CONDITIONS if name in options}
+    steering, hyper = Steering(**conditions), options
+    bound = steering.bind(model) if conditions else None
+    if sampler not in SOLVERS:
+        setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
+        return Sampler(model, setting, _table(setting, bound, model, nfe, t_end, denoise), {}, bound)
+    if steering.known is not None or steering.resample > 1:
+        raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
+    if hyper:
+        raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
+    adaptive = {"t_end": t_end, "solver": sampler, "rtol": rtol, "atol": atol, "denoise": denoise}
+    return Sampler(model, None, None, adaptive, bound)
+
+
+_CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
+
+
+def _table(setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float, denoise: bool) -> Tableau:
+    """The largest table whose evaluations, those of guidance included, ``nfe`` allows."""
+    options: dict[str, Any] = {"t_end": t_end, "denoise": denoise}
+    if bound is None:
+        return setting.table(model.sde, nfe, **options)
+    options |= {"resample": bound.steering.resample, "jump": bound.steering.jump}
+    # Guidance at most doubles the evaluations; how much it does depends on where the grid lies.
+    for budget in range(nfe, 0, -1):
+        table = setting.table(model.sde, budget, **options)
+        if bound.evaluations(table) <= nfe:
+            return table
+    raise AssertionError("a budget below one step has been refused")
+
+
+def generate_states(
+    model: Model,
+    sampler: str = "auto",
+    *,
+    n: int = 64,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    **options: Any,
+) -> tuple[blocks.State, np.ndarray]:
+    """Like :func:`generate`, but returns all K blocks, and the NFE of each sample ``[n]``.
+
+    ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``. Where several processes
+    run together, each must call it; each draws its share, and all get all samples.
+
+    Raises:
+      ValueError: as :func:`generate`, and for labels, images or measurements that are neither one nor ``n``.
+    """
+    check_counts(n=n, batch_size=batch_size)
+    prepared = prepare(model, sampler, **options)
+    if prepared.steering is not None:
+        prepared.steering.check(n)
+    size = min(batch_size, n)
+    mine = distributed.share(n, size)
+    batches = prepared.batches(seed, mine, size)
+    parts = []
+    for _ in progress(range(mine.start, mine.stop, size)):
+        _, state, counts = next(batches)
+        parts.append({"counts": counts, **{str(k): leaf for k, leaf in enumerate(state)}})
+    everything = distributed.gather_arrays(_joined(parts) if parts else {})
+    whole = _joined([theirs for theirs in everything if theirs])
+    return model.sde.state(*(whole[str(k)] for k in range(model.sde.num_blocks))), whole["counts"]
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
+    """Images from a model, float32 ``[n, H, W, C]`` in [-1, 1].
+
+    Image ``i`` is a function of ``(seed, i)``, whatever ``n``, ``batch_size`` and number of devices. Its noise is
+    so to the bit; products of matrices may round differently in batches of another shape.
+
+    Args:
+      model: from ``psld_jax.load``.
+      sampler: an integrator or a paper acronym, or ``rk23``, ``rk45``, ``tsit5``, ``dopri8``; ``"auto"`` is what was
+        tuned for the model, see :func:`resolve`.
+      options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid`` (a name or times), ``rho`` (of the power
+        grid), ``t_end``, ``denoise``, ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's
+        hyper-parameters (``lam``, ``lam_s``, ...), and conditions: any field of :class:`psld_jax.Steering`,
+        such as ``label`` and ``classifier``, ``known`` and ``mask``, ``operator`` and ``measurement``.
+
+    Raises:
+      ValueError: for anything unknown or out of range, before anything is compiled.
+    """
+    return np.clip(generate_states(model, sampler, **options)[0][0], -1.0, 1.0)

@@ -1,0 +1,134 @@
+"""A sampler with all that is chosen about it, and ``sampler="auto"``: the choice that was tuned for a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psld_jax import integrators
+from psld_jax._runtime.errors import check_counts, is_count, unknown
+from psld_jax.integrators import grids
+from psld_jax.integrators.tableau import Tableau, tabulate
+from psld_jax.sampling.loop import SOLVERS
+from psld_jax.sde import LinearSDE
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A sampler, its time grid and its hyper-parameters; with a diffusion and a budget it becomes a table.
+
+    Attributes:
+      sampler: name of an integrator.
+      grid: name of a grid, or descending times, which other budgets stretch (``grids.resample``).
+      rho: of the ``power`` grid.
+      hyper: hyper-parameters; those that are left out have their defaults.
+    """
+
+    sampler: str
+    grid: str | tuple[float, ...] = "quadratic"
+    rho: float = 7.0
+    hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def integrator(self) -> integrators.Integrator:
+        """The integrator; ``ValueError`` for an unknown name or hyper-parameter."""
+        return integrators.get(self.sampler, **self.hyper)
+
+    def table(
+        self,
+        sde: LinearSDE,
+        nfe: int,
+        *,
+        t_end: float = 1e-3,
+        denoise: bool = True,
+        resample: int = 1,
+        jump: int = 1,
+    ) -> Tableau:
+        """The table on the largest grid that ``nfe`` evaluations allow, denoising and resampling included.
+
+        Raises:
+          ValueError: for an unknown sampler, grid or hyper-parameter, or a budget below one step.
+        """
+        if self.sampler in SOLVERS:
+            raise ValueError(f"{self.sampler!r} is adaptive and has no table; use psld_jax.sample_ode")
+        try:
+            integrators.get(self.sampler)  # the name alone: what is wrong with a hyper-parameter is said below
+        except ValueError:
+            raise unknown("sampler", self.sampler, ("auto", *integrators.available(), *SOLVERS)) from None
+        integrator = self.integrator()
+        options: dict[str, Any] = {"t_end": t_end}
+        if self.grid == "power":
+            options["rho"] = self.rho
+        if self.grid == "log_snr":
+            options["sde"] = sde
+        check_counts(resample=resample, jump=jump)
+        once = (nfe - denoise) // resample + denoise if is_count(nfe) else nfe
+        grid = grids.for_budget(self.grid, integrator, once, denoise, **options)
+        return tabulate(integrator, sde, grid, denoise, resample=resample, jump=jump)
+
+    def describe(self) -> str:
+        """One line for people."""
+        grid = self.grid if isinstance(self.grid, str) else "tuned"
+        chosen = [f"{name}={value}" for name, value in self.hyper.items()]
+        return ", ".join([self.sampler, f"rho={self.rho:g}" if grid == "power" else f"{grid} grid", *chosen])
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that JSON can hold; :meth:`from_json` reads it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Setting:
+        """The setting that :meth:`to_json` wrote; ``ValueError`` for anything that it did not."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            raise ValueError(f"a sampler's setting holds {sorted(names)}, got {sorted(values)}")
+        hyper = {name: _tuples(value) for name, value in values["hyper"].items()}
+        return cls(**{**values, "grid": _tuples(values["grid"]), "hyper": hyper})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples: its lists as such."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What :func:`psld_jax.tune` found for one budget: ``setting``, best for ``nfe`` evaluations."""
+
+    nfe: int
+    setting: Setting
+
+
+def rule(sde: LinearSDE, nfe: int) -> Setting:
+    """The setting for a model that nobody has tuned: best, or nearly, for those that were (docs/results.md)."""
+    return Setting("predictor_corrector", hyper={"order": 3, "variable": "t"})
+
+
+def choose(sde: LinearSDE, tuned: Sequence[Tuned], nfe: int) -> Setting:
+    """``sampler="auto"``: what was tuned for the budget nearest to ``nfe`` (in its logarithm), else :func:`rule`."""
+    if not tuned:
+        return rule(sde, nfe)
+    return nearest(tuned, max(nfe, 1))
+
+
+def nearest(tuned: Sequence[Tuned], nfe: int) -> Setting:
+    """The setting for the budget nearest to ``nfe`` in its logarithm."""
+    return min(tuned, key=lambda row: abs(np.log(row.nfe / nfe))).setting
+
+
+def read_tuned(path: Path, which: str = "best") -> tuple[str, tuple[Tuned, ...]]:
+    """What a file of tuned samplers belongs to, and the best setting of every budget, or ``"rows"``: of every sampler.
+
+    Raises:
+      ValueError: if there is no such file, or :func:`psld_jax.tune` has not written it.
+    """
+    try:
+        content = json.loads(path.read_text())
+        rows = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"])) for row in content[which])
+        return content["model"], rows
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of tuned samplers ({error}); --mode tune writes one") from None

@@ -1,0 +1,51 @@
+"""The R-frame: the factor of the covariance in which the noise of a single data point stays constant on its way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from psld_jax.sde._quadrature import NODES, MatrixFunction, collocate
+
+# Panels of equal length in log t. Twelve Gauss points on each give the rotation to 1e-13.
+_T_MIN = 1e-7
+_PANELS = 96
+_POINTS = np.concatenate([[0.0], NODES])
+_BARYCENTRIC = 1 / np.prod(_POINTS[:, None] - _POINTS + np.eye(len(_POINTS)), axis=1)
+
+
+class Rotation:
+    """``Q(t)`` with ``R = L Q``: solves ``dQ/dt = S Q``, ``Q(1) = I``, for skew-symmetric ``S``.
+
+    Of ``R R^T = Sigma`` and ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang, Tao & Chen, ICLR 2023) the first holds by
+    construction, because ``Q`` is orthogonal. What is left of the second is ``S``, whose part above the diagonal, for a
+    lower triangular ``L``, is that of ``L^-1 F L + 1/2 L^-1 D L^-T``; for an upper one it is the part below.
+
+    Args:
+      skew: ``S`` at times ``[n]``, ``[n, K, K]``.
+    """
+
+    def __init__(self, skew: MatrixFunction):
+        self._log_edges = np.linspace(0.0, np.log(_T_MIN), _PANELS + 1)
+        start, values = None, []
+        for left, right in zip(self._log_edges[:-1], self._log_edges[1:], strict=True):
+            t = np.exp(left + (right - left) * NODES)
+            # collocate() solves dA/du = A G: A = Q^T, and S^T = -S.
+            generator = -t[:, None, None] * skew(t)
+            start = np.eye(generator.shape[-1]) if start is None else start
+            at_nodes, end = collocate(generator, right - left)
+            values.append(start @ np.concatenate([np.eye(len(start))[None], at_nodes]))
+            start = start @ end
+        self._values = np.stack(values)  # Q^T at _POINTS of each panel
+
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        """``Q(t)``, ``[..., K, K]``; ``ValueError`` for times outside ``[1e-7, 1]``."""
+        if not np.all((t >= _T_MIN) & (t <= 1)):
+            raise ValueError(f"the R-frame is defined for times in [{_T_MIN}, 1], got {np.min(t)} to {np.max(t)}")
+        u = np.log(t) / self._log_edges[-1] * _PANELS
+        panel = np.clip(np.floor(u), 0, _PANELS - 1).astype(int)
+        difference = (u - panel)[..., None] - _POINTS
+        exact = difference == 0
+        weights = _BARYCENTRIC / np.where(exact, 1.0, difference)
+        weights = np.where(exact.any(axis=-1, keepdims=True), exact, weights)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        return np.swapaxes(np.einsum("...i,...ijk->...jk", weights, self._values[panel]), -1, -2)

@@ -1,0 +1,1 @@
+"""Training: losses, optimisers, one step, the loop, and what is watched of it."""

@@ -1,0 +1,158 @@
+"""What the tuner looks at: the error of a sampler to the exact ODE solution, and the distance of its samples."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from psld_jax import metrics
+from psld_jax._runtime import random
+from psld_jax.build import Model
+from psld_jax.integrators.tableau import Tableau
+from psld_jax.sampling.loop import sample
+from psld_jax.sampling.settings import Setting
+
+Array = Any
+
+#: The fine solution that stands for the exact one.
+FINE = Setting("predictor_corrector", "power", 4.0, {"order": 3})
+FINE_NFE = 100
+
+#: Samples of it that make a target where there is none.
+_NUM_TARGET = 512
+
+#: Tables are padded to a history of so many predictions: samplers that differ in it alone share a program.
+_HISTORY = 4
+
+
+#: Differences of the distance below this part of the fine solution's own are noise.
+_NOISE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How a sampler did.
+
+    Attributes:
+      rmse: of ``x`` to the fine solution from the same noise; ``None`` if the sampler is stochastic.
+      distance: Frechet distance of the samples to the target.
+      floor: that of the fine solution's.
+    """
+
+    rmse: float | None
+    distance: float
+    floor: float
+
+    @property
+    def loss(self) -> float:
+        """What is made small: the distance, or for a deterministic sampler ``rmse^2 excess``.
+
+        The error alone would take a blurred image, the mean of all that are possible, for the best at few evaluations;
+        the distance alone, near its floor, is noise. In the product a change counts by its ratio.
+        """
+        value = self.distance if self.rmse is None else self.rmse**2 * excess(self.distance, self.floor)
+        return value if np.isfinite(value) else np.inf
+
+
+def excess(distance: Array, floor: Array) -> Array:
+    """What a distance is above ``floor``, but no less than is noise; scalars, or equal shapes."""
+    above, noise = distance - floor, _NOISE * floor
+    return above * (above > noise) + noise * (above <= noise)
+
+
+class Evaluator:
+    """Runs samplers from one fixed set of noise, and compares what comes out at the end, denoised if they denoise.
+
+    Args:
+      model: from ``psld_jax.load``.
+      target: images ``[m, H, W, C]`` in [-1, 1] to whose law the samples are compared; by default 512 samples of the
+        fine solution, from other noise.
+      features: what the distance is taken of; by default the pixels.
+      t_end, denoise, seed: of the samplers.
+      batch_size: samples that run at a time.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        target: Array | None = None,
+        features: metrics.Features | None = None,
+        t_end: float = 1e-3,
+        denoise: bool = True,
+        seed: int = 0,
+        batch_size: int = 64,
+    ):
+        self.model, self.t_end, self.denoise, self.batch_size = model, t_end, denoise, batch_size
+        self.features = features or metrics.features("pixels")
+        self.features.check(model.image_shape)
+        self._draw(seed)
+        #: What the distance is taken to; made when it is first asked for.
+        self.target = functools.cache(lambda: self._make_target(target, jax.random.key(seed)))
+
+    def with_seed(self, seed: int) -> Evaluator:
+        """The same with other noise; the target is shared."""
+        other = copy.copy(self)
+        other._draw(seed)
+        return other
+
+    def _draw(self, seed: int) -> None:
+        self._key = jax.random.split(jax.random.key(seed))[0]
+        self._exact = np.zeros((0, *self.model.image_shape), np.float32)
+        self._floors: dict[int, float] = {}
+
+    def __call__(self, setting: Setting, nfe: int, n: int, paired: bool = True) -> Score:
+        """The score of ``n`` samples with a budget of ``nfe`` evaluations; without an error, if not ``paired``."""
+        table = self._table(setting, nfe)
+        x = np.concatenate([self._run(table, start, self._key) for start in range(0, n, self.batch_size)])[:n]
+        finite = np.isfinite(x).all()
+        distance = self._distance(x) if finite else np.inf
+        rmse = np.inf if paired else None
+        if paired and finite:
+            rmse = float(np.sqrt(np.mean((x.astype(float) - self.exact(n)) ** 2)))
+        return Score(rmse, distance, self.floor(n))
+
+    def exact(self, n: int) -> np.ndarray:
+        """``x`` at the end of the fine solution from the first ``n`` noises, ``[n, H, W, C]``."""
+        missing = range(len(self._exact), n, self.batch_size)
+        if missing:
+            table = self._table(FINE, FINE_NFE)
+            self._exact = np.concatenate([self._exact, *(self._run(table, start, self._key) for start in missing)])
+        return self._exact[:n]
+
+    def _make_target(self, images: Array | None, key: Any) -> metrics.FrechetTarget:
+        if images is None:
+            table, other = self._table(FINE, FINE_NFE), jax.random.split(key)[1]
+            starts = range(0, _NUM_TARGET, self.batch_size)
+            images = np.clip(np.concatenate([self._run(table, start, other) for start in starts]), -1, 1)
+        return metrics.FrechetTarget.of(self.features(images))
+
+    def floor(self, n: int) -> float:
+        """The distance of ``n`` samples of the fine solution."""
+        if n not in self._floors:
+            self._floors[n] = self._distance(self.exact(n))
+        return self._floors[n]
+
+    def noise(self) -> Any:
+        """The first ``batch_size`` noises, a state."""
+        return self._prior(random.sample_keys(self._key, np.arange(self.batch_size)))
+
+    def _distance(self, x: np.ndarray) -> float:
+        return float(self.target().distance(np.asarray(self.features(np.clip(x, -1, 1)))))
+
+    def _prior(self, keys: Any) -> Any:
+        return self.model.sde.prior_sample(keys, (self.batch_size, *self.model.image_shape))
+
+    def _table(self, setting: Setting, nfe: int) -> Tableau:
+        table = setting.table(self.model.sde, nfe, t_end=self.t_end, denoise=self.denoise)
+        missing = max(_HISTORY - table.B.shape[1], 0)
+        return dataclasses.replace(table, B=np.pad(table.B, [(0, 0), (0, missing), (0, 0), (0, 0)]))
+
+    def _run(self, table: Tableau, start: int, key: Any) -> np.ndarray:
+        keys = random.sample_keys(key, np.arange(start, start + self.batch_size))
+        return np.asarray(sample(self.model.eps_fn, table, self._prior(keys), keys)[0])

@@ -1,0 +1,123 @@
+"""The search: many settings on few samples, the best on more, and then each of their parts by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from psld_jax import integrators
+from psld_jax.sampling.settings import Setting
+from psld_jax.sde import LinearSDE
+from psld_jax.tuning._evaluate import Score
+
+#: Grids that are tried, as (name, rho).
+GRIDS = (("uniform", 7.0), ("quadratic", 7.0), ("power", 3.0), ("power", 5.0), ("log_snr", 7.0))
+
+#: Values of the hyper-parameters that are tried. A hyper-parameter that is not here keeps its default.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "prediction": ("eps", "eps_r", "data"),
+    "order": (1, 2, 3),
+    "variable": ("t", "log_t", "log_snr"),
+    "lam": (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
+    "lam_s": (0.0, 0.25, 0.5, 1.0, 2.0),
+    "eta": (0.0, 0.25, 0.5, 0.75, 1.0),
+}
+#: Those that are numbers: between the listed values there are others, and the best is looked for.
+CONTINUOUS = ("lam", "lam_s", "eta")
+
+#: Of the settings tried on few samples, this part is tried on four times as many.
+_KEEP = 0.25
+
+Trial = Callable[[Setting, int], Score]
+"""``trial(setting, n)``: the score on ``n`` samples; the search never asks twice what it knows."""
+
+
+def applicable(names: Iterable[str], sde: LinearSDE) -> tuple[str, ...]:
+    """The canonical names of those samplers that work for ``sde``; ``("all",)`` means every one.
+
+    Raises:
+      ValueError: for an unknown name, or if none is left.
+    """
+    names = tuple(names)
+    known = integrators.available() if names == ("all",) else [integrators.get(name).name for name in names]
+    usable = tuple(name for name in known if integrators.get(name).applies_to(sde))
+    if not usable:
+        raise ValueError(f"none of the samplers {', '.join(known)} works for {sde!r}")
+    return usable
+
+
+def space(sampler: str) -> list[Setting]:
+    """Every combination of a grid and listed values of the hyper-parameters that ``sampler`` has."""
+    hyper = [name for name in integrators.get(sampler).hyper if name in VALUES]
+    settings = []
+    for (grid, rho), *values in itertools.product(GRIDS, *(VALUES[name] for name in hyper)):
+        setting = Setting(sampler, grid, rho, dict(zip(hyper, values, strict=True)))
+        if _valid(setting):
+            settings.append(setting)
+    return settings
+
+
+def _valid(setting: Setting) -> bool:
+    """Not all values go with all samplers: ancestral sampling has no third order."""
+    try:
+        setting.integrator()
+    except ValueError:
+        return False
+    return True
+
+
+def search(
+    sampler: str, trial: Trial, *, num_samples: int, candidates: int, seed: int, inherited: Iterable[Setting] = ()
+) -> Setting:
+    """The best setting of ``sampler``: successive halving (Jamieson & Talwalkar, 2016), then one part after the other.
+
+    Args:
+      sampler: canonical name.
+      trial: runs a setting.
+      num_samples: of the last round; the first has a quarter of it.
+      candidates: at most so many settings in the first round, drawn from :func:`space`.
+      seed: of the drawing.
+      inherited: settings to try in any case, such as those that were good for another budget.
+    """
+    pool = space(sampler)
+    if len(pool) > candidates:
+        rng = np.random.default_rng([seed, zlib.crc32(sampler.encode())])
+        pool = [pool[i] for i in sorted(rng.choice(len(pool), candidates, replace=False))]
+    pool += [setting for setting in inherited if setting not in pool]
+    few = max(num_samples // 4, 1)
+    ranked = sorted(pool, key=lambda setting: trial(setting, few).loss)
+    best = min(ranked[: max(int(_KEEP * len(ranked)), 1)], key=lambda setting: trial(setting, num_samples).loss)
+    for part in ("grid", *best.hyper):
+        others = _numbers(best, part, trial, num_samples) if part in CONTINUOUS else _alternatives(best, part)
+        best = min([best, *others], key=lambda setting: trial(setting, num_samples).loss)
+    return best
+
+
+def _with(setting: Setting, name: str, value: Any) -> Setting:
+    return dataclasses.replace(setting, hyper={**setting.hyper, name: value})
+
+
+def _alternatives(setting: Setting, part: str) -> Iterator[Setting]:
+    """The setting with other values of one part."""
+    if part == "grid":
+        yield from (dataclasses.replace(setting, grid=grid, rho=rho) for grid, rho in GRIDS)
+    else:
+        yield from filter(_valid, (_with(setting, part, value) for value in VALUES.get(part, ())))
+
+
+def _numbers(setting: Setting, part: str, trial: Trial, num_samples: int, iterations: int = 6) -> Iterator[Setting]:
+    """The setting with the best number that Brent's method finds between the neighbours of the one it has."""
+    values, now = np.array(VALUES[part]), setting.hyper[part]
+    low, high = values[values < now].max(initial=values[0]), values[values > now].min(initial=values[-1])
+
+    def loss(number: float) -> float:
+        return float(np.log(min(trial(_with(setting, part, float(number)), num_samples).loss, 1e9)))
+
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"maxiter": iterations})
+    yield _with(setting, part, float(found.x))
