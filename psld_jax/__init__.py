@@ -16,8 +16,9 @@ from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
 from psld_jax.latent.codes import decode, encode, interpolate
 from psld_jax.latent.likelihood import dequantize, log_likelihood
+from psld_jax.sampling.adaptive import sample_ode
 from psld_jax.sampling.generate import generate, generate_states
-from psld_jax.sampling.loop import sample, sample_ode
+from psld_jax.sampling.loop import sample
 from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.tuning import fit_projection, tune
 

@@ -11,7 +11,7 @@ from psld_jax import integrators
 from psld_jax._runtime.errors import check_choice
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
-from psld_jax.sampling.loop import SOLVERS
+from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sde import LinearSDE, named
 from psld_jax.training import losses, optim
 

@@ -14,7 +14,7 @@ from psld_jax import integrators
 from psld_jax._runtime.errors import check_counts, is_count, unknown
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
-from psld_jax.sampling.loop import SOLVERS
+from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sde import LinearSDE
 
 
