@@ -135,7 +135,13 @@ def _rows_of_step(stages: list[Stage], k: int) -> list[_Row]:
 
 
 def tabulate(
-    integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool | str = True, *, resample: int = 1, jump: int = 1
+    integrator: Integrator,
+    sde: LinearSDE,
+    grid: Array,
+    denoise: bool | str = True,
+    *,
+    resample: int = 1,
+    jump: int = 1,
 ) -> Tableau:
     """Compute every coefficient of a sampler on the host, float64.
 

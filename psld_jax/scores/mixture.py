@@ -143,8 +143,11 @@ def mixture(
         mu, total = sde.mean(t), sde.total_cov(t, bandwidth)
         sigma_mu = np.linalg.solve(total, mu)
         if not residual:
+            # out = p E[x_0 | z] + r z, and E[x_0 | z] lies between xhat and z: the smoothing is part of x_0.
             p, r = (number[..., None, None] for number in sde.target(t))
-            return np.concatenate([np.zeros_like(p), r, mu, sigma_mu, p], axis=-1)
+            return np.concatenate(
+                [np.zeros_like(p), r + p * bandwidth**2 * sigma_mu, mu, sigma_mu, p * sde.cov(t) / total], axis=-1
+            )
         # eps = C^-1 (S^-1 (mu xhat - z) - Cskip z) = gain (z - mu xhat) + skip z. A preconditioned C has rank one, and
         # what it multiplies lies in its range.
         inverse = np.linalg.inv(sde.score_matrix(t)) if sde.data_std is None else np.linalg.pinv(sde.score_matrix(t))

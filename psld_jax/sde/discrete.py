@@ -60,6 +60,7 @@ class Discrete(OneBlock):
       ValueError: for levels that do not fall from below 1 to 0 or above, or as :func:`named_betas`.
     """
 
+    grid = "uniform"
     variance_preserving = True
 
     def __init__(

@@ -27,6 +27,7 @@ class Flow(OneBlock):
       ValueError: for a shift that is not > 0.
     """
 
+    grid = "uniform"
     prediction = "flow"
 
     def __init__(self, shift: float = 1.0):
