@@ -120,7 +120,7 @@ def get_config() -> ConfigDict:
     # quadratic | power | log_snr | edm (equal steps in sigma^(1/rho)) | karras (the same)
     config.sampler.grid = "auto"
     config.sampler.rho = 7.0  # of the power and the edm grid
-    # In place of grid, t_end and nfe: noise levels sigma, or times (of a discrete schedule: numbers of its levels), falling
+    # In place of grid, t_end and nfe: falling noise levels sigma, or times (of a discrete schedule: numbers of levels)
     config.sampler.sigmas = ()
     config.sampler.timesteps = ()
     config.sampler.tuned = ""  # a samplers.json that --mode tune wrote; empty: the model's own, if it has one

@@ -280,10 +280,10 @@ def from_denoiser(
     n_classes: int = 0,
     channels_first: bool = False,
 ) -> Model:
-    """A model of a denoiser ``D(x, sigma)``, as EDM and k-diffusion have them: ``E[x_0 | x]`` for ``x = x_0 + sigma eps``.
+    """A model of a denoiser ``D(x, sigma)``, as EDM and k-diffusion have them.
 
-    It is called with ``x_t / alpha`` and ``sde.sigma(t)``, so it works with every path of one block whose noise level is
-    finite, whatever it was trained for.
+    ``D`` is ``E[x_0 | x]`` for ``x = x_0 + sigma eps``. It is called with ``x_t / alpha`` and ``sde.sigma(t)``, so it
+    works with every path of one block whose noise level is finite, whatever it was trained for.
 
     Args:
       denoiser: function of images ``[n, H, W, C]`` and noise levels ``[n]`` (and labels ``[n]``) to images.

@@ -45,10 +45,10 @@ def conjugate_stage(
         # The flow of H from t to s is scale(s) / scale(t), so A is known.
         rate, scale = float(b[0, 0]), sde.flow_scale
 
-        def frame(u: np.ndarray) -> np.ndarray:
+        def frame(u: Any) -> np.ndarray:
             return (np.exp(rate * (u - t)) * scale(t) / scale(u))[..., None, None]
 
-        a, phi = frame(np.float64(s)), integrate(lambda u: (frame(u) @ forcing(u))[:, 0], t, s)[None]
+        a, phi = frame(s), integrate(lambda u: (frame(u) @ forcing(u))[:, 0], t, s)[None]
     else:
         a, phi = conjugate_flow(generator, forcing, t, s)
     inverse = np.linalg.inv(a)

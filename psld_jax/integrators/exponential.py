@@ -177,6 +177,20 @@ def exponential_step(
     return transition, tuple(weights.get(j, np.zeros_like(transition)) for j in range(len(nodes)))
 
 
+def _make_usable(
+    sde: LinearSDE, kind: str, project: Projection, t: float, past: Sequence[float]
+) -> tuple[Prediction, tuple[float, ...]]:
+    """The prediction for a step from ``t``, and the earlier times at which it was made.
+
+    Noise says nothing of ``x_0`` where a path has lost its signal. The step from there takes the data in its place, of
+    first order the same step, and later ones do not look back to it.
+    """
+    if kind != "eps_r" or not isinstance(sde, OneBlock):
+        return make_prediction(sde, kind, project), tuple(past)
+    known = "eps_r" if sde.has_signal(t) else "data"
+    return make_prediction(sde, known, project), tuple(u for u in past if sde.has_signal(u))
+
+
 def _evaluate(prediction: Prediction, stage: Stage, tau: float) -> Stage:
     """``stage`` preceded by an evaluation at ``tau``, of which it takes the prediction."""
     return dataclasses.replace(stage, tau=tau, U=prediction.U(np.float64(tau)), V=prediction.V(np.float64(tau)))
@@ -212,7 +226,7 @@ def exponential_multistep(
       ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
-    p = make_prediction(sde, prediction, projection)
+    p, past = _make_usable(sde, prediction, projection, t, past)
     e, b = exponential_step(sde, p, variable, t, s, (t, *past[: order - 1]))
     return [_evaluate(p, Stage(e, b), t)]
 
@@ -240,7 +254,7 @@ def predictor_corrector(
       ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
-    p = make_prediction(sde, prediction, projection)
+    p, past = _make_usable(sde, prediction, projection, t, past)
     e, b = exponential_step(sde, p, variable, t, s, (t, *past[: order - 1]))
     if not past:
         return [_evaluate(p, Stage(e, b), t)]
@@ -274,7 +288,7 @@ def exponential_runge_kutta(
       ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
-    p = make_prediction(sde, prediction, projection)
+    p, _ = _make_usable(sde, prediction, projection, t, ())
     v = interpolation_variable(sde, variable)
     fractions = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}[order]
     middles = [_solve(v, t, s, fraction) for fraction in fractions]

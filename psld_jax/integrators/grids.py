@@ -115,7 +115,7 @@ def edm(
 ) -> np.ndarray:
     """Equal steps in ``sigma^(1/rho)``, ``sigma`` the noise level of ``sde`` (Karras et al., 2022, eq. 5).
 
-    ``sigma_i = (sigma_max^(1/rho) + i / N (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho``, the times of these levels; the
+    ``sigma_i = (sigma_max^(1/rho) + i / N (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho``, and the times of these. The
     step to 0 that follows there is the denoising step here. Without ``sde`` noise is taken to grow with ``t``: then it
     is :func:`power`. Where there is no signal at ``t_start``, its level counts as 80. Float64 ``[n_steps + 1]``.
 
@@ -140,7 +140,7 @@ def _at_levels(sde: LinearSDE, levels: np.ndarray, t_start: float, t_end: float)
     return np.concatenate([[t_start], sde.time(levels[1:-1]), [t_end]])
 
 
-def from_sigmas(sde: LinearSDE, sigmas: Sequence[float]) -> np.ndarray:
+def from_sigmas(sde: LinearSDE, sigmas: Any) -> np.ndarray:
     """The times with these noise levels, which fall; float64 ``[N + 1]``.
 
     A last 0, as k-diffusion's lists have it, is left out: the step to it is the denoising step.
@@ -153,7 +153,7 @@ def from_sigmas(sde: LinearSDE, sigmas: Sequence[float]) -> np.ndarray:
     return validate(np.minimum(sde.time(levels), 1.0))
 
 
-def from_timesteps(sde: LinearSDE, timesteps: Sequence[float]) -> np.ndarray:
+def from_timesteps(sde: LinearSDE, timesteps: Any) -> np.ndarray:
     """These times, which fall; of a schedule of discrete levels, the times of these levels; float64 ``[N + 1]``.
 
     Raises:
@@ -163,7 +163,7 @@ def from_timesteps(sde: LinearSDE, timesteps: Sequence[float]) -> np.ndarray:
     return validate(sde.time_of(times) if isinstance(sde, Discrete) else times)
 
 
-def _given(name: str, values: Sequence[float]) -> np.ndarray:
+def _given(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or len(array) < 2 or not np.all(np.diff(array) < 0):
         raise ValueError(f"{name}={np.array2string(array, threshold=6)} must be at least two numbers that fall")

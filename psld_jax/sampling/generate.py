@@ -234,8 +234,8 @@ def _given_times(
         raise ValueError("sigmas and timesteps say the same thing; give one of them")
     if sampler == "auto" or sampler in SOLVERS:
         raise ValueError(f"sampler={sampler!r} chooses its own times; name an integrator to give sigmas or timesteps")
-    from_list, values = (grids.from_sigmas, sigmas) if timesteps is None else (grids.from_timesteps, timesteps)
-    times = from_list(model.sde, values)
+    from_list = grids.from_sigmas if timesteps is None else grids.from_timesteps
+    times = from_list(model.sde, sigmas if timesteps is None else timesteps)
     return tuple(times), Setting(sampler, hyper=hyper).integrator().nfe_per_step * (len(times) - 1) + bool(denoise)
 
 
@@ -307,9 +307,10 @@ def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
       sampler: an integrator or a paper acronym, or ``rk23``, ``rk45``, ``tsit5``, ``dopri8``; ``"auto"`` is what was
         tuned for the model, see :func:`resolve`.
       options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid`` (a name or times), ``rho`` (of the power
-        and edm grids), ``sigmas`` or ``timesteps`` (as given, in place of grid and budget), ``t_end``, ``denoise``, ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's
-        hyper-parameters (``lam``, ``lam_s``, ...), and conditions: any field of :class:`psld_jax.Steering`,
-        such as ``label`` and ``classifier``, ``known`` and ``mask``, ``operator`` and ``measurement``.
+        and edm grids), ``sigmas`` or ``timesteps`` (as given, in place of grid and budget), ``t_end``, ``denoise``,
+        ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's hyper-parameters (``lam``, ``lam_s``,
+        ...), and conditions: any field of :class:`psld_jax.Steering`, such as ``label`` and ``classifier``, ``known``
+        and ``mask``, ``operator`` and ``measurement``.
 
     Raises:
       ValueError: for anything unknown or out of range, before anything is compiled.

@@ -39,7 +39,7 @@ class StatesOfBlocks:
         raise NotImplementedError
 
     def state(self, *parts: Any) -> blocks.State:
-        """The state tuple of K blocks: :class:`PhaseState` for K = 2, :class:`ThirdOrderState` for 3, else a plain tuple.
+        """The state tuple of K blocks: :class:`PhaseState` for 2, :class:`ThirdOrderState` for 3, else a plain tuple.
 
         The parts are as they are, e.g. ``[n, H, W, C]`` each.
 

@@ -43,8 +43,8 @@ class LinearSDE(StatesOfBlocks):
     ``unit_drift`` and ``unit_diffusion`` hold the constant matrices; ``data_std`` is set by :meth:`preconditioned`.
     ``stationary`` says whether the matrices are constant up to the rate, so that there is a law which stays;
     ``prediction`` what the network predicts, ``"eps"`` for the noise of the kernel; ``t_end`` where grids end unless
-    told otherwise; ``last_step`` how samples are brought from there to the data; ``grid`` the one that is taken if none is
-    named.
+    told otherwise; ``last_step`` how samples are brought from there to the data; ``grid`` the one that is taken if none
+    is named.
 
     Args:
       drift: ``[K, K]``, the constant ``F``; all eigenvalues in the open left half-plane.
