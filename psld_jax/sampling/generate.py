@@ -222,7 +222,13 @@ def prepare(
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
     if hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
-    adaptive = {"t_end": t_end, "solver": sampler, "rtol": rtol, "atol": atol, "denoise": denoise}
+    adaptive = {
+        "t_end": model.sde.t_end if t_end is None else t_end,
+        "solver": sampler,
+        "rtol": rtol,
+        "atol": atol,
+        "denoise": denoise,
+    }
     return Sampler(model, None, None, adaptive, bound)
 
 
