@@ -6,8 +6,8 @@ The data flow is config -> sde -> tableau (float64, host) -> loop (device) -> sa
 from psld_jax import assets, blocks, integrators, metrics, models, scores, sde
 from psld_jax._runtime.random import sample_keys
 from psld_jax._runtime.xla import clear_programs
-from psld_jax.blocks import PhaseState
-from psld_jax.build import Classifier, Model, from_function, load
+from psld_jax.blocks import PhaseState, ThirdOrderState
+from psld_jax.build import Classifier, Model, from_denoiser, from_function, load
 from psld_jax.conditioning import operators
 from psld_jax.conditioning.inpainting import known_pixels
 from psld_jax.conditioning.steering import Steering
@@ -30,6 +30,7 @@ __all__ = [
     "Setting",
     "Steering",
     "Tableau",
+    "ThirdOrderState",
     "Tuned",
     "analysis",
     "assets",
@@ -39,6 +40,7 @@ __all__ = [
     "dequantize",
     "encode",
     "fit_projection",
+    "from_denoiser",
     "from_function",
     "generate",
     "generate_states",

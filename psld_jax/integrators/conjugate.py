@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from psld_jax.integrators.base import PAPER, Stage, real_number, register
-from psld_jax.sde import LinearSDE
-from psld_jax.sde._quadrature import conjugate_flow
+from psld_jax.sde import LinearSDE, OneBlock
+from psld_jax.sde._quadrature import conjugate_flow, integrate
 
 
 def conjugate_stage(
@@ -29,19 +29,28 @@ def conjugate_stage(
     """
     k = sde.num_blocks
     e = np.eye(k) if project is None else project
-    weight = 1.0 if stochastic else 0.5
-    inverse_prior = np.linalg.inv(sde.prior_cov())
 
     def generator(u: np.ndarray) -> np.ndarray:
-        f, d = sde.drift(u), sde.diffusion(u)
-        if stochastic:
-            f = f - 0.5 * d @ inverse_prior
-        return e @ (b - f + weight * d @ sde.score_skip(u))
+        if not stochastic:
+            return e @ (b - sde.probability_flow(u)[0])
+        d = sde.diffusion(u)
+        return e @ (b - sde.drift(u) + 0.5 * d @ np.linalg.inv(sde.prior_cov()) + d @ sde.score_skip(u))
 
     def forcing(u: np.ndarray) -> np.ndarray:
-        return -weight * e @ sde.diffusion(u) @ sde.score_matrix(u)
+        if not stochastic:
+            return e @ sde.probability_flow(u)[1]
+        return -e @ sde.diffusion(u) @ sde.score_matrix(u)
 
-    a, phi = conjugate_flow(generator, forcing, t, s)
+    if isinstance(sde, OneBlock) and project is None and not stochastic:
+        # The flow of H from t to s is scale(s) / scale(t), so A is known.
+        rate, scale = float(b[0, 0]), sde.flow_scale
+
+        def frame(u: Any) -> np.ndarray:
+            return (np.exp(rate * (u - t)) * scale(t) / scale(u))[..., None, None]
+
+        a, phi = frame(s), integrate(lambda u: (frame(u) @ forcing(u))[:, 0], t, s)[None]
+    else:
+        a, phi = conjugate_flow(generator, forcing, t, s)
     inverse = np.linalg.inv(a)
     return Stage(inverse @ (np.eye(k) - (t - s) * e @ b), (inverse @ phi,))
 

@@ -16,6 +16,7 @@ from psld_jax._runtime import distributed, random, xla
 from psld_jax._runtime.errors import check_counts
 from psld_jax.build import Model
 from psld_jax.conditioning.steering import Bound, Conditions, Steering
+from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import SOLVERS, ode_problem, solve_ode
 from psld_jax.sampling.loop import run_rows, sample
@@ -37,13 +38,14 @@ def resolve(
     """The setting that these arguments of :func:`generate` mean for ``model``.
 
     ``sampler="auto"`` is what was tuned for the model at the nearest budget, else a rule (``settings.choose``).
-    ``grid="auto"`` is the grid that was tuned with it, and ``"quadratic"`` for a sampler that is named.
+    ``grid="auto"`` is the grid that was tuned with it, and that of the diffusion for a sampler that is named
+    (``sde.grid``: ``"quadratic"`` for PSLD and VP).
 
     Raises:
       ValueError: for hyper-parameters beside ``sampler="auto"``; what is unknown is found when a table is made.
     """
     if sampler != "auto":
-        return Setting(sampler, "quadratic" if _is(grid, "auto") else _times(grid), rho, hyper)
+        return Setting(sampler, model.sde.grid if _is(grid, "auto") else _times(grid), rho, hyper)
     if hyper:
         raise ValueError(f'sampler="auto" chooses its hyper-parameters; name a sampler to set {sorted(hyper)}')
     chosen = choose(model.sde, model.tuned, nfe)
@@ -196,8 +198,10 @@ def prepare(
     nfe: int = 20,
     grid: str | Sequence[float] = "auto",
     rho: float = 7.0,
-    t_end: float = 1e-3,
-    denoise: bool = True,
+    sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[float] | None = None,
+    t_end: float | None = None,
+    denoise: bool | str = True,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     **options: Any,
@@ -209,7 +213,12 @@ def prepare(
     """
     conditions = {name: options.pop(name) for name in _CONDITIONS if name in options}
     steering, hyper = Steering(**conditions), options
+    if not model.image_shape:
+        raise ValueError("the model does not know the shape of its images: give from_denoiser an image_shape")
     bound = steering.bind(model) if conditions else None
+    if sigmas is not None or timesteps is not None:
+        grid, nfe = _given_times(model, sampler, sigmas, timesteps, hyper, denoise)
+        t_end = grid[-1]
     if sampler not in SOLVERS:
         setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
         return Sampler(model, setting, _table(setting, bound, model, nfe, t_end, denoise), {}, bound)
@@ -217,14 +226,35 @@ def prepare(
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
     if hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
-    adaptive = {"t_end": t_end, "solver": sampler, "rtol": rtol, "atol": atol, "denoise": denoise}
+    adaptive = {
+        "t_end": model.sde.t_end if t_end is None else t_end,
+        "solver": sampler,
+        "rtol": rtol,
+        "atol": atol,
+        "denoise": denoise,
+    }
     return Sampler(model, None, None, adaptive, bound)
+
+
+def _given_times(
+    model: Model, sampler: str, sigmas: Any, timesteps: Any, hyper: dict[str, Any], denoise: bool | str
+) -> tuple[tuple[float, ...], int]:
+    """Times that are given as noise levels or as they are, and the evaluations that they take."""
+    if sigmas is not None and timesteps is not None:
+        raise ValueError("sigmas and timesteps say the same thing; give one of them")
+    if sampler == "auto" or sampler in SOLVERS:
+        raise ValueError(f"sampler={sampler!r} chooses its own times; name an integrator to give sigmas or timesteps")
+    from_list = grids.from_sigmas if timesteps is None else grids.from_timesteps
+    times = from_list(model.sde, sigmas if timesteps is None else timesteps)
+    return tuple(times), Setting(sampler, hyper=hyper).integrator().nfe_per_step * (len(times) - 1) + bool(denoise)
 
 
 _CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
 
 
-def _table(setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float, denoise: bool) -> Tableau:
+def _table(
+    setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float | None, denoise: bool | str
+) -> Tableau:
     """The largest table whose evaluations, those of guidance included, ``nfe`` allows."""
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise}
     if bound is None:
@@ -287,9 +317,10 @@ def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
       sampler: an integrator or a paper acronym, or ``rk23``, ``rk45``, ``tsit5``, ``dopri8``; ``"auto"`` is what was
         tuned for the model, see :func:`resolve`.
       options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid`` (a name or times), ``rho`` (of the power
-        grid), ``t_end``, ``denoise``, ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's
-        hyper-parameters (``lam``, ``lam_s``, ...), and conditions: any field of :class:`psld_jax.Steering`,
-        such as ``label`` and ``classifier``, ``known`` and ``mask``, ``operator`` and ``measurement``.
+        and edm grids), ``sigmas`` or ``timesteps`` (as given, in place of grid and budget), ``t_end``, ``denoise``,
+        ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's hyper-parameters (``lam``, ``lam_s``,
+        ...), and conditions: any field of :class:`psld_jax.Steering`, such as ``label`` and ``classifier``, ``known``
+        and ``mask``, ``operator`` and ``measurement``.
 
     Raises:
       ValueError: for anything unknown or out of range, before anything is compiled.

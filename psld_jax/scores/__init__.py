@@ -8,11 +8,13 @@ from psld_jax.conditioning.guidance import (
     classifier_guided,
     posterior_guided,
 )
-from psld_jax.scores.function import DiscreteTimes, FunctionScore, discrete_times, function
+from psld_jax.scores.clocks import CLOCKS, DiscreteTimes, clock, discrete_times
+from psld_jax.scores.function import FunctionScore, function
 from psld_jax.scores.mixture import MixtureScore, mixture
 from psld_jax.scores.network import NetworkLogits, NetworkScore, classifier, network
 
 __all__ = [
+    "CLOCKS",
     "ClassifierFree",
     "ClassifierGuided",
     "DiscreteTimes",
@@ -24,6 +26,7 @@ __all__ = [
     "classifier",
     "classifier_free",
     "classifier_guided",
+    "clock",
     "discrete_times",
     "function",
     "mixture",
