@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from psld_jax import assets, blocks, scores
+from psld_jax._runtime.checks import check_array
 from psld_jax._runtime.errors import check_choice, is_count, unknown
 from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import abstract_network, build_sde, network_options
@@ -161,6 +162,8 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
         wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
         listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
         raise ValueError(f"the weights do not fit the configuration in {len(wrong)} arrays: {listed}")
+    for path, array in checkpoint.flatten(params).items():
+        check_array(f"weights {path!r}", array)
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
     net, m = nnx.merge(graph, state), config.model
     shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
