@@ -120,8 +120,11 @@ def get_config() -> ConfigDict:
     config.sampler.grid = "auto"
     config.sampler.rho = 7.0  # of the power grid
     config.sampler.tuned = ""  # a samplers.json that --mode tune wrote; empty: the model's own, if it has one
-    config.sampler.t_end = 1e-3  # where the grid ends
-    config.sampler.denoise = True  # an Euler step from there to 0, 1 evaluation
+    config.sampler.t_end = (
+        0.0  # where the grid ends; 0: where the diffusion needs it to (PSLD 1e-3, EDM at sigma 0.002)
+    )
+    config.sampler.denoise = True  # a step from there to the data, 1 evaluation
+    config.sampler.last_step = "auto"  # that step: euler | exponential (to E[x_0 | z]) | auto: the diffusion's own
     config.sampler.hyper = ConfigDict()  # hyper-parameters by name, e.g. --config.sampler.hyper.lam=1.0
     config.sampler.hyper.lam = 0.5  # lambda of conjugate integrators
     config.sampler.hyper.lam_s = 1.0  # scale of the noise of stochastic reduced splittings

@@ -13,8 +13,9 @@ PSLD_DESCRIPTION, PSLD_GOLDEN = golden_data.load("sde_psld")
 VP_DESCRIPTION, VP_GOLDEN = golden_data.load("sde_vp")
 CASES = PSLD_DESCRIPTION["cases"]
 T = PSLD_GOLDEN["t"]
+NAMED = [pj.sde.get(name) for name in pj.sde.available()]
 SDES = [
-    *(pj.sde.get(name) for name in pj.sde.available()),
+    *(sde for sde in NAMED if sde.stationary),
     pj.sde.PSLD(gamma=0.0, nu=4.0),
     pj.sde.PSLD(gamma=4.0, nu=0.0, decomposition="upper"),
     pj.sde.PSLD(0.25, 4.25, beta_min=0.1, beta_max=20.0, jitter=0.0),

@@ -10,6 +10,7 @@ import optax
 from psld_jax import integrators
 from psld_jax._runtime.errors import check_choice
 from psld_jax.data import Dataset, open_dataset
+from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 from psld_jax.sampling.loop import SOLVERS
 from psld_jax.sde import LinearSDE, named
@@ -121,5 +122,17 @@ def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
 def sampler_options(config: Any) -> dict[str, Any]:
     """What ``config`` says of the sampler, as keyword arguments of :func:`psld_jax.generate_states`."""
     c = config.sampler
-    options = {name: c[name] for name in ("nfe", "grid", "rho", "t_end", "denoise", "rtol", "atol")}
+    options = {name: c[name] for name in ("nfe", "grid", "rho", "rtol", "atol")}
+    options |= {"t_end": c.t_end or None, "denoise": last_step(config)}
     return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}
+
+
+def last_step(config: Any) -> bool | str:
+    """How samples are brought from the end of a grid to the data: the argument ``denoise`` of samplers.
+
+    Raises:
+      ValueError: for an unknown ``config.sampler.last_step``.
+    """
+    c = config.sampler
+    check_choice("config.sampler.last_step", c.last_step, ("auto", *LAST_STEPS))
+    return c.denoise and (True if c.last_step == "auto" else c.last_step)

@@ -17,13 +17,14 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_choice
-from psld_jax.integrators.exponential import make_prediction
-from psld_jax.sde import LinearSDE
+from psld_jax.sde import LinearSDE, OneBlock
 
 Array = Any
 
 CLASSIFIER_TIMES = ("forward", "original")
 POSTERIORS = ("pigdm", "dps")
+# A signal-to-noise ratio below which guidance fades out, on paths whose signal vanishes.
+_NO_SIGNAL = 1e-4
 
 
 def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:
@@ -33,9 +34,15 @@ def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:
     ``Sigma^-1 mu``, as the score of any law of ``x_0`` does (a condition moves ``E[x_0 | z]`` and nothing else): then
     ``g`` is projected there, ``a = mu^T g / (mu^T Sigma^-1 mu)``, which is exact for an exact ``g``.
     """
+    if isinstance(sde, OneBlock):
+        # C^-1 = -sigma / e; without a signal it is infinite, and a condition cannot be felt through z: there W is 0.
+        alpha, std = sde.alpha(t), sde.std(t)
+        floor = _NO_SIGNAL if sde.alpha(np.float64(1.0)) < 1e-3 else 0.0
+        shift = alpha * std**2 / (alpha**2 + floor * std**2)  # of x_0, for a change of the score
+        return (sde.target(t)[0] * shift)[..., None, None]
     if sde.data_std is None:
         return -np.swapaxes(sde.factor(t), -1, -2)
-    snr = np.exp(sde.log_snr(t))[..., None, None]
+    snr = sde.snr(t)[..., None, None]
     row = np.swapaxes(sde.mean(t), -1, -2) / snr * (sde.data_std**-2 + snr) ** 0.5
     return np.concatenate([row, np.zeros((*np.shape(t), sde.num_blocks - 1, sde.num_blocks))], axis=-2)
 
@@ -46,8 +53,7 @@ def data_matrices(sde: LinearSDE, t: Array) -> np.ndarray:
     From ``Sigma score = mu E[x_0 | z] - z``: ``U = w^T (I + Sigma Cskip)``, ``V = w^T Sigma C``,
     ``w = Sigma^-1 mu / (mu^T Sigma^-1 mu)``.
     """
-    data = make_prediction(sde, "data")
-    return np.concatenate([data.U(t), data.V(t)], axis=-1)[..., :1, :]
+    return np.concatenate(sde.denoiser(t), axis=-1)
 
 
 @jax.tree_util.register_dataclass
@@ -262,7 +268,7 @@ def posterior_guided(
             raise ValueError(f"{name}={value} must be a finite number > 0")
 
     def variance(t: np.ndarray) -> np.ndarray:
-        return 1 / (data_std**-2 + np.exp(sde.log_snr(t)))
+        return 1 / (data_std**-2 + sde.snr(t))
 
     return PosteriorGuided(
         blocks.as_pytree(eps_fn),

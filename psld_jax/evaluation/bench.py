@@ -16,7 +16,7 @@ from rich.table import Table
 from psld_jax import integrators, metrics
 from psld_jax._runtime import random
 from psld_jax._runtime.errors import check_choice
-from psld_jax.build import Model, sampler_hyper
+from psld_jax.build import Model, last_step, sampler_hyper
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, denoising
 from psld_jax.sampling.loop import sample, sample_ode
@@ -58,7 +58,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
         samplers = tuple(name for name in samplers if integrators.get(name).applies_to(sde))
     for grid in config.bench.grids:
         check_choice("grid", grid, grids.available())
-    t_end, denoise = config.sampler.t_end, config.sampler.denoise
+    t_end, denoise = config.sampler.t_end or sde.t_end, last_step(config)
     law = metrics.mixture_statistics(model.data, config.model.bandwidth)
     keys = random.sample_keys(jax.random.key(config.seed), np.arange(n))
     z_T = sde.prior_sample(keys, (n, *model.image_shape))
@@ -82,14 +82,14 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
     for name, grid, budget in progress(jobs) if progress else jobs:
         hyper = sampler_hyper(config, name)
         integrator = integrators.get(name, **hyper)
-        if budget < integrator.nfe_per_step + denoise:
+        if budget < integrator.nfe_per_step + bool(denoise):
             continue
         setting = Setting(name, grid, config.sampler.rho, hyper)
-        table = setting.table(sde, budget - denoise, t_end=t_end, denoise=False)
+        table = setting.table(sde, budget - bool(denoise), t_end=t_end, denoise=False)
         z, seconds = run(table, z_T)
         undenoised, nfe = np.asarray(z[0]), table.nfe
         if denoise:
-            last = denoising(sde, t_end, integrator.stochastic)
+            last = denoising(sde, t_end, integrator.stochastic, denoise)
             z, extra = run(last, z)
             seconds, nfe = seconds + extra, nfe + last.nfe
         images = np.asarray(z[0])

@@ -120,7 +120,7 @@ def jobs(
             continue
         if name != "auto":
             integrator = integrators.get(name)
-            if budget < integrator.nfe_per_step + options["denoise"]:
+            if budget < integrator.nfe_per_step + bool(options["denoise"]):
                 continue
             mine = [row for row in tuned if row.setting.sampler == integrator.name]
             if mine:

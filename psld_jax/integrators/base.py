@@ -203,6 +203,15 @@ def get(name: str, **hyper: Any) -> Integrator:
     return dataclasses.replace(integrator, order=entry.order(hyper) if callable(entry.order) else entry.order)
 
 
+def check_stationary(sde: LinearSDE, method: str) -> None:
+    """Raise a ``ValueError`` unless the matrices of ``sde`` are constant up to the rate, with a law that stays."""
+    if not sde.stationary:
+        raise ValueError(
+            f"{method} splits off the part that keeps the stationary law, and {sde!r} has none; "
+            "use e.g. euler_maruyama or ancestral"
+        )
+
+
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     """``value`` if it is allowed, or a ``ValueError`` that names the hyper-parameter and what is."""
     if value not in allowed:

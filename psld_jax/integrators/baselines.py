@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from psld_jax.integrators.base import Stage, register
+from psld_jax.integrators.base import Stage, check_stationary, choice, register
 from psld_jax.sde import LinearSDE, cholesky, linear_flow
 
 
@@ -14,9 +14,37 @@ def euler_stage(sde: LinearSDE, t: float, h: float, *, stochastic: bool = False)
     ``z <- (I - h F + w h D Cskip) z + w h D C eps``, ``w = 1/2`` for the probability-flow ODE and 1 for the
     drift of the reverse SDE.
     """
-    f, d, weight = sde.drift(t), sde.diffusion(t), 1.0 if stochastic else 0.5
-    a = np.eye(sde.num_blocks) - h * f + weight * h * d @ sde.score_skip(t)
-    return Stage(a, (weight * h * d @ sde.score_matrix(t),)).at(t)
+    if not stochastic:
+        flow, forcing = sde.probability_flow(t)
+        return Stage(np.eye(sde.num_blocks) - h * flow, (-h * forcing,)).at(t)
+    d = sde.diffusion(t)
+    a = np.eye(sde.num_blocks) - h * sde.drift(t) + h * d @ sde.score_skip(t)
+    return Stage(a, (h * d @ sde.score_matrix(t),)).at(t)
+
+
+#: How samples are brought from the end of a grid to the data.
+LAST_STEPS = ("euler", "exponential")
+
+
+def last_stage(sde: LinearSDE, t: float, how: bool | str = True, *, stochastic: bool = False) -> Stage:
+    """The step from ``t`` to the data at 0, without noise, one evaluation.
+
+    ``"euler"`` is :func:`euler_stage` over the whole of ``t``, the original's. ``"exponential"`` is the step that is
+    exact for a constant ``E[x_0 | z]``, which ends there: ``x <- E[x_0 | z]``; for ``alpha = 1`` and ``sigma``
+    proportional to time both are the same. Momenta, which nothing depends on any more, follow Euler. ``True`` is the
+    one that the diffusion has for its own.
+
+    Raises:
+      ValueError: for another name.
+    """
+    how = sde.last_step if how is True else choice("denoise", how, LAST_STEPS)
+    if how == "euler":
+        return euler_stage(sde, t, t, stochastic=stochastic)
+    u, v = sde.denoiser(t)
+    if sde.num_blocks == 1:
+        return Stage(u, (v,)).at(t)
+    rest = euler_stage(sde, t, t, stochastic=stochastic)
+    return Stage(np.concatenate([u, rest.A[1:]]), (np.concatenate([v, rest.B[0][1:]]),)).at(t)
 
 
 @register("euler", order=1, source="Song et al., 2021")
@@ -68,10 +96,11 @@ def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact") -> lis
         is added to each half-step's covariance, as there.
 
     Raises:
-      ValueError: for another ``beta_rule``.
+      ValueError: for another ``beta_rule``, or a diffusion without a stationary law.
     """
     if beta_rule not in ("exact", "original"):
         raise ValueError(f"beta_rule={beta_rule!r} must be one of exact, original")
+    check_stationary(sde, "SSCS")
     h, middle = t - s, (t + s) / 2
     b = sde.beta_integral
     first_half = b(t) - b(middle)

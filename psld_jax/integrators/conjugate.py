@@ -29,17 +29,17 @@ def conjugate_stage(
     """
     k = sde.num_blocks
     e = np.eye(k) if project is None else project
-    weight = 1.0 if stochastic else 0.5
-    inverse_prior = np.linalg.inv(sde.prior_cov())
 
     def generator(u: np.ndarray) -> np.ndarray:
-        f, d = sde.drift(u), sde.diffusion(u)
-        if stochastic:
-            f = f - 0.5 * d @ inverse_prior
-        return e @ (b - f + weight * d @ sde.score_skip(u))
+        if not stochastic:
+            return e @ (b - sde.probability_flow(u)[0])
+        d = sde.diffusion(u)
+        return e @ (b - sde.drift(u) + 0.5 * d @ np.linalg.inv(sde.prior_cov()) + d @ sde.score_skip(u))
 
     def forcing(u: np.ndarray) -> np.ndarray:
-        return -weight * e @ sde.diffusion(u) @ sde.score_matrix(u)
+        if not stochastic:
+            return e @ sde.probability_flow(u)[1]
+        return -e @ sde.diffusion(u) @ sde.score_matrix(u)
 
     a, phi = conjugate_flow(generator, forcing, t, s)
     inverse = np.linalg.inv(a)

@@ -93,12 +93,13 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
     def transposed(a: Array) -> np.ndarray:
         return np.swapaxes(a, -1, -2)
 
+    eye = np.eye(sde.num_blocks)
     if kind == "eps":
         return Prediction(
-            H=lambda t: sde.drift(t) - 0.5 * sde.diffusion(t) @ sde.score_skip(t),
-            N=lambda t: -0.5 * sde.diffusion(t) @ sde.score_matrix(t),
-            U=lambda t: np.zeros_like(sde.drift(t)),
-            V=lambda t: np.broadcast_to(np.eye(sde.num_blocks), sde.drift(t).shape),
+            H=lambda t: sde.probability_flow(t)[0],
+            N=lambda t: sde.probability_flow(t)[1],
+            U=lambda t: np.zeros((*np.shape(t), *eye.shape)),
+            V=lambda t: np.broadcast_to(eye, (*np.shape(t), *eye.shape)),
         )
     if kind == "eps_r":
         return Prediction(
@@ -108,14 +109,16 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
             V=lambda t: -transposed(sde.frame(t)) @ sde.score_matrix(t),
         )
 
-    def row(t: Array) -> np.ndarray:
-        return first @ transposed(projection(sde, t, project))
+    def read(t: Array) -> tuple[np.ndarray, np.ndarray]:
+        # One block has one equation for x_0, which holds where alpha vanishes, and projection() would divide by it.
+        best = isinstance(project, str) and project in ("least_squares", "position")[: 3 - sde.num_blocks]
+        return sde.denoiser(t, None if best else projection(sde, t, project))
 
     return Prediction(
-        H=lambda t: sde.drift(t) + 0.5 * sde.diffusion(t) @ np.linalg.inv(sde.cov(t)),
-        N=lambda t: -0.5 * sde.diffusion(t) @ np.linalg.solve(sde.cov(t), sde.mean(t)) @ first.T,
-        U=lambda t: row(t) @ (np.eye(sde.num_blocks) + sde.cov(t) @ sde.score_skip(t)),
-        V=lambda t: row(t) @ sde.cov(t) @ sde.score_matrix(t),
+        H=lambda t: sde.data_flow(t)[0],
+        N=lambda t: sde.data_flow(t)[1] @ first.T,
+        U=lambda t: first @ read(t)[0],
+        V=lambda t: first @ read(t)[1],
     )
 
 
@@ -141,6 +144,9 @@ def exponential_step(
     """
     v = interpolation_variable(sde, variable)
     at = v(np.asarray(nodes, np.float64))
+    # Where the signal is gone, log SNR is infinite: what was found there is too far away to count, unless it is all.
+    used = [j for j in range(len(at)) if np.isfinite(at[j])] or [0]
+    at = at[used]
 
     def forcing(u: np.ndarray) -> np.ndarray:
         ratio = (v(u)[:, None, None] - at) / np.where(np.eye(len(at)) == 1, 1.0, at[:, None] - at)
@@ -149,7 +155,8 @@ def exponential_step(
 
     a, phi = conjugate_flow(lambda u: -prediction.H(u), forcing, t, s)
     transition = np.linalg.inv(a)
-    return transition, tuple(np.split(transition @ phi, len(at), axis=1))
+    weights = dict(zip(used, np.split(transition @ phi, len(at), axis=1), strict=True))
+    return transition, tuple(weights.get(j, np.zeros_like(transition)) for j in range(len(nodes)))
 
 
 def _evaluate(prediction: Prediction, stage: Stage, tau: float) -> Stage:
@@ -269,6 +276,8 @@ def exponential_runge_kutta(
 
 def _solve(v: Callable[[Array], np.ndarray], t: float, s: float, fraction: float) -> float:
     """The time between ``t`` and ``s`` at which the monotone ``v`` has gone that fraction of its way."""
+    if not np.isfinite(v(np.float64(t))):
+        return t + fraction * (s - t)
     target = v(np.float64(t)) + fraction * (v(np.float64(s)) - v(np.float64(t)))
     low, high = s, t
     falling = v(np.float64(t)) < v(np.float64(s))

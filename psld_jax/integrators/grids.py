@@ -150,7 +150,11 @@ def get(name: str) -> Callable[..., np.ndarray]:
 
 
 def for_budget(
-    grid: str | Sequence[float] | np.ndarray, integrator: Integrator, nfe: int, denoise: bool = True, **options: Any
+    grid: str | Sequence[float] | np.ndarray,
+    integrator: Integrator,
+    nfe: int,
+    denoise: bool | str = True,
+    **options: Any,
 ) -> np.ndarray:
     """The largest grid on which ``integrator`` needs at most ``nfe`` network evaluations, float64 ``[N + 1]``.
 
@@ -165,13 +169,13 @@ def for_budget(
     """
     fn = get(grid) if isinstance(grid, str) else None
     cost = integrator.nfe_per_step
-    least = cost + denoise
+    least = cost + bool(denoise)
     if not is_count(nfe, least):
         raise ValueError(
             f"nfe={nfe!r} is too small for {integrator.name!r}: one step costs {cost}"
             f"{' and the denoising step 1' if denoise else ''}; use an integer nfe >= {least}"
         )
-    n_steps = (nfe - denoise) // cost
+    n_steps = (nfe - bool(denoise)) // cost
     if fn is not None:
         return fn(n_steps, **options)
     times = validate(grid)

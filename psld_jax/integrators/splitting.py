@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax.integrators.base import PAPER, Stage, real_number, register
+from psld_jax.integrators.base import PAPER, Stage, check_stationary, real_number, register
 from psld_jax.integrators.conjugate import conjugate_stage
 from psld_jax.sde import LinearSDE
 
@@ -43,7 +43,8 @@ def split_step(
     """The stages of one step of the splitting ``word``; see the module's docstring for the rules.
 
     Raises:
-      ValueError: for a diffusion without a momentum, ``lam_s < 0``, or another ``noise_scaling``.
+      ValueError: for a diffusion without a momentum or (with O) a stationary law, ``lam_s < 0``, or another
+        ``noise_scaling``.
     """
     if sde.num_blocks != 2:
         raise ValueError(
@@ -51,6 +52,8 @@ def split_step(
             f"{sde.num_blocks}; use e.g. euler, ddim or sscs"
         )
     stochastic, middle = "O" in word, (t + s) / 2
+    if stochastic:
+        check_stationary(sde, f"the splitting {word}")
     stages: list[Stage] = []
     tau: float | None = None
     for i, letter in enumerate(word):

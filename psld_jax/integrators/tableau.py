@@ -20,7 +20,7 @@ import numpy as np
 from psld_jax._runtime.errors import check_counts
 from psld_jax.integrators import grids
 from psld_jax.integrators.base import MAX_PAST, Integrator, Stage
-from psld_jax.integrators.baselines import euler_stage
+from psld_jax.integrators.baselines import last_stage
 from psld_jax.sde import LinearSDE, cholesky
 
 Array = Any
@@ -135,7 +135,7 @@ def _rows_of_step(stages: list[Stage], k: int) -> list[_Row]:
 
 
 def tabulate(
-    integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool = True, *, resample: int = 1, jump: int = 1
+    integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool | str = True, *, resample: int = 1, jump: int = 1
 ) -> Tableau:
     """Compute every coefficient of a sampler on the host, float64.
 
@@ -143,7 +143,7 @@ def tabulate(
       integrator: from ``psld_jax.integrators.get``.
       sde: the diffusion the network was trained for.
       grid: descending forward times ``[N + 1]`` in ``(0, 1]``.
-      denoise: add the final step of :func:`denoising`.
+      denoise: add the final step of :func:`denoising`; ``"euler"`` or ``"exponential"`` says which.
       resample: take every stretch of the grid so many times, the forward process leading back to its start in between
         (RePaint, Lugmayr et al., 2022): what was made up has time to agree with what is known. NFE grow as much.
       jump: steps in a stretch.
@@ -166,7 +166,7 @@ def tabulate(
                 steps.append([*back, *stages])
                 times.append(grid[i + 1])
     if denoise:
-        steps.append([euler_stage(sde, grid[-1], grid[-1], stochastic=integrator.stochastic)])
+        steps.append([last_stage(sde, grid[-1], denoise, stochastic=integrator.stochastic)])
         times.append(0.0)
     return _assemble(steps, np.array(times), sde.num_blocks)
 
@@ -176,13 +176,14 @@ def _forward_stage(sde: LinearSDE, s: float, t: float) -> Stage:
     return Stage(A=sde.transition(t, s), R=cholesky(sde.noise_cov(t, s)))
 
 
-def denoising(sde: LinearSDE, t_end: float, stochastic: bool) -> Tableau:
-    """The original's final step alone: one Euler step from ``t_end`` to 0 without noise, 1 evaluation.
+def denoising(sde: LinearSDE, t_end: float, stochastic: bool, how: bool | str = True) -> Tableau:
+    """The final step alone, from ``t_end`` to 0 without noise, 1 evaluation; see ``baselines.last_stage``.
 
-    It uses the drift of the reverse SDE after stochastic samplers, of the probability-flow ODE after
+    Euler's, the original's, uses the drift of the reverse SDE after stochastic samplers, of the probability-flow ODE after
     deterministic ones.
     """
-    return _assemble([[euler_stage(sde, t_end, t_end, stochastic=stochastic)]], np.array([t_end, 0.0]), sde.num_blocks)
+    stage = last_stage(sde, t_end, how, stochastic=stochastic)
+    return _assemble([[stage]], np.array([t_end, 0.0]), sde.num_blocks)
 
 
 def _assemble(steps: list[list[Stage]], times: np.ndarray, k: int) -> Tableau:

@@ -25,7 +25,7 @@ def encode(
     images: Array,
     *,
     seed: int = 0,
-    t_end: float = 1e-3,
+    t_end: float | None = None,
     solver: str = "rk45",
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -47,13 +47,20 @@ def encode(
     Raises:
       ValueError: for images of another shape, or options out of range.
     """
+    t_end = model.sde.t_end if t_end is None else t_end
     z = start_state(model, images, random.sample_keys(jax.random.key(seed), np.arange(len(images))), t_end)
     options: dict[str, Any] = {"t_end": t_end, "solver": solver, "rtol": rtol, "atol": atol}
     return encode_ode(model.eps_fn, model.sde, z, **options)[0]
 
 
 def decode(
-    model: Model, z: blocks.State, *, t_end: float = 1e-3, solver: str = "rk45", rtol: float = 1e-5, atol: float = 1e-5
+    model: Model,
+    z: blocks.State,
+    *,
+    t_end: float | None = None,
+    solver: str = "rk45",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
 ) -> Array:
     """Images of latent states: the inverse of :func:`encode`, within the tolerance (no denoising step).
 

@@ -50,7 +50,7 @@ def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         console.print(f"{row.nfe} NFE: {scores}: {row.setting.describe()}")
 
     options = {name: c[name] for name in ("nfe", "samplers", "num_samples", "candidates", "gradient_steps")}
-    sampler = {name: config.sampler[name] for name in ("t_end", "denoise")}
+    sampler = {"t_end": config.sampler.t_end or None, "denoise": build.last_step(config)}
     log = workdir / "tuning.jsonl"
     features = metrics.features(c.features)
     tuning = tune(
@@ -97,8 +97,8 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
     console.print(f"{len(jobs)} samplers and budgets, {len(c.seeds)} seeds of {c.num_samples:,} samples each")
     about = identity(model, config) | {
         "features": features.name,
-        "t_end": config.sampler.t_end,
-        "denoise": config.sampler.denoise,
+        "t_end": config.sampler.t_end or model.sde.t_end,
+        "denoise": build.last_step(config),
     }
     about |= {"reference": c.reference or f"{c.num_reference or 'all'} training images", "num_kept": c.num_kept}
     pictures = workdir / "pictures"

@@ -62,7 +62,7 @@ def run_interpolate(config: Any, workdir: Path, console: Console) -> dict[str, A
     """Paths between pairs of test images; leave interpolation.png. Returns the report."""
     c, model = config.interpolate, sampled_model(config)
     images = build.test_images(model, 2 * c.num_paths)
-    options = {"rtol": c.rtol, "atol": c.atol, "t_end": config.sampler.t_end}
+    options = {"rtol": c.rtol, "atol": c.atol, "t_end": config.sampler.t_end or None}
     code = latent.encode(model, images, seed=config.seed, **options)
     back = np.asarray(latent.decode(model, code, **options))
     error = float(np.sqrt(np.mean((back - images) ** 2)))

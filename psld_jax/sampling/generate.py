@@ -146,8 +146,8 @@ def prepare(
     nfe: int = 20,
     grid: str | Sequence[float] = "auto",
     rho: float = 7.0,
-    t_end: float = 1e-3,
-    denoise: bool = True,
+    t_end: float | None = None,
+    denoise: bool | str = True,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     **options: Any,
@@ -174,7 +174,9 @@ def prepare(
 _CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
 
 
-def _table(setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float, denoise: bool) -> Tableau:
+def _table(
+    setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float | None, denoise: bool | str
+) -> Tableau:
     """The largest table whose evaluations, those of guidance included, ``nfe`` allows."""
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise}
     if bound is None:

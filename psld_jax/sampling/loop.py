@@ -15,7 +15,7 @@ from psld_jax._runtime import random, xla
 from psld_jax._runtime.device import TimeFunction, to_device
 from psld_jax._runtime.errors import check_choice
 from psld_jax.conditioning.inpainting import Known
-from psld_jax.integrators.baselines import euler_stage
+from psld_jax.integrators.baselines import last_stage
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sde import LinearSDE
 
@@ -168,11 +168,11 @@ def sample_ode(
     z_T: blocks.State,
     *,
     t_start: float = 1.0,
-    t_end: float = 1e-3,
+    t_end: float | None = None,
     solver: str = "rk45",
     rtol: float = 1e-4,
     atol: float = 1e-4,
-    denoise: bool = True,
+    denoise: bool | str = True,
     step_control: str = "sample",
     max_steps: int = 4096,
 ) -> tuple[blocks.State, Array]:
@@ -184,7 +184,8 @@ def sample_ode(
       eps_fn, z_T: as for :func:`sample`.
       solver: ``rk23``, ``rk45``, ``tsit5`` or ``dopri8``.
       rtol, atol: tolerances on the root-mean-square error of a step.
-      denoise: add the Euler step from ``t_end`` to 0 (1 evaluation).
+      t_end: that of the diffusion by default, ``sde.t_end``.
+      denoise: add the step from ``t_end`` to the data (1 evaluation), see :func:`psld_jax.tabulate`.
       step_control: ``"sample"`` chooses steps for each sample alone, so that no sample depends on its batch;
         ``"batch"`` shares them (the original's behaviour; cheaper for tight reference solutions).
       max_steps: bound on the steps, rejected ones included. The first step is a hundredth of the interval.
@@ -195,13 +196,14 @@ def sample_ode(
     Raises:
       ValueError: for an unknown solver, tolerances or times out of range, or a state that does not fit.
     """
+    t_end = sde.t_end if t_end is None else t_end
     check_solver(solver, rtol, atol)
     if step_control not in ("sample", "batch"):
         raise ValueError(f"step_control={step_control!r} must be one of sample, batch")
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
     _, dtype = _check_state(z_T, sde.num_blocks)
-    last = euler_stage(sde, t_end, t_end)
+    last = last_stage(sde, t_end, denoise or True)
     final = to_device(np.stack([last.A, last.B[0]]), dtype) if denoise else None
     times = to_device(np.array([t_start, t_end, rtol, atol]), dtype)
     return _run_ode(
@@ -221,7 +223,7 @@ def encode_ode(
     sde: LinearSDE,
     z: blocks.State,
     *,
-    t_end: float = 1e-3,
+    t_end: float | None = None,
     solver: str = "rk45",
     rtol: float = 1e-4,
     atol: float = 1e-4,
@@ -232,7 +234,7 @@ def encode_ode(
     Args:
       eps_fn, sde, solver, rtol, atol, max_steps: as for :func:`sample_ode`.
       z: state at ``t_end``, leaves ``[n, ...]`` of one floating dtype.
-      t_end: where to start, in (0, 1).
+      t_end: where to start, in (0, 1); ``sde.t_end`` by default.
 
     Returns:
       The state at 1, and the true NFE of each sample, int ``[n]``.
@@ -240,6 +242,7 @@ def encode_ode(
     Raises:
       ValueError: as :func:`sample_ode`.
     """
+    t_end = sde.t_end if t_end is None else t_end
     check_solver(solver, rtol, atol)
     if not 0 < t_end < 1:
         raise ValueError(f"need 0 < t_end < 1, got t_end={t_end}")
@@ -266,11 +269,7 @@ def check_solver(solver: str, rtol: float, atol: float) -> None:
 def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
     """``[H, N] [K, 2 K]`` of the probability-flow ODE ``dz/dt = H z + N eps`` between the two times."""
 
-    def matrices(t: np.ndarray) -> np.ndarray:
-        d = sde.diffusion(t)
-        return np.concatenate([sde.drift(t) - 0.5 * d @ sde.score_skip(t), -0.5 * d @ sde.score_matrix(t)], axis=-1)
-
-    return TimeFunction(matrices, t_end * (1 - 1e-5), t_start)
+    return TimeFunction(lambda t: np.concatenate(sde.probability_flow(t), axis=-1), t_end * (1 - 1e-5), t_start)
 
 
 @partial(xla.jit, static_argnames=("solver", "step_control", "max_steps"))

@@ -43,12 +43,14 @@ class Setting:
         sde: LinearSDE,
         nfe: int,
         *,
-        t_end: float = 1e-3,
-        denoise: bool = True,
+        t_end: float | None = None,
+        denoise: bool | str = True,
         resample: int = 1,
         jump: int = 1,
     ) -> Tableau:
         """The table on the largest grid that ``nfe`` evaluations allow, denoising and resampling included.
+
+        The grid ends at ``sde.t_end`` unless ``t_end`` is given.
 
         Raises:
           ValueError: for an unknown sampler, grid or hyper-parameter, or a budget below one step.
@@ -60,13 +62,14 @@ class Setting:
         except ValueError:
             raise unknown("sampler", self.sampler, ("auto", *integrators.available(), *SOLVERS)) from None
         integrator = self.integrator()
-        options: dict[str, Any] = {"t_end": t_end}
+        options: dict[str, Any] = {"t_end": sde.t_end if t_end is None else t_end}
         if self.grid == "power":
             options["rho"] = self.rho
         if self.grid == "log_snr":
             options["sde"] = sde
         check_counts(resample=resample, jump=jump)
-        once = (nfe - denoise) // resample + denoise if is_count(nfe) else nfe
+        last = bool(denoise)
+        once = (nfe - last) // resample + last if is_count(nfe) else nfe
         grid = grids.for_budget(self.grid, integrator, once, denoise, **options)
         return tabulate(integrator, sde, grid, denoise, resample=resample, jump=jump)
 

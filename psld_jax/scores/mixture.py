@@ -11,7 +11,7 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime.device import TimeFunction
-from psld_jax.sde import LinearSDE
+from psld_jax.sde import LinearSDE, OneBlock
 
 Array = Any
 
@@ -28,7 +28,8 @@ class MixtureScore:
     Attributes:
       points: centred data ``[blocks, m, d]``, zero-padded; half_norms: ``|x_i|^2 / 2``, infinite for padding.
       center: the data's mean ``[d]``.
-      coefficients: function of time, ``[K, 2 K + 2]``: ``G``, ``H``, ``mu`` and ``S^-1 mu``.
+      coefficients: function of time, ``[K, 2 K + 3]``: ``G``, ``H``, ``mu``, ``S^-1 mu`` and ``P``, for
+        ``G (z - mu xhat) + H z + P xhat``.
       shape: shape of one datum.
     """
 
@@ -37,6 +38,7 @@ class MixtureScore:
     center: Array
     coefficients: TimeFunction
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    residual: bool = dataclasses.field(metadata={"static": True}, default=True)
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
         """``eps(z, t)`` for a state with leaves ``[n, *shape]`` and scalar ``t``; same structure and dtype.
@@ -48,6 +50,7 @@ class MixtureScore:
         dtype, n = leaves[0].dtype, leaves[0].shape[0]
         matrix = self.coefficients(jnp.asarray(t, dtype))
         k = matrix.shape[0]
+        matrix, pull = matrix[:, :-1], matrix[:, -1]
         if len(z) != k or len(leaves) != k or any(leaf.shape[1:] != self.shape for leaf in leaves):
             raise ValueError(
                 f"this score takes a state of {k} arrays of shape [n, {', '.join(map(str, self.shape))}], "
@@ -62,7 +65,10 @@ class MixtureScore:
         mean = jax.lax.map(lambda tile: _posterior_mean(self, tile, precision), tiles)
         mean = jnp.reshape((jnp.reshape(mean, (-1, a.shape[1])) + center)[:n], (n, *self.shape))
         residual = blocks.like(z, (leaf - mu[i] * mean for i, leaf in enumerate(leaves)))
-        return blocks.add(blocks.apply(gain, residual), blocks.apply(skip, z))
+        predicted = blocks.add(blocks.apply(gain, residual), blocks.apply(skip, z))
+        return (
+            predicted if self.residual else blocks.like(z, (leaf + pull[i] * mean for i, leaf in enumerate(predicted)))
+        )
 
 
 def _posterior_mean(score: MixtureScore, a: Array, precision: Array) -> Array:
@@ -96,7 +102,7 @@ def mixture(
 
     For data ``x_i`` and bandwidth ``h`` the law of ``z_t`` is the mixture of ``N(mu_t x_i, S_t)`` with
     ``S_t = Sigma_t + h^2 mu_t mu_t^T`` for each pixel. With ``xhat = E[x_i | z]``,
-    ``score = S^-1 (mu xhat - z)`` and ``eps = C^-1 (score - Cskip z)``.
+    ``score = S^-1 (mu xhat - z)`` and ``eps = C^-1 (score - Cskip z)``: what a network for ``sde`` predicts.
 
     Args:
       data: ``[N, ...]``, finite.
@@ -130,13 +136,20 @@ def mixture(
     half_norms = np.full(count * size, np.inf)
     half_norms[: len(flat)] = 0.5 * (flat**2).sum(axis=1)
 
+    # What tells x_0 from noise where there is no signal is not a multiple of z - mu xhat.
+    residual = not isinstance(sde, OneBlock) or (sde.prediction == "eps" and sde.data_std is None)
+
     def coefficients(t: np.ndarray) -> np.ndarray:
         mu, total = sde.mean(t), sde.total_cov(t, bandwidth)
+        sigma_mu = np.linalg.solve(total, mu)
+        if not residual:
+            p, r = (number[..., None, None] for number in sde.target(t))
+            return np.concatenate([np.zeros_like(p), r, mu, sigma_mu, p], axis=-1)
         # eps = C^-1 (S^-1 (mu xhat - z) - Cskip z) = gain (z - mu xhat) + skip z. A preconditioned C has rank one, and
         # what it multiplies lies in its range.
         inverse = np.linalg.inv(sde.score_matrix(t)) if sde.data_std is None else np.linalg.pinv(sde.score_matrix(t))
         gain, skip = -inverse @ np.linalg.inv(total), -inverse @ sde.score_skip(t)
-        return np.concatenate([gain, skip, mu, np.linalg.solve(total, mu)], axis=-1)
+        return np.concatenate([gain, skip, mu, sigma_mu, np.zeros_like(mu)], axis=-1)
 
     dtype = jnp.result_type(float)
     return MixtureScore(
@@ -145,4 +158,5 @@ def mixture(
         center.astype(dtype),
         TimeFunction(coefficients, t_min),
         data.shape[1:],
+        residual,
     )

@@ -1,11 +1,40 @@
-"""Linear diffusions in closed form, numpy float64: :class:`PSLD`, :class:`VPSDE`, and the base of both.
+"""Linear diffusions in closed form, numpy float64: one file each, and the base of all.
 
-One file each; every module here is discovered, none needs to be listed.
+Phase space: :class:`PSLD`. One block: :class:`VPSDE`, :class:`VESDE`, :class:`EDM`, :class:`SubVP`, :class:`Cosine`,
+:class:`Flow`, :class:`Discrete`, and :func:`path` of one's own functions. Every module here is discovered, none needs
+to be listed.
 """
 
-from psld_jax.sde.base import LinearSDE, cholesky, linear_flow
+from psld_jax.sde._linear_algebra import cholesky, linear_flow
+from psld_jax.sde.base import LinearSDE
+from psld_jax.sde.cosine import Cosine
+from psld_jax.sde.discrete import Discrete
+from psld_jax.sde.edm import EDM
+from psld_jax.sde.flow import Flow
 from psld_jax.sde.named import available, get, parameters, register
+from psld_jax.sde.one_block import OneBlock
+from psld_jax.sde.own import path
 from psld_jax.sde.psld import PSLD
+from psld_jax.sde.subvp import SubVP
+from psld_jax.sde.vesde import VESDE
 from psld_jax.sde.vpsde import VPSDE
 
-__all__ = ["PSLD", "VPSDE", "LinearSDE", "available", "cholesky", "get", "linear_flow", "parameters", "register"]
+__all__ = [
+    "EDM",
+    "PSLD",
+    "VESDE",
+    "VPSDE",
+    "Cosine",
+    "Discrete",
+    "Flow",
+    "LinearSDE",
+    "OneBlock",
+    "SubVP",
+    "available",
+    "cholesky",
+    "get",
+    "linear_flow",
+    "parameters",
+    "path",
+    "register",
+]

@@ -1,8 +1,8 @@
-"""Linear diffusions of K blocks, ``dz = F_t z dt + G_t dw``, in float64.
+"""Linear diffusions of K blocks, ``dz = F_t z dt + G_t dw``, in float64: what all of them have in common.
 
-All of them here run on one clock: ``F_t = beta(t) F`` and ``D_t = G_t G_t^T = beta(t) D`` with constant
-matrices and a linear rate ``beta(t) = beta_min + (beta_max - beta_min) t``. In the operational time
-``b(t) = int_0^t beta`` the diffusion is autonomous, so everything is a matrix exponential.
+All run on one clock, ``t`` in [0, 1]: data at 0, noise at 1. The simplest are defined here: ``F_t = beta(t) F`` and
+``D_t = G_t G_t^T = beta(t) D`` with constant matrices and a linear rate ``beta(t) = beta_min + (beta_max - beta_min) t``.
+In the operational time ``b(t) = int_0^t beta`` such a diffusion is autonomous, so everything is a matrix exponential.
 """
 
 from __future__ import annotations
@@ -20,67 +20,24 @@ from psld_jax import blocks
 from psld_jax._runtime import random
 from psld_jax._runtime.device import TimeFunction, to_device
 from psld_jax.sde._frame import Rotation
+from psld_jax.sde._linear_algebra import cholesky, linear_flow
 
 Array = Any
 DECOMPOSITIONS = ("lower", "upper")
-
-
-def cholesky(cov: np.ndarray, decomposition: str = "lower") -> np.ndarray:
-    """Triangular ``L`` with ``L L^T = cov`` for positive semi-definite ``cov [..., K, K]``.
-
-    ``decomposition`` is ``"lower"`` or ``"upper"``. A vanishing pivot gives a vanishing column, so
-    singular covariances (no noise in one block) are fine.
-
-    Raises:
-      ValueError: if a pivot is negative beyond rounding, or NaN.
-    """
-    cov = np.asarray(cov, np.float64)
-    if decomposition == "upper":
-        return cholesky(cov[..., ::-1, ::-1])[..., ::-1, ::-1]
-    rest, scale = cov.copy(), np.abs(cov).max(initial=0.0)
-    factor = np.zeros_like(cov)
-    for j in range(cov.shape[-1]):
-        pivot = rest[..., j, j]
-        if not np.all(pivot >= -1e-12 * scale):
-            raise ValueError(f"covariance is not positive semi-definite: pivot {j} is {np.min(pivot)}")
-        root = np.sqrt(np.maximum(pivot, 0.0))
-        column = rest[..., j:, j] / np.where(root > 0, root, np.inf)[..., None]
-        factor[..., j:, j] = column
-        rest[..., j:, j:] -= column[..., :, None] * column[..., None, :]
-    return factor
-
-
-def linear_flow(f: np.ndarray, d: np.ndarray, length: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Transition ``e^{F b}`` and covariance ``int_0^b e^{F u} D e^{F^T u} du`` of ``dz = F z db + D^1/2 dw``.
-
-    The block exponential of Van Loan (1978) over a piece short enough to be accurate, then doubling,
-    ``Q(2 b) = Psi Q Psi^T + Q``: a sum of positive terms at every length.
-
-    Args:
-      f, d: ``[K, K]``.
-      length: ``b >= 0``, ``[...]``.
-
-    Returns:
-      Float64 ``[..., K, K]`` each.
-    """
-    length, k = np.asarray(length, np.float64), len(f)
-    reach = np.max(np.abs(length), initial=0.0) * np.linalg.norm(f, 2)
-    doublings = max(0, int(np.ceil(np.log2(max(reach, 1e-300) / 0.5))))
-    block = np.block([[-f, d], [np.zeros((k, k)), f.T]])
-    exp = expm((length / 2**doublings)[..., None, None] * block)
-    psi = np.swapaxes(exp[..., k:, k:], -1, -2)
-    noise = psi @ exp[..., :k, k:]
-    for _ in range(doublings):
-        noise = psi @ noise @ np.swapaxes(psi, -1, -2) + noise
-        psi = psi @ psi
-    return psi, (noise + np.swapaxes(noise, -1, -2)) / 2
+# Noise levels are looked for from here to t = 1.
+_EARLIEST = 1e-9
 
 
 class LinearSDE:
-    """A linear diffusion of K blocks, from its constant matrices.
+    """A linear diffusion of K blocks: what samplers need of it, and the one that has constant matrices.
 
-    ``dz = beta(t) F z dt + sqrt(beta(t)) G dw``, ``D = G G^T`` (Pandey & Mandt, ICCV 2023, eq. 3, and any
-    other time-changed linear SDE: variance-preserving, critically damped or higher-order Langevin).
+    A diffusion is its transition, the covariance of what is added on the way, its mean, its prior, and what the network
+    predicts; every method here that is not one of these is made of them. Other kinds override them:
+    :class:`psld_jax.sde.one_block.OneBlock` (any ``x_t = alpha x_0 + sigma eps``) and
+    :class:`psld_jax.sde.varying.VaryingSDE` (any ``F(t)``, ``D(t)``).
+
+    Called by its own name it is ``dz = beta(t) F z dt + sqrt(beta(t)) G dw``, ``D = G G^T`` (Pandey & Mandt, ICCV 2023,
+    eq. 3, and any other time-changed linear SDE: variance-preserving, critically damped or higher-order Langevin).
     Subclasses with a known transition override :meth:`transition` and :meth:`noise_cov`; this class
     computes them with matrix exponentials and serves as the check on those closed forms.
 
@@ -88,6 +45,9 @@ class LinearSDE:
     float64 array ``[...]`` and returns float64 ``[..., K, K]``.
 
     ``unit_drift`` and ``unit_diffusion`` hold the constant matrices; ``data_std`` is set by :meth:`preconditioned`.
+    ``stationary`` says whether the matrices are constant up to the rate, so that there is a law which stays;
+    ``prediction`` what the network predicts, ``"eps"`` for the noise of the kernel; ``t_end`` where grids end unless told
+    otherwise; ``last_step`` how samples are brought from there to the data.
 
     Args:
       drift: ``[K, K]``, the constant ``F``; all eigenvalues in the open left half-plane.
@@ -101,6 +61,11 @@ class LinearSDE:
       ValueError: for rates that are negative or vanish together, matrices of the wrong shape, an
         unknown decomposition, a negative jitter, or a drift without a stationary law.
     """
+
+    stationary = True
+    prediction = "eps"
+    t_end = 1e-3
+    last_step = "euler"
 
     def __init__(
         self,
@@ -128,24 +93,27 @@ class LinearSDE:
                 raise ValueError(f"{name}={beta} must be a finite number >= 0")
         if beta_min == beta_max == 0:
             raise ValueError("beta_min = beta_max = 0 diffuses nothing; at least one must be > 0")
-        if decomposition not in DECOMPOSITIONS:
-            raise ValueError(f"decomposition={decomposition!r} must be one of {', '.join(DECOMPOSITIONS)}")
-        if not (np.isfinite(jitter) and jitter >= 0):
-            raise ValueError(f"jitter={jitter} must be a finite number >= 0")
         if not np.all(np.linalg.eigvals(self.unit_drift).real < 0):
             raise ValueError(
                 f"drift={self.unit_drift.tolist()} has an eigenvalue outside the left half-plane: no stationary law"
             )
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
-        self.decomposition, self.jitter = decomposition, float(jitter)
-        k = self.num_blocks
-        self.data_std: float | None = None
-        self.initial_cov = np.zeros((k, k)) if initial_cov is None else np.array(initial_cov, np.float64)
+        self._set_up(len(self.unit_drift), initial_cov, decomposition, jitter)
 
-    @property
-    def num_blocks(self) -> int:
-        """K: 1 for position alone, 2 for position and momentum."""
-        return self.unit_drift.shape[0]
+    def _set_up(self, num_blocks: int, initial_cov: Array | None, decomposition: str, jitter: float) -> None:
+        """What every kind of diffusion has, whatever its matrices are."""
+        if decomposition not in DECOMPOSITIONS:
+            raise ValueError(f"decomposition={decomposition!r} must be one of {', '.join(DECOMPOSITIONS)}")
+        if not (np.isfinite(jitter) and jitter >= 0):
+            raise ValueError(f"jitter={jitter} must be a finite number >= 0")
+        #: K: 1 for position alone, 2 for position and momentum.
+        self.num_blocks = num_blocks
+        self.decomposition, self.jitter = decomposition, float(jitter)
+        self.data_std: float | None = None
+        shape = (num_blocks, num_blocks)
+        self.initial_cov = np.zeros(shape) if initial_cov is None else np.array(initial_cov, np.float64)
+        if self.initial_cov.shape != shape:
+            raise ValueError(f"initial_cov has shape {self.initial_cov.shape}, expected {shape}")
 
     def state(self, *parts: Any) -> blocks.State:
         """The state tuple of K blocks: :class:`PhaseState` for K = 2, a plain tuple otherwise.
@@ -208,16 +176,49 @@ class LinearSDE:
           ValueError: for a ``cov0`` of another shape.
         """
         start = self.initial_cov if cov0 is None else np.asarray(cov0, np.float64)
-        if start.shape != self.unit_drift.shape:
-            raise ValueError(f"cov0 has shape {start.shape}, expected {self.unit_drift.shape}")
+        if start.shape != self.initial_cov.shape:
+            raise ValueError(f"cov0 has shape {start.shape}, expected {self.initial_cov.shape}")
         psi = self.transition(t, 0.0)
         spread = psi @ start @ np.swapaxes(psi, -1, -2)
         return spread + self.noise_cov(t) + self.jitter * np.eye(self.num_blocks)
 
-    def log_snr(self, t: Array) -> np.ndarray:
-        """``log(mu_t^T Sigma_t^-1 mu_t)``, ``[...]``: how much ``z_t`` tells of ``x_0``; falls with ``t``."""
+    def snr(self, t: Array) -> np.ndarray:
+        """``mu_t^T Sigma_t^-1 mu_t``, ``[...]``: how much ``z_t`` tells of ``x_0``; falls with ``t``."""
         mu = self.mean(t)
-        return np.log((np.swapaxes(mu, -1, -2) @ np.linalg.solve(self.cov(t), mu))[..., 0, 0])
+        return (np.swapaxes(mu, -1, -2) @ np.linalg.solve(self.cov(t), mu))[..., 0, 0]
+
+    def log_snr(self, t: Array) -> np.ndarray:
+        """``log SNR_t``, ``[...]``, see :meth:`snr`."""
+        return np.log(self.snr(t))
+
+    def sigma(self, t: Array) -> np.ndarray:
+        """Noise level ``SNR_t^(-1/2)``, ``[...]``: the noise in ``x_t / alpha_t``, for one block ``sigma_t / alpha_t``.
+
+        It is the sigma of Karras et al. (2022), whatever diffusion it is asked of; it grows with ``t``.
+        """
+        return np.exp(-0.5 * self.log_snr(t))
+
+    def time(self, sigma: Array) -> np.ndarray:
+        """The time with noise level ``sigma``, ``[...]``: the inverse of :meth:`sigma`, by bisection.
+
+        Raises:
+          ValueError: for a level that the diffusion does not have between ``t = 1e-9`` and 1.
+        """
+        sigma = np.asarray(sigma, np.float64)
+        low, high = np.full(sigma.shape, np.log(_EARLIEST)), np.zeros(sigma.shape)
+        self._check_sigma(sigma, *self.sigma(np.array([_EARLIEST, 1.0])))
+        for _ in range(80):
+            middle = (low + high) / 2
+            early = self.sigma(np.exp(middle)) < sigma
+            low, high = np.where(early, middle, low), np.where(early, high, middle)
+        return np.exp((low + high) / 2)
+
+    def _check_sigma(self, sigma: np.ndarray, least: float, most: float) -> None:
+        # One part in 1e9 of slack: who asks for the level of t = 1 has rounded it.
+        inside = (sigma >= least * (1 - 1e-9)) & (sigma <= most * (1 + 1e-9))
+        if not np.all(inside):
+            wrong = sigma[~inside].flat[0] if sigma.ndim else sigma
+            raise ValueError(f"sigma={wrong} is no noise level of {self!r}: it must lie in [{least:.6g}, {most:.6g}]")
 
     def factor(self, t: Array, cov0: Array | None = None) -> np.ndarray:
         """``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``."""
@@ -279,15 +280,47 @@ class LinearSDE:
     def score_skip(self, t: Array) -> np.ndarray:
         """``Cskip_t``, ``[..., K, K]``: zero unless the network is :meth:`preconditioned`."""
         if self.data_std is None:
-            return np.zeros(np.shape(t) + self.unit_drift.shape)
+            return np.zeros((*np.shape(t), self.num_blocks, self.num_blocks))
         return -np.linalg.inv(self.total_cov(t, self.data_std))
 
     def input_matrix(self, t: Array) -> np.ndarray:
         """``Cin_t``, ``[..., K, K]``: the identity unless the network is :meth:`preconditioned`."""
         if self.data_std is None:
-            return np.broadcast_to(np.eye(self.num_blocks), np.shape(t) + self.unit_drift.shape)
+            return np.broadcast_to(np.eye(self.num_blocks), (*np.shape(t), self.num_blocks, self.num_blocks))
         values, vectors = np.linalg.eigh(self.total_cov(t, self.data_std))
         return (vectors * values[..., None, :] ** -0.5) @ np.swapaxes(vectors, -1, -2)
+
+    # --- what samplers solve, and what they ask the network for --------------------------------------
+
+    def probability_flow(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
+        """``H, N`` of the probability-flow ODE ``dz/dt = H z + N out``, ``[..., K, K]`` each.
+
+        ``out`` is what the network gives: ``H = F - 1/2 D Cskip``, ``N = -1/2 D C``.
+        """
+        d = self.diffusion(t)
+        return self.drift(t) - 0.5 * d @ self.score_skip(t), -0.5 * d @ self.score_matrix(t)
+
+    def data_flow(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
+        """``H [..., K, K]`` and ``N [..., K, 1]`` of the same ODE in ``E[x_0 | z]``: ``dz/dt = H z + N E[x_0 | z]``.
+
+        ``H = F + 1/2 D Sigma^-1``, ``N = -1/2 D Sigma^-1 mu``.
+        """
+        d, cov = self.diffusion(t), self.cov(t)
+        return self.drift(t) + 0.5 * d @ np.linalg.inv(cov), -0.5 * d @ np.linalg.solve(cov, self.mean(t))
+
+    def denoiser(self, t: Array, weights: Array | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """``U, V [..., 1, K]`` of ``E[x_0 | z] = U z + V out``, from ``Sigma score = mu E[x_0 | z] - z``.
+
+        These are K equations for one unknown. ``weights [..., K, 1]`` makes one of them, ``U = w^T (I + Sigma Cskip)``,
+        ``V = w^T Sigma C``; by default least squares, ``w = Sigma^-1 mu / SNR``.
+        """
+        cov = self.cov(t)
+        if weights is None:
+            mu = self.mean(t)
+            pull = np.linalg.solve(cov, mu)
+            weights = pull / (np.swapaxes(mu, -1, -2) @ pull)
+        row = np.swapaxes(weights, -1, -2)
+        return row @ (np.eye(self.num_blocks) + cov @ self.score_skip(t)), row @ cov @ self.score_matrix(t)
 
     # --- the prior --------------------------------------------------------------------------------
 

@@ -241,7 +241,7 @@ def check(config: Any, devices: Devices) -> None:
     if c.sample_every and config.model.name != "ncsnpp_clf" and config.sampler.name not in SOLVERS:
         s, model = config.sampler, build.Model(build.build_sde(config), print, config, ())
         setting = resolve(model, s.name, s.nfe, grid=s.grid, rho=s.rho, **build.sampler_hyper(config, s.name))
-        setting.table(model.sde, s.nfe, t_end=s.t_end, denoise=s.denoise)
+        setting.table(model.sde, s.nfe, t_end=s.t_end or None, denoise=build.last_step(config))
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -83,12 +83,13 @@ class Evaluator:
         *,
         target: Array | None = None,
         features: metrics.Features | None = None,
-        t_end: float = 1e-3,
-        denoise: bool = True,
+        t_end: float | None = None,
+        denoise: bool | str = True,
         seed: int = 0,
         batch_size: int = 64,
     ):
-        self.model, self.t_end, self.denoise, self.batch_size = model, t_end, denoise, batch_size
+        self.model, self.denoise, self.batch_size = model, denoise, batch_size
+        self.t_end = model.sde.t_end if t_end is None else t_end
         self.features = features or metrics.features("pixels")
         self.features.check(model.image_shape)
         self._draw(seed)

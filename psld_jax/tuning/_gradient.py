@@ -81,7 +81,7 @@ class Objective:
     def __init__(self, setting: Setting, evaluator: Evaluator, nfe: int):
         self._setting, self._evaluator, integrator = setting, evaluator, setting.integrator()
         sde, self._t_end, self._denoise = evaluator.model.sde, evaluator.t_end, evaluator.denoise
-        times = setting.table(sde, nfe - self._denoise, t_end=self._t_end, denoise=False).times
+        times = setting.table(sde, nfe - bool(self._denoise), t_end=self._t_end, denoise=False).times
         self._n_steps, self._smooth = len(times) - 1, [name for name in SMOOTH if name in integrator.hyper]
         self._segments = min(self._n_steps, _SEGMENTS)
         lengths = -np.diff(np.log(grids.resample(times, self._segments)))

@@ -81,8 +81,8 @@ def tune(
     gradient_steps: int = 20,
     target: Array | None = None,
     features: metrics.Features | None = None,
-    t_end: float = 1e-3,
-    denoise: bool = True,
+    t_end: float | None = None,
+    denoise: bool | str = True,
     seed: int = 0,
     log: Path | None = None,
     report: Callable[[Row], None] = lambda row: None,
@@ -117,6 +117,7 @@ def tune(
     check_counts(8, num_samples=num_samples)
     check_counts(candidates=candidates)
     check_counts(0, gradient_steps=gradient_steps)
+    t_end = model.sde.t_end if t_end is None else t_end
     names = applicable(samplers, model.sde)
     belongs_to = build.tuned_for(model.config, model.sde)
     features = features or metrics.features("pixels")
@@ -149,7 +150,7 @@ def tune(
     rows: list[Row] = []
     for name in names:
         cost, inherited = integrators.get(name).nfe_per_step, []
-        for budget in (b for b in budgets if b >= cost + denoise):
+        for budget in (b for b in budgets if b >= cost + bool(denoise)):
             rows.append(best_of(name, budget, inherited))
             report(rows[-1])
             inherited = [rows[-1].setting]

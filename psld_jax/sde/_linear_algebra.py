@@ -1,0 +1,61 @@
+"""Triangular factors, and transition and covariance of a linear diffusion with constant matrices; numpy float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.linalg import expm
+
+Array = Any
+
+
+def cholesky(cov: np.ndarray, decomposition: str = "lower") -> np.ndarray:
+    """Triangular ``L`` with ``L L^T = cov`` for positive semi-definite ``cov [..., K, K]``.
+
+    ``decomposition`` is ``"lower"`` or ``"upper"``. A vanishing pivot gives a vanishing column, so
+    singular covariances (no noise in one block) are fine.
+
+    Raises:
+      ValueError: if a pivot is negative beyond rounding, or NaN.
+    """
+    cov = np.asarray(cov, np.float64)
+    if decomposition == "upper":
+        return cholesky(cov[..., ::-1, ::-1])[..., ::-1, ::-1]
+    rest, scale = cov.copy(), np.abs(cov).max(initial=0.0)
+    factor = np.zeros_like(cov)
+    for j in range(cov.shape[-1]):
+        pivot = rest[..., j, j]
+        if not np.all(pivot >= -1e-12 * scale):
+            raise ValueError(f"covariance is not positive semi-definite: pivot {j} is {np.min(pivot)}")
+        root = np.sqrt(np.maximum(pivot, 0.0))
+        column = rest[..., j:, j] / np.where(root > 0, root, np.inf)[..., None]
+        factor[..., j:, j] = column
+        rest[..., j:, j:] -= column[..., :, None] * column[..., None, :]
+    return factor
+
+
+def linear_flow(f: np.ndarray, d: np.ndarray, length: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Transition ``e^{F b}`` and covariance ``int_0^b e^{F u} D e^{F^T u} du`` of ``dz = F z db + D^1/2 dw``.
+
+    The block exponential of Van Loan (1978) over a piece short enough to be accurate, then doubling,
+    ``Q(2 b) = Psi Q Psi^T + Q``: a sum of positive terms at every length.
+
+    Args:
+      f, d: ``[K, K]``.
+      length: ``b >= 0``, ``[...]``.
+
+    Returns:
+      Float64 ``[..., K, K]`` each.
+    """
+    length, k = np.asarray(length, np.float64), len(f)
+    reach = np.max(np.abs(length), initial=0.0) * np.linalg.norm(f, 2)
+    doublings = max(0, int(np.ceil(np.log2(max(reach, 1e-300) / 0.5))))
+    block = np.block([[-f, d], [np.zeros((k, k)), f.T]])
+    exp = expm((length / 2**doublings)[..., None, None] * block)
+    psi = np.swapaxes(exp[..., k:, k:], -1, -2)
+    noise = psi @ exp[..., :k, k:]
+    for _ in range(doublings):
+        noise = psi @ noise @ np.swapaxes(psi, -1, -2) + noise
+        psi = psi @ psi
+    return psi, (noise + np.swapaxes(noise, -1, -2)) / 2
