@@ -18,11 +18,11 @@ from psld_jax._runtime.errors import check_choice, is_count, unknown
 from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import abstract_network, build_sde, network_options
 from psld_jax.checkpoints import directory as checkpoint
-from psld_jax.models import NCSNpp, NCSNppClassifier
+from psld_jax.models import NCSNpp, NCSNppClassifier, families
 from psld_jax.sampling.settings import Tuned, read_tuned
 from psld_jax.sde import LinearSDE
 
-MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", "saved")
+MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", *families.available(), "saved")
 # Fields of config.model that do not belong to the stored weights: a network may be run in another precision.
 _RUN_TIME = ("dtype", "dropout")
 
@@ -150,6 +150,10 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
         return Classifier(sde, scores.classifier(net), config, shape, m.n_classes)
     samplers = _place(m.checkpoint) / "samplers.json" if m.checkpoint else None  # a network in training has no place
     tuned = _tuned(config, sde, samplers)
+    if m.name in families.available():
+        options = network_options(config)
+        score = scores.family(net, sde, options)
+        return Model(sde, score, config, options.image_shape, tuned=tuned, n_classes=options.n_classes)
     return Model(sde, scores.network(net, sde), config, shape, tuned=tuned, n_classes=m.num_labels)
 
 
@@ -196,7 +200,7 @@ def _not_tuned_for(field: str, value: str, belongs_to: str, wanted: str) -> Valu
     return ValueError(f"{field}={value!r} was tuned for {belongs_to}; this model is {wanted}")
 
 
-def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
+def initial_network(config: Any) -> Any:
     """The network that ``config.model`` describes: initial weights from ``config.seed``, then ``config.train.init``.
 
     Raises:
@@ -205,6 +209,8 @@ def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
     options, rngs = network_options(config), nnx.Rngs(params=config.seed)
     if config.model.name == "ncsnpp_clf":
         net = NCSNppClassifier(options, config.model.n_classes, rngs=rngs)
+    elif config.model.name in families.available():
+        net = families.get(config.model.name)(options, rngs=rngs)
     else:
         net = NCSNpp(options, rngs=rngs)
     if not config.train.init:

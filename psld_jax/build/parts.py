@@ -11,7 +11,7 @@ from psld_jax import integrators
 from psld_jax._runtime.errors import check_choice
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.integrators.baselines import LAST_STEPS
-from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
+from psld_jax.models import NCSNppConfig, abstract, families
 from psld_jax.sampling.loop import SOLVERS
 from psld_jax.sde import LinearSDE, named
 from psld_jax.training import losses, optim
@@ -31,14 +31,26 @@ def build_sde(config: Any) -> LinearSDE:
     return sde if config.model.data_std == 0 else sde.preconditioned(config.model.data_std)
 
 
-def network_options(config: Any) -> NCSNppConfig:
-    """The options of NCSN++ in ``config.model``."""
-    return NCSNppConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(NCSNppConfig)})
+def network_options(config: Any) -> Any:
+    """The options of the network in ``config.model``: of NCSN++, or those in the section of its family.
+
+    Raises:
+      ValueError: for values out of range.
+    """
+    m = config.model
+    if m.name not in families.available():
+        return NCSNppConfig(**{field.name: m[field.name] for field in dataclasses.fields(NCSNppConfig)})
+    known = [field.name for field in dataclasses.fields(families.get(m.name).options)]
+    shared = {name: m[name] for name in families.SHARED if name in known}
+    return families.options(m.name, {**m[m.name], **shared})
 
 
-def abstract_network(config: Any) -> NCSNpp | NCSNppClassifier:
+def abstract_network(config: Any) -> Any:
     """The network that ``config.model`` describes, with shapes in place of arrays: nothing is allocated."""
-    return abstract(network_options(config), config.model.n_classes if config.model.name == "ncsnpp_clf" else None)
+    m, options = config.model, network_options(config)
+    if m.name in families.available():
+        return families.abstract(m.name, options)
+    return abstract(options, m.n_classes if m.name == "ncsnpp_clf" else None)
 
 
 def build_data(config: Any, split: str) -> Dataset:

@@ -48,11 +48,11 @@ Class = TypeVar("Class", bound=type[nnx.Module])
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """Decorator: make a network available as ``config.model.name``; its options are the section ``config.model.NAME``.
+    """Decorator: make a network available as ``config.model.name``, with its options in ``config.model.NAME``.
 
-    The class is made as ``cls(options, rngs=rngs)``, names its dataclass of options as the attribute ``options``, and is
-    called as ``network(images, time, labels, deterministic=True, rngs=None)``: images ``[n, H, W, C]``, time a scalar or
-    ``[n]``, labels ``None`` or as the family defines them; it returns ``[n, H, W, C]``.
+    The class has its dataclass of options as the attribute ``options``, and is made as ``cls(options, rngs=rngs)``. It
+    is called as ``network(images, time, labels, deterministic=True, rngs=None)``: images ``[n, H, W, C]``, time a
+    scalar or ``[n]``, labels ``None`` or as the family defines them; it returns ``[n, H, W, C]``.
 
     Raises:
       ValueError: when decorating, if the name is taken.

@@ -8,6 +8,7 @@ from psld_jax.conditioning.guidance import (
     classifier_guided,
     posterior_guided,
 )
+from psld_jax.scores.family import FamilyScore, family
 from psld_jax.scores.function import DiscreteTimes, FunctionScore, discrete_times, function
 from psld_jax.scores.mixture import MixtureScore, mixture
 from psld_jax.scores.network import NetworkLogits, NetworkScore, classifier, network
@@ -16,6 +17,7 @@ __all__ = [
     "ClassifierFree",
     "ClassifierGuided",
     "DiscreteTimes",
+    "FamilyScore",
     "FunctionScore",
     "MixtureScore",
     "NetworkLogits",
@@ -25,6 +27,7 @@ __all__ = [
     "classifier_free",
     "classifier_guided",
     "discrete_times",
+    "family",
     "function",
     "mixture",
     "network",
