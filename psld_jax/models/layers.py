@@ -254,6 +254,17 @@ class Attention(nnx.Module):
         return merge(x, self.out(h.reshape(x.shape)), self.rescale)
 
 
+def attend(query: Array, key: Array, value: Array) -> Array:
+    """``softmax(q k^T / sqrt(D)) v`` of each head, all ``[n, T, heads, D]``; the softmax never below float32.
+
+    Unlike ``jax.nn.dot_product_attention`` it stays float64 where the arrays are.
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=wide)
+    weights = jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(value.dtype)
+    return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+
+
 class Combine(nnx.Module):
     """Joins the input pyramid, through a 1x1 convolution, with ``h``: their ``sum`` or concatenation.
 

@@ -61,9 +61,9 @@ class NetworkScore:
 
 
 def in_tiles(run: Callable[..., Array], tile: int, *arrays: Array | None) -> Array:
-    """``run(*arrays)``, leading axes ``n``, over ``tile`` samples at a time, the last ones padded; 0: over all.
+    """``run(*arrays)`` of arrays ``[n, ...]`` over ``tile`` samples at a time, the last ones padded; 0: over all.
 
-    ``None`` among the arrays is passed on.
+    ``None`` among the arrays is passed on; the result is ``[n, ...]``.
     """
     n = len(jax.tree.leaves(arrays)[0])
     if not 0 < tile < n:
