@@ -135,14 +135,9 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     Raises:
       ValueError: if the arrays are not those of that network, by name and shape.
     """
-    sde, net = build_sde(config), abstract_network(config)
-    graph, state = nnx.split(net)
-    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
-    given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
-    if given != expected:
-        wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
-        listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
-        raise ValueError(f"the weights do not fit the configuration in {len(wrong)} arrays: {listed}")
+    check_weights(config, params, "the weights")
+    sde = build_sde(config)
+    graph, state = nnx.split(abstract_network(config))
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
     net, m = nnx.merge(graph, state), config.model
     shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
@@ -155,6 +150,20 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
         score = scores.family(net, sde, options)
         return Model(sde, score, config, options.image_shape, tuned=tuned, n_classes=options.n_classes)
     return Model(sde, scores.network(net, sde), config, shape, tuned=tuned, n_classes=m.num_labels)
+
+
+def check_weights(config: Any, params: Any, what: str) -> None:
+    """Raise a ``ValueError`` unless ``params``, a nested dict, are the arrays of the network in ``config.model``.
+
+    Names and shapes are compared; ``what`` they are begins the message.
+    """
+    state = nnx.state(abstract_network(config))
+    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
+    if given != expected:
+        wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
+        listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
+        raise ValueError(f"{what} do not fit the configuration in {len(wrong)} arrays: {listed}")
 
 
 def _place(name: str) -> Path:
