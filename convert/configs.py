@@ -61,6 +61,15 @@ def resolve(name: str, overrides: Sequence[str], structure: Structure) -> Any:
     return config
 
 
+def option(overrides: Sequence[str], field: str) -> Any:
+    """The value that the overrides ``field=value`` give a field; ``None`` if they do not.
+
+    Raises:
+      ValueError: for an override that is none.
+    """
+    return dict(_parse(override) for override in overrides).get(field)
+
+
 def _parse(override: str) -> tuple[str, Any]:
     field, equals, text = override.partition("=")
     if not equals or not text:

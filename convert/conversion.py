@@ -15,7 +15,7 @@ from psld_jax import build
 from psld_jax.checkpoints import directory as saved
 from psld_jax.models import families
 
-from .configs import set_fields
+from .configs import apply_overrides, set_fields
 from .origins import Asked, Converted, recognise
 
 
@@ -56,21 +56,26 @@ def convert(
     asked = Asked(config, tuple(overrides), weights, progress)
     try:
         converted = recognise(path, origin).read(path, asked)
-        return write(converted, path, output, overwrite=overwrite)
+        return write(converted, path, output, overwrite=overwrite, overrides=overrides)
     except ValueError as error:
         message = str(error)
         raise ValueError(message if str(path) in message else f"{path}: {message}") from None
 
 
 def write(
-    converted: Converted, path: Path, output: str | os.PathLike[str], *, overwrite: bool = False
+    converted: Converted,
+    path: Path,
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write what was read from ``path`` to the directory ``output``; returns its index.
+    """Write what was read from ``path``, with overrides of its configuration, to ``output``; returns the index.
 
     Raises:
       ValueError: if the output exists, or configuration and arrays do not belong together.
     """
-    config = configuration(converted)
+    config = apply_overrides(configuration(converted), overrides)
     for name, tree in converted.weights.items():
         build.check_weights(config, tree, f"the {name} weights")
     index: dict[str, Any] = {

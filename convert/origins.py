@@ -13,6 +13,10 @@ from typing import Any
 from psld_jax._runtime.errors import check_choice
 
 
+def _as_they_are(items: Iterable[Any], _: str) -> Iterable[Any]:
+    return items
+
+
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """What the user says about a file, for what the file cannot tell.
@@ -27,7 +31,7 @@ class Asked:
     config: str = ""
     overrides: tuple[str, ...] = ()
     weights: str | None = None
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, _: items
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] = _as_they_are
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,22 +13,32 @@ from psld_jax.data import Dataset, open_dataset
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.models import NCSNppConfig, abstract, families
 from psld_jax.sampling.loop import SOLVERS
-from psld_jax.sde import LinearSDE, named
+from psld_jax.sde import LinearSDE, OneBlock, named
 from psld_jax.training import losses, optim
 
 TRAINABLE = ("ncsnpp", "ncsnpp_clf")
 
 
 def build_sde(config: Any) -> LinearSDE:
-    """The SDE that ``config.sde`` describes, preconditioned if ``config.model.data_std`` is positive.
+    """The SDE that ``config.sde`` describes, for what the network in ``config.model`` predicts.
+
+    That is preconditioned if ``config.model.data_std`` is positive; for a network with a section of its own, what its
+    options say.
 
     Raises:
-      ValueError: for an unknown name, or values out of range.
+      ValueError: for an unknown name, values out of range, or a network that is trained for another kind of diffusion.
     """
-    name = config.sde.name
+    name, m = config.sde.name, config.model
     check_choice("config.sde.name", name, named.available())
     sde = named.get(name, **{key: config.sde[key] for key in named.parameters(name)})
-    return sde if config.model.data_std == 0 else sde.preconditioned(config.model.data_std)
+    if m.name not in families.available():
+        return sde if m.data_std == 0 else sde.preconditioned(m.data_std)
+    if not isinstance(sde, OneBlock) or m.data_std:
+        raise ValueError(
+            f"config.model.name={m.name!r} needs a path of one block and config.model.data_std=0, not {sde!r} with "
+            f"config.model.data_std={m.data_std}"
+        )
+    return sde.predicting(network_options(config).predicts)
 
 
 def network_options(config: Any) -> Any:

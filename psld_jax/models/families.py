@@ -33,7 +33,7 @@ class Options(Protocol):
 
     @property
     def predicts(self) -> str:
-        """What the network returns: one of :data:`psld_jax.scores.function.PREDICTIONS`, or ``"denoised"``."""
+        """What the network returns: one of the predictions of :meth:`psld_jax.sde.OneBlock.predicting`."""
         ...
 
     @property

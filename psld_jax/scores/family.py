@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psld_jax import blocks
+from psld_jax._runtime.device import TimeFunction
 from psld_jax.models.families import Options
-from psld_jax.scores.function import FunctionScore, function
 from psld_jax.scores.network import in_tiles, tile_size
-from psld_jax.sde import LinearSDE
+from psld_jax.sde import Discrete, LinearSDE, OneBlock
 
 Array = Any
 
@@ -49,20 +49,45 @@ class FamilyNetwork:
 class FamilyScore:
     """``eps_fn`` of a network of a family; make it with :func:`family`. A pytree whose leaves are its arrays."""
 
-    function: FunctionScore
+    network: FamilyNetwork
+    clock: Any
 
     def with_labels(self, labels: Array) -> FamilyScore:
-        """The same for samples of these classes, integers ``[n]``."""
-        told = dataclasses.replace(self.function.predict, labels=jnp.asarray(labels, jnp.int32))
-        return FamilyScore(dataclasses.replace(self.function, predict=told))
+        """The same for samples of these classes, integers ``[n]``, or whatever labels the network takes."""
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, labels=jnp.asarray(labels)))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype."""
-        return self.function(z, t)
+        """What the network predicts at ``(z, t)``, for a state of one array ``[n, H, W, C]`` and scalar ``t``.
+
+        Same structure and dtype. Of more channels than the image, the first are taken: behind them is a learned
+        variance.
+        """
+        (images,) = z
+        time = jnp.asarray(self.clock(jnp.asarray(t, images.dtype)), images.dtype)
+        out = self.network(images, jnp.broadcast_to(time, (len(images),)))
+        return blocks.like(z, (out[..., : images.shape[-1]],))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IndexClock:
+    """The number of a level of a schedule of ``steps``, at time ``t``: ``steps t - 1``, a real number."""
+
+    steps: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, t: Array) -> Array:
+        """``t``, of any shape, to an array of the same shape."""
+        index = self.steps * t - 1
+        level = jnp.round(index)
+        # The time of a level is a rounded number. The network is told of that level, not of one a little beside it.
+        return jnp.where(jnp.abs(index - level) <= 2 * jnp.finfo(t.dtype).eps * self.steps, level, index)
 
 
 def family(net: nnx.Module, sde: LinearSDE, options: Options, *, tile: int | None = None) -> FamilyScore:
-    """Make an ``eps_fn`` of a network of a family: its options tell what it predicts and what clock it goes by.
+    """Make an ``eps_fn`` of a network of a family, which goes by the clock that its options name.
+
+    What it returns is what ``options.predicts`` says, so the diffusion must be one of that prediction:
+    :meth:`psld_jax.sde.OneBlock.predicting`.
 
     Args:
       net: the network.
@@ -71,15 +96,23 @@ def family(net: nnx.Module, sde: LinearSDE, options: Options, *, tile: int | Non
       tile: as in :func:`psld_jax.scores.network`.
 
     Raises:
-      ValueError: for a diffusion without the clock that the network goes by, or a negative tile.
+      ValueError: for a diffusion of several blocks or of another prediction, or without the clock that the network goes
+        by; for a negative tile.
     """
+    if not isinstance(sde, OneBlock):
+        raise ValueError(f"{sde!r} is no path of one block, which a network of images is trained for")
+    if sde.prediction != options.predicts or sde.data_std is not None:
+        raise ValueError(f"the network predicts {options.predicts!r}: use sde.predicting({options.predicts!r})")
     graph, state = nnx.split(net)
-    predict = FamilyNetwork(state, graph, tile_size(tile))
-    return FamilyScore(function(predict, sde, predicts=options.predicts, times=_clock(options.clock, sde)))
+    return FamilyScore(FamilyNetwork(state, graph, tile_size(tile)), _clock(options.clock, sde))
 
 
-def _clock(name: str, sde: LinearSDE) -> Any:
-    """From the time of the diffusion to that of the network; ``None`` where they are one."""
+def _clock(name: str, sde: OneBlock) -> Any:
+    """From the time of the diffusion to that of the network."""
     if name == "time":
-        return None
-    raise ValueError(f"{sde!r} has no {name!r} for the network to go by")
+        return jax.tree_util.Partial(jnp.asarray)
+    if name == "sigma":
+        return TimeFunction(sde.sigma)
+    if name == "index" and isinstance(sde, Discrete):
+        return IndexClock(sde.num_steps)
+    raise ValueError(f"{sde!r} has no {name!r}, which the network goes by: it was trained for another diffusion")
