@@ -28,7 +28,7 @@ def convert(
     weights: str | None = None,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, _: items,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> dict[str, Any]:
     """Convert a checkpoint of any known origin; :func:`read_converted` and ``psld_jax.load`` open the result.
 

@@ -80,7 +80,7 @@ def read(path: Path, asked: Asked) -> Converted:
         files, tensors, weights = _open(unet, path, stack)
         renamed, left_out = _names(tensors, {parameter.source for parameter in parameters})
         pairs = mapping.match(renamed, parameters)
-        tree = mapping.fill(asked.progress(pairs, f"{weights} weights"))
+        tree = mapping.fill(asked.tracked(pairs, f"{weights} weights"))
         sources = mapping.described(pairs)
     size = sum(math.prod(parameter.shape) for parameter in parameters)
     height, width, channels = config.image_shape
@@ -155,6 +155,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 #: Types of the options by name; a tuple of names or whole numbers where they are lists.
 _FIELDS = {field.name: field for field in dataclasses.fields(UNet2DConfig)}
+#: What stands for ``null``.
+_EMPTY: dict[type, Any] = {int: 0, float: 0.0, str: "", bool: False, tuple: ()}
 _OWN = ("predicts", "clock", "dtype", "mid_block")
 
 
@@ -175,7 +177,7 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if key == "sample_size" and type(value) is int:
             value = [value, value]
         if value is None:
-            options[key] = type(default)()
+            options[key] = _EMPTY[type(default)]
             continue
         if key in ("down_block_types", "up_block_types") and type(value) is list:
             value = [str(name).removeprefix("UNetRes") for name in value]

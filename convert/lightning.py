@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from psld_jax.checkpoints.reader import read_checkpoint
+from psld_jax.checkpoints.reader import is_checkpoint, read_checkpoint
 
 from . import naming, ncsnpp
 from .origins import Asked, Converted
@@ -19,7 +19,7 @@ def recognises(path: Path) -> bool:
     Raises:
       ValueError: for a file of that kind that cannot be read.
     """
-    if path.is_dir() or path.suffix == ".safetensors":
+    if not is_checkpoint(path):
         return False
     with read_checkpoint(path) as source:
         ours = any(naming.split(name)[1].startswith("all_modules.") for name in source)

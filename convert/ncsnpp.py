@@ -56,7 +56,7 @@ def read(origin: str, source: Checkpoint, asked: Asked, **known: Any) -> Convert
     return Converted(
         origin,
         {"name": config.model.name, "config": dict(config.model)},
-        {name: mapping.fill(asked.progress(network, f"{name} weights")) for name, network in pairs.items()},
+        {name: mapping.fill(asked.tracked(network, f"{name} weights")) for name, network in pairs.items()},
         dict(config.sde),
         (h, h, channels),
         n_classes or 0,

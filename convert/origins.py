@@ -13,10 +13,6 @@ from typing import Any
 from psld_jax._runtime.errors import check_choice
 
 
-def _as_they_are(items: Iterable[Any], _: str) -> Iterable[Any]:
-    return items
-
-
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """What the user says about a file, for what the file cannot tell.
@@ -25,13 +21,17 @@ class Asked:
       config: name or path of a configuration, empty or ``auto`` if none is given.
       overrides: ``FIELD=VALUE`` each, such as ``model.image_size=32``.
       weights: ``ema``, ``online`` or ``both``; ``None`` takes the best of what is there.
-      progress: wraps the parameters of each network, with a label, for a progress bar.
+      progress: wraps the parameters of each network, with a label, for a progress bar, or ``None``.
     """
 
     config: str = ""
     overrides: tuple[str, ...] = ()
     weights: str | None = None
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] = _as_they_are
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None
+
+    def tracked(self, items: Iterable[Any], label: str) -> Iterable[Any]:
+        """The items, through ``progress`` if there is one."""
+        return items if self.progress is None else self.progress(items, label)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -118,9 +119,17 @@ def _saved_model(config: Any) -> Model | Classifier:
     return network_model(merged.lock(), params)
 
 
-def _open(directory: str, weights: str) -> tuple[Any, dict[str, Any]]:
-    """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from."""
+def _open(directory: str, weights: str, overrides: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from.
+
+    A checkpoint of another library is converted into the user's cache; ``overrides`` are what it cannot tell.
+    """
     place = _place(directory)
+    if directory not in assets.NETWORKS:
+        cache = importlib.import_module("psld_jax.convert.cache")  # which imports this module, to write configurations
+        if cache.is_foreign(place):
+            place = cache.converted(place, overrides or {}, weights)
+            directory = str(place)
     latest = checkpoint.latest_training(place)
     if latest is None:
         stored, params = checkpoint.read_converted(place, weights or None)
@@ -263,13 +272,15 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     """Open a model that ships with the package, or one that you have trained or converted.
 
     ``load("mnist")`` is a network trained on MNIST, ``load("mnist_clf")`` its noise-conditional classifier,
-    ``load("digits")`` a small embedded data set with its exact score, ``load(DIR)`` a saved network.
+    ``load("digits")`` a small embedded data set with its exact score, ``load(DIR)`` a saved network, and ``load(FILE)``
+    a checkpoint of another library that ``python -m convert`` reads: it is converted into the user's cache, once.
 
     Args:
-      name: one of these names, a directory that the converter or ``--mode export`` wrote, or the work directory of a
-        training run (its latest checkpoint).
+      name: one of these names, a directory that the converter or ``--mode export`` wrote, the work directory of a
+        training run (its latest checkpoint), or a file or directory of another library.
       overrides: fields of the configuration to replace: ``load("digits", {"sde.gamma": 0.25, "sde.nu": 4.25})``,
-        ``load(DIR, {"model.weights": "online", "model.dtype": "bfloat16"})``.
+        ``load(DIR, {"model.weights": "online", "model.dtype": "bfloat16"})``. Of another library's file also what it
+        cannot tell.
 
     Returns:
       A :class:`Model`, or a :class:`Classifier` if that is what the directory holds.
@@ -280,8 +291,9 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     """
     if name == "digits":
         return build_model(override(load_config("digits"), overrides or {}))
-    if name not in assets.NETWORKS and not Path(name).is_dir():
-        raise unknown("model", str(name), ("digits", *assets.NETWORKS, "a directory with a model"))
+    if name not in assets.NETWORKS and not Path(name).exists():
+        raise unknown("model", str(name), ("digits", *assets.NETWORKS, "a directory or checkpoint with a model"))
     overrides = overrides or {}
-    stored, params = _open(str(name), overrides.get("model.weights", ""))
+    stored, params = _open(str(name), overrides.get("model.weights", ""), overrides)
+    overrides = {key: value for key, value in overrides.items() if key != "model.checkpoint"}
     return network_model(override(stored, overrides), params)

@@ -168,6 +168,15 @@ class Checkpoint(Mapping[str, Tensor]):
         self._file.close()
 
 
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file that begins as those of ``torch.save`` do: as a zip archive or a pickle."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        head = file.read(2)
+    return head == b"PK" or head[:1] == b"\x80"
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a checkpoint: a bare state dict, one level down (``state_dict``, ``model``, ...), or of score_sde_pytorch.
 

@@ -295,7 +295,7 @@ def _block(
     for i, n_in in enumerate(widths):
         n_out = following if following and i == len(widths) - 1 else channels
         if k:
-            own = (n_in // _K_GROUP, n_out // _K_GROUP)
+            own = (n_in // _K_GROUP, channels // _K_GROUP)  # of the block, also where its last layer is narrower
         elif not skip:
             own = (common, common)
         elif kind == "AttnSkipUpBlock2D":  # the original divides the second of the two widths only
