@@ -31,6 +31,7 @@ class VPSDE(OneBlock):
     stationary = True
     variance_preserving = True
     last_step = "euler"
+    grid = "quadratic"
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, jitter: float = 0.0):
         LinearSDE.__init__(self, [[-0.5]], [[1.0]], beta_min=beta_min, beta_max=beta_max, jitter=jitter)
