@@ -1,10 +1,11 @@
 """psld_jax: fast samplers for diffusion models, in JAX.
 
-The data flow is config -> sde -> tableau (float64, host) -> scan (device) -> samples -> metrics.
+The data flow is config -> sde -> tableau (float64, host) -> loop (device) -> samples -> metrics.
 """
 
 from psld_jax import assets, blocks, integrators, metrics, models, scores, sde
 from psld_jax._runtime.random import sample_keys
+from psld_jax._runtime.xla import clear_programs
 from psld_jax.blocks import PhaseState, ThirdOrderState
 from psld_jax.build import Classifier, Model, from_denoiser, from_function, load
 from psld_jax.conditioning import operators
@@ -34,6 +35,7 @@ __all__ = [
     "analysis",
     "assets",
     "blocks",
+    "clear_programs",
     "decode",
     "dequantize",
     "encode",

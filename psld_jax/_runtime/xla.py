@@ -39,7 +39,7 @@ def options() -> dict[str, str]:
 
 #: Programs that one function of :func:`jit` keeps: those of other networks, operators and shapes. With one more, the
 #: one that was not used for the longest time is given back; it is compiled again when it is called again.
-MAX_PROGRAMS = 6
+MAX_PROGRAMS = 4
 
 
 class _Kept(OrderedDict[Any, Any]):

@@ -15,7 +15,11 @@ EpsFn = Callable[[blocks.State, Array], blocks.State]
 
 
 def check_state(z: Any, num_blocks: int) -> tuple[int, Any]:
-    """Validate a state; return its batch size and dtype."""
+    """The batch size ``n`` and the dtype of a state, leaves ``[n, ...]``.
+
+    Raises:
+      ValueError: for what is no state of ``num_blocks`` blocks, or has leaves that do not fit together.
+    """
     if not isinstance(z, tuple):
         raise ValueError(f"a state is a tuple of {num_blocks} blocks, got {type(z).__name__}")
     if len(z) != num_blocks:
@@ -34,7 +38,7 @@ def check_state(z: Any, num_blocks: int) -> tuple[int, Any]:
 
 
 def evaluate(eps_fn: EpsFn, z: blocks.State, t: Array) -> blocks.State:
-    """``eps_fn(z, t)`` as a state of the type of ``z``.
+    """``eps_fn(z, t)`` as a state of the type and dtype of ``z``.
 
     Leaves ``[n, ...]`` and a scalar ``t``.
 
@@ -47,4 +51,4 @@ def evaluate(eps_fn: EpsFn, z: blocks.State, t: Array) -> blocks.State:
             f"eps_fn returned {jax.tree.map(jnp.shape, eps)}; it must return a state like its input, "
             f"{jax.tree.map(jnp.shape, z)}"
         )
-    return blocks.like(z, eps)
+    return blocks.like(z, jax.tree.map(lambda out, leaf: jnp.asarray(out, leaf.dtype), tuple(eps), tuple(z)))
