@@ -161,7 +161,8 @@ class _Machine(Machine):
         return self.storages[key]
 
 
-_Machine.constructors = Machine.constructors | {
+_Machine.constructors = {
+    **Machine.constructors,
     "torch_utils.persistence._reconstruct_persistent_obj": _Machine.record,
     "torch.nn.modules.container.ModuleDict": _Machine.container,
     "torch.storage._load_from_bytes": _Machine.storage,
@@ -272,4 +273,3 @@ def field(record: Record, name: str, default: Any = None) -> Any:
     arguments = record.state.get("_init_kwargs")
     known = arguments if type(arguments) is dict else {}
     return record.state.get(name, known.get(name, default))
-

@@ -1,4 +1,4 @@
-"""EDM's networks: ``D(x, sigma)``, the expected image, under one of four ways of preconditioning (Karras et al., 2022)."""
+"""EDM's networks: ``D(x, sigma)``, the expected image, preconditioned in four ways (Karras et al., 2022)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Array = Any
 def iddpm_levels(num_steps: int, c_1: float, c_2: float) -> np.ndarray:
     """Noise levels ``u`` of the discrete process of improved DDPM, falling to 0, float64 ``[M + 1]``.
 
-    ``u_{j-1} = sqrt((u_j^2 + 1) / max(a_{j-1} / a_j, c_1) - 1)``, ``a_j = sin^2(pi j / (2 M (c_2 + 1)))`` (Karras et al.,
-    2022, table 1).
+    ``u_{j-1} = sqrt((u_j^2 + 1) / max(a_{j-1} / a_j, c_1) - 1)``, ``a_j = sin^2(pi j / (2 M (c_2 + 1)))`` (Karras et
+    al., 2022, table 1).
     """
     a = np.sin(0.5 * np.pi * np.arange(num_steps + 1) / num_steps / (c_2 + 1)) ** 2
     u = np.zeros(num_steps + 1)
@@ -107,8 +107,8 @@ class EDM(nnx.Module):
         Args:
           x: noisy images ``[n, H, W, C]``.
           sigma: noise levels > 0, a scalar or ``[n]``.
-          labels: integers ``[n]`` below ``label_dim``, or ``label_dim`` for none; or numbers ``[n, label_dim]``, one-hot
-            as a rule. ``None``: none for all. A network without labels takes no notice of them.
+          labels: integers ``[n]`` below ``label_dim``, or ``label_dim`` for none; or numbers ``[n, label_dim]``, as a
+            rule one-hot. ``None``: none for all. A network without labels takes no notice of them.
           augment_labels: ``[n, augment_dim]``, how the images were changed, or ``None``.
           deterministic: ``False`` applies dropout, and leaves out labels as ``label_dropout`` says.
           rngs: streams ``dropout`` and, for labels, ``labels`` (or ``default``), where they are drawn from.
@@ -206,7 +206,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight"}
 
 
 def source_arrays(config: EDMConfig) -> tuple[SourceArray, ...]:
-    """All arrays of the network, each once on either side; nothing is allocated. Filters of resampling are no arrays."""
+    """All arrays of the network but the filters of resampling, each once on either side; nothing is allocated."""
     network = nnx.eval_shape(lambda: EDM(config, rngs=nnx.Rngs(0)))
     flat = [(tuple(map(str, path)), leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(network))]
     ways = zip(("enc", "dec"), plan(config), strict=True)

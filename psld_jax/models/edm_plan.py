@@ -47,6 +47,7 @@ class EDMConfig:
       decoder_type: ``song``: ``standard``, or an output pyramid, ``skip``.
       resample_filter: ``song``: of every change of resolution; an even number of taps.
       channels_per_head: ``dhariwal``: of attention. A layer with fewer channels has none; ``song`` has one head.
+      num_heads: of every block, way down and up, where these rules do not give them; empty: as they do.
       sigma_min, sigma_max: noise levels that the network was made for; infinity is no bound.
       sigma_data: ``edm``: standard deviation of the data.
       beta_d, beta_min: ``vp``: the rate is ``beta_min + beta_d t``.
@@ -77,6 +78,7 @@ class EDMConfig:
     decoder_type: str = "standard"
     resample_filter: tuple[float, ...] = (1, 1)
     channels_per_head: int = 64
+    num_heads: tuple[int, ...] = ()
     sigma_min: float = 0.0
     sigma_max: float = math.inf
     sigma_data: float = 0.5
@@ -88,7 +90,7 @@ class EDMConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("channel_mult", "attn_resolutions", "resample_filter"):  # lists would not hash
+        for name in ("channel_mult", "attn_resolutions", "resample_filter", "num_heads"):  # lists would not hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, allowed in _CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
@@ -101,8 +103,8 @@ class EDMConfig:
         mult = self.channel_mult
         if not 1 <= len(mult) <= 16 or not 1 <= min(mult) <= max(mult) * self.model_channels <= _MAX_CHANNELS:
             raise ValueError(
-                f"channel_mult={mult} must hold 1 to 16 integers >= 1, which times model_channels={self.model_channels} "
-                f"are at most {_MAX_CHANNELS}"
+                f"channel_mult={mult} must hold 1 to 16 integers >= 1, at most {_MAX_CHANNELS} times "
+                f"model_channels={self.model_channels}"
             )
         if self.num_blocks > _MAX_BLOCKS or not 2 <= self.num_steps <= _MAX_STEPS:
             raise ValueError(
@@ -131,6 +133,8 @@ class EDMConfig:
         if not 0 <= self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min} must be >= 0 and below sigma_max={self.sigma_max}")
         for piece in (*plan(self)[0], *plan(self)[1]):
+            if piece.heads < 0 or (piece.heads and piece.n_out % piece.heads):
+                raise ValueError(f"{piece.name} cannot divide {piece.n_out} channels into {piece.heads} heads")
             for channels in piece.normalised:
                 if not channels >= 4 or channels % min(32, channels // 4):
                     raise ValueError(
@@ -212,7 +216,14 @@ class Piece:
 def plan(config: EDMConfig) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """The modules of the way down and of the way up, in order; needs no arrays."""
     down = tuple(_encoder(config))
-    return down, tuple(_decoder(config, down))
+    up = tuple(_decoder(config, down))
+    if not config.num_heads:
+        return down, up
+    pieces, heads = (*down, *up), iter(config.num_heads)
+    if len(config.num_heads) != sum(piece.kind == "block" for piece in pieces):
+        raise ValueError(f"num_heads={config.num_heads} must hold a number for each of the network's blocks")
+    pieces = tuple(dataclasses.replace(p, heads=next(heads)) if p.kind == "block" else p for p in pieces)
+    return pieces[: len(down)], pieces[len(down) :]
 
 
 def _heads(c: EDMConfig, channels: int, attention: bool) -> int:

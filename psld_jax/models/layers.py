@@ -237,15 +237,6 @@ class ResBlock(nnx.Module):
         return merge(x, h, self.rescale)
 
 
-def attend(query: Array, key: Array, value: Array) -> Array:
-    """Attention of all pixels to all, ``softmax(q k / sqrt(C)) v``, arrays ``[n, H W, heads, C]``; the dtype is kept."""
-    if query.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(query, key, value)
-    # JAX's own takes the softmax in float32, also of float64.
-    scores = jnp.einsum("nqhc,nkhc->nhqk", query, key) / math.sqrt(query.shape[-1])
-    return jnp.einsum("nhqk,nkhc->nqhc", jax.nn.softmax(scores), value)
-
-
 class Attention(nnx.Module):
     """Single-head self-attention of all pixels, scale ``C^-1/2``, plus the input, ``[n, H, W, C]`` to the same."""
 

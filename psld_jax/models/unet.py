@@ -7,7 +7,7 @@ are never below float32. Initial weights are EDM's.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,10 @@ _FREQUENCY = 10_000  # of the slowest feature of a position, in steps
 class Init(NamedTuple):
     """How weights begin: ``gain`` times a distribution of variance 1 over ``mode``; biases ``bias_gain`` times that."""
 
-    mode: str
+    mode: Literal["fan_in", "fan_avg"]
     gain: float = 1.0
     bias_gain: float = 0.0
-    distribution: str = "uniform"
+    distribution: Literal["uniform", "normal"] = "uniform"
 
     def kernel(self, rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
         """Of shape ``[in, out]`` or ``[k, k, in, out]``."""
@@ -229,12 +229,12 @@ class UNet(nnx.Module):
             self.out_norm = layers.GroupNorm(up[-1].n_out, eps=rules.eps)
             self.out_conv = Conv(up[-1].n_out, c.out_channels, rules.last, rngs=rngs)
 
-    def embed(self, noise: Array, labels: Array | None, augment: Array | None) -> Array:
+    def embed(self, noise: Array, labels: Any, augment: Array | None) -> Array:
         """``[n or 1, emb]`` of ``noise [n or 1]``, labels ``[n or 1, label_dim]``, ``augment [n, augment_dim]``."""
         c, song = self.config, self.config.architecture == "song"
         emb = positions(noise, c.noise_channels, song) if self.map_noise is None else self.map_noise(noise)
         if self.map_label is not None and song:
-            emb = emb + self.map_label(labels * math.sqrt(c.label_dim))
+            emb = emb + self.map_label(math.sqrt(c.label_dim) * labels)
         if self.map_augment is not None and augment is not None:
             emb = emb + self.map_augment(augment)
         emb = self.map_layer1(_SILU(self.map_layer0(emb)))
@@ -310,9 +310,7 @@ def _build(pieces: tuple[Piece, ...], c: EDMConfig, rules: Rules, rngs: nnx.Rngs
         "conv": lambda piece: Conv(piece.n_in, piece.n_out, rules.first, rngs=rngs),
         "aux_conv": lambda piece: Conv(piece.n_in, piece.n_out, rules.last, rngs=rngs),
         "aux_skip": lambda piece: Linear(piece.n_in, piece.n_out, rules.first, rngs=rngs),
-        "aux_residual": lambda piece: FilteredConv(
-            piece.n_in, piece.n_out, c.taps, rules.first, rngs=rngs
-        ),
+        "aux_residual": lambda piece: FilteredConv(piece.n_in, piece.n_out, c.taps, rules.first, rngs=rngs),
         "aux_norm": lambda piece: layers.GroupNorm(piece.n_in, eps=rules.eps),
     }
     return {piece.name: kinds[piece.kind](piece) for piece in pieces if piece.kind in kinds}
