@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
     config.model.progressive = "none"  # none | output_skip | residual
     config.model.progressive_input = "none"  # none | input_skip | residual
     config.model.progressive_combine = "sum"  # sum | cat
+    config.model.returns_in_ch = True  # output_skip: as many channels as it takes, else out_ch (CLD-SGM)
     config.model.embedding_type = "positional"  # positional | fourier
     # The network is given so many times t: 1 for networks of PSLD, 999 for VP networks of score_sde_pytorch.
     config.model.time_scale = 1.0

@@ -109,7 +109,7 @@ def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
     return losses.ScoreLoss(
         sde,
         m.in_ch,
-        m.out_ch if m.progressive != "output_skip" else m.in_ch,
+        network_options(config).returned_ch,
         objective=c.objective,
         weighting=c.weighting,
         norm=c.norm,
