@@ -10,6 +10,7 @@ from typing import Any
 from psld_jax.checkpoints.persistent import is_persistent
 from psld_jax.checkpoints.reader import Checkpoint, read_checkpoint
 from psld_jax.models import source_parameters
+from psld_jax.sde import named
 
 from . import configs, mapping, naming, ncsnpp
 from .origins import Asked, Converted
@@ -17,7 +18,6 @@ from .structure import Structure, infer
 
 NAME = "cld-sgm"
 ACCEPTS = "checkpoint_*.pth of nv-tlabs/CLD-SGM"
-
 
 
 def recognises(path: Path) -> bool:
@@ -78,9 +78,9 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
     )
     return Converted(
         NAME,
-        {"name": config.model.name, "config": dict(config.model)},
+        {"name": config.model.name, "config": dataclasses.asdict(options)},
         {name: mapping.fill(asked.progress(network, f"{name} weights")) for name, network in pairs.items()},
-        dict(config.sde),
+        {name: config.sde[name] for name in ("name", *named.parameters(config.sde.name))},
         (h, h, channels),
         notes=notes,
         config=config,
@@ -93,8 +93,10 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
 def _split(source: Checkpoint) -> dict[str, dict[str, mapping.Tensor]]:
     """The tensors of the two networks by name. Averages lack the frequencies, which never change."""
     named = [(*naming.split(name), tensor) for name, tensor in source.items()]
-    online = {rest: tensor for prefix, rest, tensor in named if not naming.is_average(prefix)}
-    ema = {rest: tensor for prefix, rest, tensor in named if naming.is_average(prefix)}
+    online: dict[str, mapping.Tensor] = {
+        rest: tensor for prefix, rest, tensor in named if not naming.is_average(prefix)
+    }
+    ema: dict[str, mapping.Tensor] = {rest: tensor for prefix, rest, tensor in named if naming.is_average(prefix)}
     return {"ema": online | ema, "online": online}
 
 

@@ -81,27 +81,31 @@ def _convert(file: PersistentPickle) -> Converted:
     config = configuration(network)
     weights, sources, notes = _weights(file, network, config)
     low, high = max(_SIGMA_MIN, config.sigma_min), min(_SIGMA_MAX, config.sigma_max)
-    size = sum(math.prod(entry["shape"]) for entry in sources.values())
+    size = sum(math.prod(ref.shape) for ref in _tensors(network, "_parameters").values())
     found = [
-        f"{network.kind} around {network.state['_modules']['model'].kind}, {size:,} numbers, average (ema)",
-        f"images {config.image_size} x {config.image_size} x {config.channels}, {config.label_dim} classes",
-        f"noise levels {config.sigma_min:g} to {config.sigma_max:g}; samplers take {low:g} to {high:g}",
+        f"network: {network.kind} around {network.state['_modules']['model'].kind}, {size:,} parameters",
+        f"diffusion: that of EDM, noise levels {low:g} to {high:g}; the network was made for {config.sigma_min:g} to "
+        f"{config.sigma_max:g}",
+        f"images: {config.image_size} x {config.image_size} x {config.channels}",
+        "weights: ema, which alone is in such files",
+        f"labels: {config.label_dim} classes" if config.label_dim else "labels: none",
     ]
     if field(network, "use_fp16"):
         found.append("the original runs it in half precision on a GPU; here it runs as config.model.dtype says")
     if beside:
-        found.append(f"left out: {', '.join(beside)}")
+        found.append(f"left out, no part of the network: {', '.join(beside)}")
     found += notes
     options = dataclasses.asdict(config)
     return Converted(
         origin=NAME,
         network={"name": "edm", "config": options},
         weights={"ema": weights},
-        sde={"name": "edm", "sigma_min": low, "sigma_max": high},
+        sde={"name": "edm", "sigma_min": low, "sigma_max": high, "data_std": config.sigma_data},
         image_shape=config.image_shape,
         n_classes=config.label_dim,
         notes=tuple(found),
         sources={"ema": sources},
+        format="pickle",
     )
 
 

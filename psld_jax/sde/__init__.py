@@ -1,8 +1,8 @@
 """Linear diffusions in closed form, numpy float64: one file each, and the base of all.
 
-Phase space: :class:`PSLD`, :class:`CLD`. One block: :class:`VPSDE`, :class:`VESDE`, :class:`EDM`, :class:`SubVP`, :class:`Cosine`,
-:class:`Flow`, :class:`Discrete`, and :func:`path` of one's own functions. Every module here is discovered, none needs
-to be listed.
+Phase space: :class:`PSLD`, :class:`CLD`. One block: :class:`VPSDE`, :class:`VESDE`, :class:`EDM`, :class:`SubVP`,
+:class:`Cosine`, :class:`Flow`, :class:`Discrete`, and :func:`path` of one's own functions. Every module here is
+discovered, none needs to be listed.
 """
 
 from psld_jax.sde._linear_algebra import cholesky, linear_flow
