@@ -92,12 +92,11 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
 
 def _split(source: Checkpoint) -> dict[str, dict[str, mapping.Tensor]]:
     """The tensors of the two networks by name. Averages lack the frequencies, which never change."""
-    named = [(*naming.split(name), tensor) for name, tensor in source.items()]
-    online: dict[str, mapping.Tensor] = {
-        rest: tensor for prefix, rest, tensor in named if not naming.is_average(prefix)
-    }
-    ema: dict[str, mapping.Tensor] = {rest: tensor for prefix, rest, tensor in named if naming.is_average(prefix)}
-    return {"ema": online | ema, "online": online}
+    found: dict[str, dict[str, mapping.Tensor]] = {"online": {}, "ema": {}}
+    for name, tensor in source.items():
+        prefix, rest = naming.split(name)
+        found["ema" if naming.is_average(prefix) else "online"][rest] = tensor
+    return {"ema": found["online"] | found["ema"], "online": found["online"]}
 
 
 def _structure(found: dict[str, dict[str, mapping.Tensor]]) -> Structure:

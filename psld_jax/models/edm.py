@@ -111,7 +111,7 @@ class EDM(nnx.Module):
             rule one-hot. ``None``: none for all. A network without labels takes no notice of them.
           augment_labels: ``[n, augment_dim]``, how the images were changed, or ``None``.
           deterministic: ``False`` applies dropout, and leaves out labels as ``label_dropout`` says.
-          rngs: streams ``dropout`` and, for labels, ``labels`` (or ``default``), where they are drawn from.
+          rngs: stream ``dropout``, where something is left out.
 
         Returns:
           float32 (the parameters' dtype) ``[n, H, W, C]``.
@@ -119,6 +119,22 @@ class EDM(nnx.Module):
         Raises:
           ValueError: for a wrong shape, dropout without ``rngs``, or augmentation that the network does not take.
         """
+        out = self.raw(x, sigma, labels, augment_labels, deterministic=deterministic, rngs=rngs)
+        dtype = self.model.param_dtype
+        c_skip, c_out, *_ = self.scalings(jnp.reshape(jnp.asarray(sigma, dtype), (-1, 1, 1, 1)))
+        return c_skip * x.astype(dtype) + c_out * out[..., : self.config.channels]
+
+    def raw(
+        self,
+        x: Array,
+        sigma: Array,
+        labels: Array | None = None,
+        augment_labels: Array | None = None,
+        *,
+        deterministic: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Array:
+        """``F(c_in x, c_noise)``, what the network inside returns, ``[n, H, W, out_channels]``; as for calling it."""
         c, dtype = self.config, self.model.param_dtype
         if x.ndim != 4 or x.shape[1:] != c.image_shape:
             raise ValueError(f"x has shape {x.shape}, expected [n, {', '.join(map(str, c.image_shape))}]")
@@ -126,17 +142,14 @@ class EDM(nnx.Module):
             raise ValueError(f"sigma has shape {jnp.shape(sigma)}, expected a scalar or [{len(x)}]")
         if not deterministic and rngs is None and (c.dropout > 0 or (c.label_dropout > 0 and c.label_dim)):
             raise ValueError("deterministic=False draws what to leave out: pass rngs=nnx.Rngs(dropout=seed)")
-        x, sigma = x.astype(dtype), jnp.reshape(jnp.asarray(sigma, dtype), (-1,))
-        told = self._labels(labels, len(x))
+        told, augment = self._labels(labels, len(x)), self._augment(augment_labels, len(x))
         if told is not None and c.label_dropout and not deterministic:
             assert rngs is not None
             told = told * (jax.random.uniform(rngs.dropout(), (len(x), 1)) >= c.label_dropout)
-        *scales, c_noise = self.scalings(sigma)
-        c_skip, c_out, c_in = (scale[:, None, None, None] for scale in scales)
-        inside = (c_in * x).astype(jnp.bfloat16 if c.dtype == "bfloat16" else dtype)
-        augment = self._augment(augment_labels, len(x))
-        out = self.model(inside, c_noise, told, augment, deterministic=deterministic, rngs=rngs)
-        return c_skip * x + c_out * out[..., : c.channels]
+        _, _, c_in, c_noise = self.scalings(jnp.reshape(jnp.asarray(sigma, dtype), (-1,)))
+        inside = c_in[:, None, None, None] * x.astype(dtype)
+        inside = inside.astype(jnp.bfloat16 if c.dtype == "bfloat16" else dtype)
+        return self.model(inside, c_noise, told, augment, deterministic=deterministic, rngs=rngs)
 
     def _labels(self, labels: Array | None, n: int) -> Array | None:
         """``[n, label_dim]`` or, for no labels, ``[1, label_dim]``; ``None`` for a network without."""
