@@ -156,7 +156,7 @@ class EDMConfig:
     @property
     def predicts(self) -> str:
         """What the preconditioned network returns: the expected image."""
-        return "denoised"
+        return "data"
 
     @property
     def clock(self) -> str:

@@ -25,8 +25,8 @@ class CLD(PSLD):
         score_v = c_t out,                 c_t = -sqrt(xx / (xx vv - xv^2)), or
         score_v = -v / vv_t + c_t out      if ``mixed``,
 
-    where ``xx, xv, vv`` is the covariance of the kernel, and ``vv_t`` that of the velocity with its spread at the start.
-    So the mixed score is ``Cskip = diag(0, -1 / vv_t)`` and ``C = -L^-T``.
+    where ``xx, xv, vv`` is the covariance of the kernel, and ``vv_t`` that of the velocity with its spread at the
+    start. So the mixed score is ``Cskip = diag(0, -1 / vv_t)`` and ``C = -L^-T``.
 
     Args:
       mass_inv: ``1 / m``, ``> 0``.
