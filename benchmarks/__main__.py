@@ -1,4 +1,4 @@
-"""The suite: ``python -m benchmarks --output FILE.json [--only GROUP ...] [--configs NAME ...] [--batch N ...]``.
+"""The suite: ``python -m benchmarks [--output FILE.json] [--only GROUP ...] [--configs NAME ...] [--batch N ...]``.
 
 Timings are medians and quartiles over rounds in which everything that is compared takes its turn. The file is written
 after every case; ``python -m benchmarks.compare A.json B.json`` sets two of them side by side.
@@ -66,7 +66,7 @@ def skipped(group: str) -> str | None:
 def parse(arguments: Sequence[str] | None) -> Any:
     """The command line, checked; bad arguments end with one line."""
     parser = measure.Parser("python -m benchmarks", description="Measure what psld_jax costs.")
-    parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument("--output", default="runs/bench.json", help="JSON file to write (runs/bench.json)")
     parser.add_argument("--only", nargs="+", default=list(GROUPS), help=f"groups: {', '.join(GROUPS)}")
     parser.add_argument("--configs", nargs="+", help=f"networks: {', '.join(CONFIGS)}")
     parser.add_argument("--batch", nargs="+", type=int, help="batch sizes of networks (1 4)")
@@ -84,6 +84,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
             for name in names:
                 if name not in allowed:
                     raise unknown(what, name, allowed)
+        if chosen.output == parser.get_default("output"):
+            Path(chosen.output).parent.mkdir(exist_ok=True)
         if not Path(chosen.output).parent.is_dir():
             raise ValueError(f"--output {chosen.output}: there is no directory {Path(chosen.output).parent}")
     except ValueError as error:

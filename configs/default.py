@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initial weights, order of images, noise and samples
 
     config.sde = ConfigDict()
-    config.sde.name = "psld"  # psld | vpsde | any in psld_jax/sde
+    config.sde.name = "psld"  # psld | vpsde | vesde | edm | subvp | cosine | flow | discrete | any in psld_jax/sde
     config.sde.gamma = 0.01  # friction of the position; PSLD only, like nu, kappa and decomposition
     config.sde.nu = 4.01  # friction of the momentum; 4 / (gamma - nu)^2 is the mass
     config.sde.kappa = 0.04  # variance of the momentum at t = 0, in masses
@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
     config.model.progressive = "none"  # none | output_skip | residual
     config.model.progressive_input = "none"  # none | input_skip | residual
     config.model.progressive_combine = "sum"  # sum | cat
+    config.model.returns_in_ch = True  # output_skip: as many channels as it takes, else out_ch (CLD-SGM)
     config.model.embedding_type = "positional"  # positional | fourier
     # The network is given so many times t: 1 for networks of PSLD, 999 for VP networks of score_sde_pytorch.
     config.model.time_scale = 1.0
@@ -120,9 +121,13 @@ def get_config() -> ConfigDict:
     # auto (what --mode tune found for the model, else a rule) | any integrator | rk23 | rk45 | tsit5 | dopri8
     config.sampler.name = "auto"
     config.sampler.nfe = 20  # budget, the denoising evaluation included
-    # auto (what was tuned with it; quadratic for a sampler that is named) | uniform | quadratic | power | log_snr
+    # auto (what was tuned with it; that of the diffusion for a sampler that is named: quadratic for PSLD) | uniform |
+    # quadratic | power | log_snr | edm (equal steps in sigma^(1/rho)) | karras (the same)
     config.sampler.grid = "auto"
-    config.sampler.rho = 7.0  # of the power grid
+    config.sampler.rho = 7.0  # of the power and the edm grid
+    # In place of grid, t_end and nfe: falling noise levels sigma, or times (of a discrete schedule: numbers of levels)
+    config.sampler.sigmas = ()
+    config.sampler.timesteps = ()
     config.sampler.tuned = ""  # a samplers.json that --mode tune wrote; empty: the model's own, if it has one
     config.sampler.t_end = (
         0.0  # where the grid ends; 0: where the diffusion needs it to (PSLD 1e-3, EDM at sigma 0.002)

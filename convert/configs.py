@@ -148,7 +148,7 @@ def _ask(structure: Structure, values: dict[str, Any]) -> None:
         sde = values.get("sde.name", structure.sde)
         needed += [] if structure.sde else ["sde.name"]
         known = sde if sde in named.available() else "psld"
-        needed += [f"sde.{field}" for field in named.parameters(known) if field != "jitter"]  # no original has that
+        needed += [f"sde.{field}" for field in named.parameters(known) if field not in structure.fixed]
     if values.get("model.fir") is False and "model.fir_kernel" in needed:
         needed.remove("model.fir_kernel")
     missing = [field for field in needed if field not in values]

@@ -1,12 +1,13 @@
 """psld_jax: fast samplers for diffusion models, in JAX.
 
-The data flow is config -> sde -> tableau (float64, host) -> scan (device) -> samples -> metrics.
+The data flow is config -> sde -> tableau (float64, host) -> loop (device) -> samples -> metrics.
 """
 
 from psld_jax import assets, blocks, integrators, metrics, models, scores, sde
 from psld_jax._runtime.random import sample_keys
-from psld_jax.blocks import PhaseState
-from psld_jax.build import Classifier, Model, from_function, load
+from psld_jax._runtime.xla import clear_programs
+from psld_jax.blocks import PhaseState, ThirdOrderState
+from psld_jax.build import Classifier, Model, from_denoiser, from_function, load
 from psld_jax.conditioning import operators
 from psld_jax.conditioning.inpainting import known_pixels
 from psld_jax.conditioning.steering import Steering
@@ -16,8 +17,9 @@ from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
 from psld_jax.latent.codes import decode, encode, interpolate
 from psld_jax.latent.likelihood import dequantize, log_likelihood
+from psld_jax.sampling.adaptive import sample_ode
 from psld_jax.sampling.generate import generate, generate_states
-from psld_jax.sampling.loop import sample, sample_ode
+from psld_jax.sampling.loop import sample
 from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.tuning import fit_projection, tune
 
@@ -28,14 +30,17 @@ __all__ = [
     "Setting",
     "Steering",
     "Tableau",
+    "ThirdOrderState",
     "Tuned",
     "analysis",
     "assets",
     "blocks",
+    "clear_programs",
     "decode",
     "dequantize",
     "encode",
     "fit_projection",
+    "from_denoiser",
     "from_function",
     "generate",
     "generate_states",

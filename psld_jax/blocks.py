@@ -22,6 +22,14 @@ class PhaseState(NamedTuple):
     m: Any
 
 
+class ThirdOrderState(NamedTuple):
+    """Position ``x``, velocity ``v`` and acceleration ``a``: a state of K = 3, e.g. ``[n, H, W, C]`` each."""
+
+    x: Any
+    v: Any
+    a: Any
+
+
 def like(template: State, blocks: Any) -> State:
     """``blocks``, shaped as they are, in a tuple of the same type as ``template`` (named tuples included)."""
     blocks = tuple(blocks)

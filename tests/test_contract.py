@@ -199,15 +199,6 @@ def test_with_a_linear_eps_the_sampler_is_linear_in_state_and_noise(name, sde):
         assert np.abs(np.stack(doubled)).max() > 0
 
 
-@pytest.mark.parametrize("name", ["heun", "sscs"])
-def test_unrolling_changes_nothing(name):
-    sde = pj.sde.PSLD()
-    table, z = table_of(name, sde), prior(sde, (2, 3), jnp.float64)
-    rolled = pj.sample(closed_forms.smooth_eps, table, z, jax.random.key(2))
-    unrolled = pj.sample(closed_forms.smooth_eps, table, z, jax.random.key(2), unroll=4)
-    np.testing.assert_allclose(np.stack(unrolled), np.stack(rolled), rtol=1e-12, atol=1e-12)
-
-
 @every_integrator
 def test_its_docstring_states_order_and_cost(name):
     integrator, text = pj.integrators.get(name), pj.integrators.describe(name)

@@ -8,6 +8,7 @@ from scipy.special import logsumexp
 import psld_jax as pj
 from psld_jax import blocks
 from psld_jax.build import Model, load_config
+from psld_jax.latent.likelihood import Likelihood
 
 # Twice the usual rates: at t = 1 the data have left next to nothing, and the prior is the law that the ODE ends with.
 SDES = (
@@ -58,7 +59,7 @@ def test_hutchinson_states_its_error():
 
 def test_bits_of_uniform_noise():
     """Under the uniform law on [-1, 1], density 1/2, a level has exactly 8 bits."""
-    found = pj.likelihood.Likelihood(np.array([4 * np.log(0.5)]), np.zeros(1), np.zeros(1), 4)
+    found = Likelihood(np.array([4 * np.log(0.5)]), np.zeros(1), np.zeros(1), 4)
     np.testing.assert_allclose(found.bits_per_dim(), 8.0)
     levels = RNG.integers(0, 256, (3, 4, 4, 1)).astype(np.uint8)
     x = pj.dequantize(levels)

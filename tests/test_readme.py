@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 import psld_jax as pj
+from psld_jax.sampling.adaptive import SOLVERS
 
 ROOT = Path(__file__).parent.parent
 README, SAMPLERS = ((ROOT / name).read_text() for name in ("README.md", "docs/samplers.md"))
@@ -29,6 +30,6 @@ def test_every_sampler_is_in_the_table_with_its_cost():
         numbers = [int(n) for n in re.findall(r"\d+", numbers)] or [None]
         costs.update(zip(names, numbers * len(names) if len(numbers) == 1 else numbers, strict=True))
     adaptive = {name for name, cost in costs.items() if cost is None}
-    assert adaptive == set(pj.solve.SOLVERS)
+    assert adaptive == set(SOLVERS)
     expected = {name: pj.integrators.get(name).nfe_per_step for name in pj.integrators.available()}
     assert {name: cost for name, cost in costs.items() if cost is not None} == expected

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import psld_jax as pj
+from psld_jax._runtime.device import TimeFunction
 from psld_jax.conditioning.guidance import data_matrices, gradient_matrix
 
 GUIDED, GUIDED_ARRAYS = golden_data.load("sampler_cc_em_sde")
@@ -133,7 +134,7 @@ def gaussian_eps(sde, mean=MEAN, spread=SPREAD):
         solve = gradient_matrix(sde, t)
         return np.concatenate([solve @ left, solve @ shift], axis=-1)
 
-    matrix = pj.solve.TimeFunction(fn)
+    matrix = TimeFunction(fn)
 
     def eps(z, t):
         m = matrix(jnp.asarray(t, z[0].dtype))
@@ -164,9 +165,7 @@ def test_data_matrices_give_the_posterior_mean(sde):
 def linear_logits(sde):
     """Two classes of Gaussian pixels, ``N(+-0.5, 0.6^2)``: the exact ``log p(z | class)`` at every time."""
     classes = [(-0.5, 0.6), (0.5, 0.6)]
-    inverse = pj.solve.TimeFunction(
-        lambda t: np.concatenate([np.linalg.inv(sde.total_cov(t, 0.6)), sde.mean(t)], axis=-1)
-    )
+    inverse = TimeFunction(lambda t: np.concatenate([np.linalg.inv(sde.total_cov(t, 0.6)), sde.mean(t)], axis=-1))
 
     def logits(z, t):
         m = inverse(jnp.asarray(t, z[0].dtype))

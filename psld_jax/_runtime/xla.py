@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -35,25 +37,56 @@ def options() -> dict[str, str]:
     return _CPU
 
 
+#: Programs that one function of :func:`jit` keeps: those of other networks, operators and shapes. With one more, the
+#: one that was not used for the longest time is given back; it is compiled again when it is called again.
+MAX_PROGRAMS = 4
+
+
+class _Kept(OrderedDict[Any, Any]):
+    """The programs of one function by the structure of its arguments, the least recently used first."""
+
+
+_ALL_KEPT: weakref.WeakValueDictionary[int, _Kept] = weakref.WeakValueDictionary()
+
+
 def jit(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
     """``jax.jit(fn, **kwargs)`` with :func:`options`, which JAX takes for the outermost program only.
 
-    Within ``jit``, ``grad``, ``vmap`` or ``scan`` it is ``jax.jit`` as it is.
+    Within ``jit``, ``grad``, ``vmap`` or ``scan`` it is ``jax.jit`` as it is. Outside, one program is kept for each
+    structure and shapes of the arguments, :data:`MAX_PROGRAMS` at most: ``jax.jit`` alone keeps all, and every function
+    that was a part of an argument with them. :func:`clear_programs` gives all of them back.
     """
     inner = jax.jit(fn, **kwargs)
+    kept = _Kept()
+    _ALL_KEPT[id(kept)] = kept
 
-    @functools.cache
-    def outermost() -> Callable[..., Any]:
-        return jax.jit(fn, compiler_options=options(), **kwargs)
+    def outermost(key: Any) -> Callable[..., Any]:
+        if key not in kept:
+            # A function of its own, since JAX keeps what it has traced by the function.
+            kept[key] = jax.jit(functools.wraps(fn)(functools.partial(fn)), compiler_options=options(), **kwargs)
+            while len(kept) > MAX_PROGRAMS:
+                kept.popitem(last=False)[1].clear_cache()
+        kept.move_to_end(key)
+        return kept[key]
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, structure = jax.tree.flatten((args, kwargs))
         # What is computed while JAX traces a function belongs to the trace, constants included.
-        leaves = [*jax.tree.leaves((args, kwargs)), jnp.add(0, 0)]
-        traced = any(isinstance(leaf, Tracer) for leaf in leaves)
-        return (inner if traced else outermost())(*args, **kwargs)
+        traced = any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.add(0, 0)])
+        if traced:
+            return inner(*args, **kwargs)
+        shapes = tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf for leaf in leaves)
+        return outermost((structure, shapes, jax.config.read("jax_enable_x64")))(*args, **kwargs)
 
     return call
+
+
+def clear_programs() -> None:
+    """Give back every compiled program of this package that is kept; what is called next compiles again."""
+    for kept in list(_ALL_KEPT.values()):
+        while kept:
+            kept.popitem()[1].clear_cache()
 
 
 def materialise(x: Array) -> Array:

@@ -12,7 +12,7 @@ from psld_jax._runtime.errors import check_choice
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.models import NCSNppConfig, abstract, families
-from psld_jax.sampling.loop import SOLVERS
+from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sde import LinearSDE, OneBlock, named
 from psld_jax.training import losses, optim
 
@@ -109,7 +109,7 @@ def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
     return losses.ScoreLoss(
         sde,
         m.in_ch,
-        m.out_ch if m.progressive != "output_skip" else m.in_ch,
+        network_options(config).returned_ch,
         objective=c.objective,
         weighting=c.weighting,
         norm=c.norm,
@@ -145,6 +145,7 @@ def sampler_options(config: Any) -> dict[str, Any]:
     """What ``config`` says of the sampler, as keyword arguments of :func:`psld_jax.generate_states`."""
     c = config.sampler
     options = {name: c[name] for name in ("nfe", "grid", "rho", "rtol", "atol")}
+    options |= {name: tuple(c[name]) for name in ("sigmas", "timesteps") if c[name]}
     options |= {"t_end": c.t_end or None, "denoise": last_step(config)}
     return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}
 

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from psld_jax.checkpoints.pickle_vm import MAX_BYTES, unpickle
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 #: Tensors may share storages, but their bytes together are at most so many times the file's.
-_MAX_SHARING = 8
+MAX_SHARING = 8
 _MAX_NAME = 500
 #: Names of state dicts one level down, of the weights and of their averages.
 _ONLINE = ("model_state_dict", "model", "net", "network", "params", "module", "unet")
@@ -59,14 +59,19 @@ class Tensor:
         Raises:
           ValueError: if the file is damaged there (the archive's checksum does not fit, or the file has shrunk).
         """
-        ref, size = self._ref, self.dtype.itemsize
-        if not math.prod(ref.shape):
-            return np.zeros(ref.shape, self.dtype)
-        last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
-        raw = self._checkpoint.read_storage(ref.storage.key, ref.offset * size, (last + 1) * size)
-        flat = np.frombuffer(raw, self.dtype)
-        strides = [stride * size for stride in ref.strides]
-        return np.asarray(np.lib.stride_tricks.as_strided(flat, ref.shape, strides, writeable=False), order="C")
+        key = self._ref.storage.key
+        return read_view(self._ref, self.dtype, lambda start, stop: self._checkpoint.read_storage(key, start, stop))
+
+
+def read_view(ref: TensorRef, dtype: np.dtype, read: Callable[[int, int], bytes]) -> np.ndarray:
+    """The tensor ``ref`` describes, C-contiguous and read-only; ``read(start, stop)`` gives bytes of its storage."""
+    size = dtype.itemsize
+    if not math.prod(ref.shape):
+        return np.zeros(ref.shape, dtype)
+    last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
+    flat = np.frombuffer(read(ref.offset * size, (last + 1) * size), dtype)
+    strides = [stride * size for stride in ref.strides]
+    return np.asarray(np.lib.stride_tricks.as_strided(flat, ref.shape, strides, writeable=False), order="C")
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -94,7 +99,7 @@ class Checkpoint(Mapping[str, Tensor]):
             content, self._storages = _open_zip(file, file_size)
         elif head[:1] == b"\x80":
             self.format = "legacy"
-            content, self._storages = _open_legacy(file, file_size)
+            content, self._storages = open_legacy(file, file_size)
         else:
             raise ValueError(
                 f"it starts with {head!r}: neither a zip archive nor a pickle, so torch.save did not write it"
@@ -106,8 +111,8 @@ class Checkpoint(Mapping[str, Tensor]):
         if not self._tensors:
             raise ValueError("its state dict holds no tensors")
         total = sum(tensor.nbytes for tensor in self.values())
-        if total > _MAX_SHARING * file_size:
-            raise ValueError(f"its tensors would take {total} bytes, more than {_MAX_SHARING} times the file itself")
+        if total > MAX_SHARING * file_size:
+            raise ValueError(f"its tensors would take {total} bytes, more than {MAX_SHARING} times the file itself")
 
     def _tensor(self, name: Any, ref: Any) -> Tensor:
         if type(name) is not str or len(name) > _MAX_NAME:
@@ -230,10 +235,13 @@ def _read_entry(file: BinaryIO, entries: dict[str, Entry], name: str, limit: int
     return file.read(entry.size)
 
 
-def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Entry]]:
-    """The same for the format before torch 1.6: five pickles, then size and data of each storage."""
+def open_legacy(file: Any, file_size: int, max_head: int = MAX_BYTES) -> tuple[Any, dict[str, Entry]]:
+    """The same for the format before torch 1.6: five pickles, in ``max_head`` bytes, then size and data of storages.
+
+    ``file`` needs to ``seek`` from its start and ``read``.
+    """
     file.seek(0)
-    head = file.read(MAX_BYTES)
+    head = file.read(max_head)
     magic, at, _ = unpickle(head)
     if magic != _LEGACY_MAGIC:
         raise ValueError("it is a pickle without the magic number of torch.save")

@@ -68,6 +68,10 @@ class ClassifierGuided:
     matrix: TimeFunction
     time: str = dataclasses.field(metadata={"static": True})
 
+    def bind(self, eps_fn: Any, own: dict[str, Array]) -> ClassifierGuided:
+        """The same around another ``eps_fn``, with the classes ``own["labels"]``, integers ``[n]``."""
+        return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn), labels=own["labels"])
+
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
         """``eps(z, t) + scale W_t grad_z log p(labels | z, t)``.
 
@@ -124,6 +128,11 @@ class ClassifierFree:
     scale: Array
     interval: tuple[Array, Array]
 
+    def bind(self, eps_fn: Any, own: dict[str, Array]) -> ClassifierFree:
+        """The same around another ``eps_fn``, with the classes ``own["labels"]``, integers ``[n]``."""
+        told, free = blocks.as_pytree(eps_fn.with_labels(own["labels"])), blocks.as_pytree(eps_fn)
+        return dataclasses.replace(self, with_label=told, without=free)
+
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
         """``eps(z, t) + scale (eps(z, t, label) - eps(z, t))``, or ``eps(z, t, label)`` outside of the interval.
 
@@ -174,6 +183,10 @@ class PosteriorGuided:
     variance: TimeFunction
     method: str = dataclasses.field(metadata={"static": True})
     iterations: int = dataclasses.field(metadata={"static": True})
+
+    def bind(self, eps_fn: Any, own: dict[str, Array]) -> PosteriorGuided:
+        """The same around another ``eps_fn``, with the measurements ``own["measurement"]``, ``[n, ...]``."""
+        return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn), measurement=own["measurement"])
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
         """``eps(z, t) + scale W_t grad_z log N(y; A x_0(z), Var)``, the variance held fixed.

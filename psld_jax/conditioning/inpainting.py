@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from psld_jax import blocks
 from psld_jax._runtime.errors import check_choice
@@ -43,6 +42,15 @@ class Known:
     factor: Array
     draws: Array
     num_draws: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the table that it was made for."""
+        return len(self.draws) - 1
+
+    def of(self, x: Array, mask: Array) -> Known:
+        """The same for these images ``[n, H, W, C]`` and this mask of 0 and 1, ``[n or 1, H, W, C or 1]``."""
+        return dataclasses.replace(self, x=x, mask=jnp.asarray(mask).astype(bool))
 
     def __call__(
         self, z: blocks.State, step: Array, draw: Callable[[Array, blocks.State], blocks.State]
@@ -77,17 +85,25 @@ def known_pixels(
     Raises:
       ValueError: for a mask of another shape, or with other values than 0 and 1, or an unknown ``time``.
     """
-    x = jnp.asarray(x)
-    if not isinstance(mask, Tracer):  # inside a program, who made it has checked it
-        check_mask(np.asarray(mask), x.shape)
+    x, mask = jnp.asarray(x), np.asarray(mask)
+    check_mask(mask, x.shape)
+    return known_law(sde, table, fresh=fresh, time=time).of(x, mask)
+
+
+def known_law(sde: LinearSDE, table: Tableau, *, fresh: bool = True, time: str = "current") -> Known:
+    """:func:`known_pixels` before it is known which pixels those are; :meth:`Known.of` says so.
+
+    Raises:
+      ValueError: for an unknown ``time``.
+    """
     check_choice("time of known pixels", time, TIMES)
     times = table.times if time == "current" else np.append(table.times[0], table.times[:-1])
     # At t = 0 a known pixel is what it is; its momentum there is not asked for.
     noisy = np.where(table.times > 0, 1.0, 0.0)[:, None, None]
     at, start = np.where(times > 0, times, 1.0), np.eye(sde.num_blocks)[:, :1]
     return Known(
-        x,
-        jnp.asarray(mask).astype(bool),
+        None,
+        None,
         np.where(times[:, None, None] > 0, sde.mean(at), start),
         noisy * sde.factor(at),
         np.full(len(times), table.num_draws) + (np.arange(len(times)) if fresh else 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,24 +18,53 @@ Operator = Callable[[Array], Array]
 OPERATORS = ("downsample", "blur")
 
 
-def downsample(factor: int) -> Operator:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Downsample:
+    """Means over squares of ``factor`` x ``factor`` pixels; make it with :func:`downsample`."""
+
+    factor: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, images: Array) -> Array:
+        """Images ``[n, H, W, C]`` to ``[n, H / factor, W / factor, C]``; ``ValueError`` if it does not divide them."""
+        (n, h, w, c), factor = images.shape, self.factor
+        if h % factor or w % factor:
+            raise ValueError(f"downsample factor={factor} does not divide images of {h} x {w} pixels")
+        return images.reshape(n, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blur:
+    """Convolution with the outer product of ``kernel`` with itself; make it with :func:`blur`.
+
+    The kernel is data, so that blurs of the same reach run in one program.
+    """
+
+    kernel: Array
+
+    def __call__(self, images: Array) -> Array:
+        """Images ``[n, H, W, C]`` to images of the same shape; beyond the edge is zero."""
+        channels = images.shape[-1]
+        for shape in ((-1, 1), (1, -1)):
+            taps = jnp.tile(jnp.reshape(self.kernel, (*shape, 1, 1)), (1, 1, 1, channels)).astype(images.dtype)
+            images = jax.lax.conv_general_dilated(
+                images, taps, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels
+            )
+        return images
+
+
+def downsample(factor: int) -> Downsample:
     """Means over squares of ``factor`` x ``factor`` pixels: super-resolution is to undo it.
 
     Raises:
       ValueError: for a factor below 1; when applied, for images that it does not divide.
     """
     check_counts(factor=factor)
-
-    def operator(images: Array) -> Array:
-        n, h, w, c = images.shape
-        if h % factor or w % factor:
-            raise ValueError(f"downsample factor={factor} does not divide images of {h} x {w} pixels")
-        return images.reshape(n, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
-
-    return operator
+    return Downsample(factor)
 
 
-def blur(std: float) -> Operator:
+def blur(std: float) -> Blur:
     """Convolution with a Gaussian of ``std`` pixels, cut off at three of them; beyond the edge is zero.
 
     Raises:
@@ -44,18 +74,7 @@ def blur(std: float) -> Operator:
         raise ValueError(f"blur std={std} must be a finite number of pixels > 0")
     reach = int(np.ceil(3 * std))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / std) ** 2)
-    kernel /= kernel.sum()
-
-    def operator(images: Array) -> Array:
-        channels = images.shape[-1]
-        for shape in ((-1, 1), (1, -1)):
-            taps = jnp.asarray(np.tile(kernel.reshape(*shape, 1, 1), (1, 1, 1, channels)), images.dtype)
-            images = jax.lax.conv_general_dilated(
-                images, taps, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels
-            )
-        return images
-
-    return operator
+    return Blur(kernel / kernel.sum())
 
 
 def by_name(name: str, *, factor: int = 4, std: float = 2.0) -> Operator:

@@ -14,7 +14,7 @@ from psld_jax import build, scores
 from psld_jax._runtime.errors import check_choice, check_counts, check_images
 from psld_jax.build import Classifier, Model
 from psld_jax.conditioning.guidance import POSTERIORS
-from psld_jax.conditioning.inpainting import Known, check_mask, known_pixels
+from psld_jax.conditioning.inpainting import Known, check_mask, known_law
 from psld_jax.integrators.tableau import Tableau
 
 Array = Any
@@ -84,6 +84,36 @@ class Steering:
         return Bound(self, model, classifier)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """Conditions as data of a program, so that other ones of the same kind do not compile again.
+
+    Attributes:
+      guides: guidance, to be bound to a network one around the other.
+      known: the law of known pixels, or ``None``.
+    """
+
+    guides: tuple[Any, ...] = ()
+    known: Known | None = None
+
+    def eps_fn(self, eps_fn: Any, own: dict[str, Array]) -> Any:
+        """The ``eps_fn`` of the conditional law for samples with these arrays.
+
+        ``own`` is from :meth:`Bound.arrays`; labels ``[n]``, measurements ``[n, ...]``.
+        """
+        for guide in self.guides:
+            eps_fn = guide.bind(eps_fn, own)
+        return eps_fn
+
+    def known_of(self, own: dict[str, Array]) -> Known | None:
+        """The known pixels of samples with these arrays.
+
+        ``own`` is from :meth:`Bound.arrays`; images and masks ``[n, H, W, C]``, of masks also 1 for C.
+        """
+        return None if self.known is None else self.known.of(own["known"], own["mask"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Bound:
     """Checked conditions for one model; :meth:`Steering.bind` makes it."""
@@ -107,29 +137,22 @@ class Bound:
         own = {name: _take(np.atleast_1d(value), indices) for name, value in values.items() if value is not None}
         return own if s.mask is None else {**own, "mask": _take(s.mask, indices)}
 
-    def eps_fn(self, eps_fn: Any, own: dict[str, Array]) -> Any:
-        """The ``eps_fn`` of the conditional law for samples with these arrays.
+    def conditions(self, table: Tableau | None) -> Conditions:
+        """What a program needs of these conditions, without the arrays that samples have of their own.
 
-        ``own`` is from :meth:`arrays`; labels ``[n]``, measurements ``[n, ...]``.
+        ``table`` is the sampler's, ``None`` for an adaptive solver, which has no known pixels.
         """
-        s, sde = self.steering, self.model.sde
+        s, sde, eps_fn, guides = self.steering, self.model.sde, self.model.eps_fn, []
+        one = self.arrays(np.zeros(1, int))
         if s.label is not None and self.classifier is not None:
-            eps_fn = scores.classifier_guided(eps_fn, self.classifier.logits_fn, sde, own["labels"], s.guidance)
+            guides.append(scores.classifier_guided(eps_fn, self.classifier.logits_fn, sde, one["labels"], s.guidance))
         elif s.label is not None:
-            eps_fn = scores.classifier_free(eps_fn, own["labels"], s.guidance, s.interval)
+            guides.append(scores.classifier_free(eps_fn, one["labels"], s.guidance, s.interval))
         if s.operator is not None:
             options = {"noise_std": s.noise_std, "method": s.posterior}
-            eps_fn = scores.posterior_guided(eps_fn, sde, s.operator, own["measurement"], **options)
-        return eps_fn
-
-    def known(self, table: Tableau, own: dict[str, Array]) -> Known | None:
-        """The known pixels of samples with these arrays.
-
-        ``own`` is from :meth:`arrays`; images and masks ``[n, H, W, C]``, of masks also 1 for C.
-        """
-        if self.steering.known is None:
-            return None
-        return known_pixels(self.model.sde, table, own["known"], own["mask"], fresh=self.steering.fresh)
+            guides.append(scores.posterior_guided(eps_fn, sde, s.operator, one["measurement"], **options))
+        known = None if s.known is None or table is None else known_law(sde, table, fresh=s.fresh)
+        return Conditions(tuple(guides), known)
 
     def about(self) -> dict[str, Any]:
         """The conditions for a report; of arrays only a check sum."""

@@ -19,8 +19,8 @@ from psld_jax._runtime.errors import check_counts
 from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model, sampler_hyper, to_images
 from psld_jax.data import Dataset
+from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.generate import Sampler, prepare
-from psld_jax.sampling.loop import SOLVERS
 from psld_jax.sampling.settings import Setting, Tuned, nearest
 
 Array = Any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from scipy.linalg import schur
 
@@ -63,14 +65,20 @@ def ancestral(
     eta = real_number("eta", eta, 0.0)
     if eta > 1:
         raise ValueError(f"eta={eta} must lie in [0, 1]")
-    p = make_prediction(sde, "data", projection)
-    gain, noise = bridge(sde, t, s, eta)
-    first = np.eye(sde.num_blocks)[:1]
-    pull = (sde.mean(s) - gain @ sde.mean(t)) @ first
-    weights = (pull,)
+    stage = ancestral_stage(sde, t, s, eta, projection)
     if order == 2 and past:
+        (pull,) = stage.B
         before, now, after = (sde.log_snr(np.float64(u)) for u in (past[0], t, s))
         slope = 0.5 * (after - now) / (now - before)
-        weights = ((1 + slope) * pull, -slope * pull)
-    u = np.float64(t)
-    return [Stage(gain, weights, cholesky(noise) if eta > 0 else None, t, p.U(u), p.V(u))]
+        stage = dataclasses.replace(stage, B=((1 + slope) * pull, -slope * pull))
+    return [stage]
+
+
+def ancestral_stage(
+    sde: LinearSDE, t: float, s: float, eta: float = 1.0, projection: Projection = "least_squares"
+) -> Stage:
+    """``z_s ~ p(z_s | z_t, x_0)`` with ``x_0`` predicted at ``t``, see :func:`bridge`; exact for a known ``x_0``."""
+    p, u = make_prediction(sde, "data", projection), np.float64(t)
+    gain, noise = bridge(sde, t, s, eta)
+    pull = (sde.mean(s) - gain @ sde.mean(t)) @ np.eye(sde.num_blocks)[:1]
+    return Stage(gain, (pull,), cholesky(noise) if eta > 0 else None, t, p.U(u), p.V(u))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from psld_jax.integrators.ancestral import ancestral_stage
 from psld_jax.integrators.base import Stage, check_stationary, choice, register
-from psld_jax.sde import LinearSDE, cholesky, linear_flow
+from psld_jax.sde import LinearSDE, OneBlock, cholesky, linear_flow
 
 
 def euler_stage(sde: LinearSDE, t: float, h: float, *, stochastic: bool = False) -> Stage:
@@ -75,8 +76,12 @@ def heun(sde: LinearSDE, t: float, s: float) -> list[Stage]:
 def euler_maruyama(sde: LinearSDE, t: float, s: float) -> list[Stage]:
     """Euler-Maruyama on the reverse SDE ``dz = (F z - D score) dt + G dw`` (Song et al., ICLR 2021, eq. 6).
 
-    ``z <- (I - h F) z + h D C eps + sqrt(h) G xi``. Weak order 1, NFE 1, one draw, any K.
+    ``z <- (I - h F) z + h D C eps + sqrt(h) G xi``. Weak order 1, NFE 1, one draw, any K. Where a path has lost its
+    signal, the first step is that of ``ancestral``.
     """
+    if isinstance(sde, OneBlock) and not sde.has_signal(t):
+        # All noise is new there: the step of the SDE is infinitely long, and the one for a known x_0 is exact.
+        return [ancestral_stage(sde, t, s)]
     h = t - s
     drift = euler_stage(sde, t, h, stochastic=True)
     return [Stage(drift.A, drift.B, np.sqrt(h) * sde.dispersion(t)).at(t)]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from psld_jax.integrators.base import PAPER, Stage, real_number, register
-from psld_jax.sde import LinearSDE
-from psld_jax.sde._quadrature import conjugate_flow
+from psld_jax.sde import LinearSDE, OneBlock
+from psld_jax.sde._quadrature import conjugate_flow, integrate
 
 
 def conjugate_stage(
@@ -41,7 +41,16 @@ def conjugate_stage(
             return e @ sde.probability_flow(u)[1]
         return -e @ sde.diffusion(u) @ sde.score_matrix(u)
 
-    a, phi = conjugate_flow(generator, forcing, t, s)
+    if isinstance(sde, OneBlock) and project is None and not stochastic:
+        # The flow of H from t to s is scale(s) / scale(t), so A is known.
+        rate, scale = float(b[0, 0]), sde.flow_scale
+
+        def frame(u: Any) -> np.ndarray:
+            return (np.exp(rate * (u - t)) * scale(t) / scale(u))[..., None, None]
+
+        a, phi = frame(s), integrate(lambda u: (frame(u) @ forcing(u))[:, 0], t, s)[None]
+    else:
+        a, phi = conjugate_flow(generator, forcing, t, s)
     inverse = np.linalg.inv(a)
     return Stage(inverse @ (np.eye(k) - (t - s) * e @ b), (inverse @ phi,))
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from psld_jax.integrators.base import Stage, choice, register
-from psld_jax.sde import LinearSDE
-from psld_jax.sde._quadrature import conjugate_flow
+from psld_jax.sde import LinearSDE, OneBlock
+from psld_jax.sde._quadrature import conjugate_flow, integrate
 
 Array = Any
 
@@ -31,12 +31,16 @@ PROJECTIONS = ("least_squares", "position", "momentum")
 
 
 class Prediction(NamedTuple):
-    """``dz/dt = H(t) z + N(t) q`` and ``q = U(t) z + V(t) eps``; functions of times ``[...]``, each ``[..., K, K]``."""
+    """``dz/dt = H(t) z + N(t) q`` and ``q = U(t) z + V(t) eps``; functions of times ``[...]``, each ``[..., K, K]``.
+
+    For a path of one block the flow of ``H`` is known: from ``t`` to ``s`` it is ``scale(s) / scale(t)``.
+    """
 
     H: Callable[[Array], np.ndarray]
     N: Callable[[Array], np.ndarray]
     U: Callable[[Array], np.ndarray]
     V: Callable[[Array], np.ndarray]
+    scale: Callable[[Array], np.ndarray] | None = None
 
 
 Projection = str | Sequence[tuple[float, float, float]]
@@ -100,6 +104,7 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
             N=lambda t: sde.probability_flow(t)[1],
             U=lambda t: np.zeros((*np.shape(t), *eye.shape)),
             V=lambda t: np.broadcast_to(eye, (*np.shape(t), *eye.shape)),
+            scale=sde.flow_scale if isinstance(sde, OneBlock) else None,
         )
     if kind == "eps_r":
         return Prediction(
@@ -107,6 +112,7 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
             N=lambda t: 0.5 * sde.diffusion(t) @ transposed(np.linalg.inv(sde.frame(t))),
             U=lambda t: -transposed(sde.frame(t)) @ sde.score_skip(t),
             V=lambda t: -transposed(sde.frame(t)) @ sde.score_matrix(t),
+            scale=sde.alpha if isinstance(sde, OneBlock) else None,
         )
 
     def read(t: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +125,7 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
         N=lambda t: sde.data_flow(t)[1] @ first.T,
         U=lambda t: first @ read(t)[0],
         V=lambda t: first @ read(t)[1],
+        scale=sde.std if isinstance(sde, OneBlock) else None,
     )
 
 
@@ -148,15 +155,40 @@ def exponential_step(
     used = [j for j in range(len(at)) if np.isfinite(at[j])] or [0]
     at = at[used]
 
-    def forcing(u: np.ndarray) -> np.ndarray:
+    def lagrange(u: np.ndarray) -> np.ndarray:
+        if len(at) == 1:
+            return np.ones((len(u), 1))
         ratio = (v(u)[:, None, None] - at) / np.where(np.eye(len(at)) == 1, 1.0, at[:, None] - at)
-        lagrange = np.where(np.eye(len(at)) == 1, 1.0, ratio).prod(axis=-1)
-        return np.concatenate([lagrange[:, j, None, None] * prediction.N(u) for j in range(len(at))], axis=-1)
+        return np.where(np.eye(len(at)) == 1, 1.0, ratio).prod(axis=-1)
 
-    a, phi = conjugate_flow(lambda u: -prediction.H(u), forcing, t, s)
-    transition = np.linalg.inv(a)
-    weights = dict(zip(used, np.split(transition @ phi, len(at), axis=1), strict=True))
+    def forcing(u: np.ndarray) -> np.ndarray:
+        values = lagrange(u)
+        return np.concatenate([values[:, j, None, None] * prediction.N(u) for j in range(len(at))], axis=-1)
+
+    scale = prediction.scale
+    if scale is None:
+        a, phi = conjugate_flow(lambda u: -prediction.H(u), forcing, t, s)
+        transition = np.linalg.inv(a)
+        phi = transition @ phi
+    else:
+        phi = scale(s) * integrate(lambda u: lagrange(u) * (prediction.N(u)[:, 0] / scale(u)[:, None]), t, s)[None]
+        transition = np.reshape(scale(s) / scale(t), (1, 1))
+    weights = dict(zip(used, np.split(phi, len(at), axis=1), strict=True))
     return transition, tuple(weights.get(j, np.zeros_like(transition)) for j in range(len(nodes)))
+
+
+def _make_usable(
+    sde: LinearSDE, kind: str, project: Projection, t: float, past: Sequence[float]
+) -> tuple[Prediction, tuple[float, ...]]:
+    """The prediction for a step from ``t``, and the earlier times at which it was made.
+
+    Noise says nothing of ``x_0`` where a path has lost its signal. The step from there takes the data in its place, of
+    first order the same step, and later ones do not look back to it.
+    """
+    if kind != "eps_r" or not isinstance(sde, OneBlock):
+        return make_prediction(sde, kind, project), tuple(past)
+    known = "eps_r" if sde.has_signal(t) else "data"
+    return make_prediction(sde, known, project), tuple(u for u in past if sde.has_signal(u))
 
 
 def _evaluate(prediction: Prediction, stage: Stage, tau: float) -> Stage:
@@ -194,7 +226,7 @@ def exponential_multistep(
       ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
-    p = make_prediction(sde, prediction, projection)
+    p, past = _make_usable(sde, prediction, projection, t, past)
     e, b = exponential_step(sde, p, variable, t, s, (t, *past[: order - 1]))
     return [_evaluate(p, Stage(e, b), t)]
 
@@ -222,7 +254,7 @@ def predictor_corrector(
       ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
-    p = make_prediction(sde, prediction, projection)
+    p, past = _make_usable(sde, prediction, projection, t, past)
     e, b = exponential_step(sde, p, variable, t, s, (t, *past[: order - 1]))
     if not past:
         return [_evaluate(p, Stage(e, b), t)]
@@ -256,7 +288,7 @@ def exponential_runge_kutta(
       ValueError: for another prediction, order, variable or projection.
     """
     choice("order", order, (1, 2, 3))
-    p = make_prediction(sde, prediction, projection)
+    p, _ = _make_usable(sde, prediction, projection, t, ())
     v = interpolation_variable(sde, variable)
     fractions = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}[order]
     middles = [_solve(v, t, s, fraction) for fraction in fractions]

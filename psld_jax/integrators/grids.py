@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,15 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from psld_jax._runtime.errors import check_choice, is_count
+from psld_jax.sde.discrete import Discrete
 
 if TYPE_CHECKING:
     from psld_jax.integrators import Integrator
     from psld_jax.sde import LinearSDE
+
+
+# A noise level beyond which there is no signal, and the level that it counts as in grids of levels: EDM's largest.
+_NO_SIGNAL, _INSTEAD = 1e6, 80.0
 
 
 def validate(grid: Any) -> np.ndarray:
@@ -43,6 +49,11 @@ def _check(n_steps: int, t_end: float, t_start: float) -> None:
         raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
+
+
+def _check_rho(rho: float) -> None:
+    if not (np.isfinite(rho) and rho > 0):
+        raise ValueError(f"rho={rho} must be a finite number > 0")
 
 
 def uniform(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0) -> np.ndarray:
@@ -77,17 +88,16 @@ def power(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, rho: float = 
         and ``rho > 0``.
     """
     _check(n_steps, t_end, t_start)
-    if not (np.isfinite(rho) and rho > 0):
-        raise ValueError(f"rho={rho} must be a finite number > 0")
+    _check_rho(rho)
     grid = np.linspace(t_start ** (1 / rho), t_end ** (1 / rho), n_steps + 1) ** rho
     grid[0], grid[-1] = t_start, t_end
     return grid
 
 
 def log_snr(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: LinearSDE | None = None) -> np.ndarray:
-    """Equal steps in ``log SNR_t``, ``SNR_t = mu_t^T Sigma_t^{-1} mu_t``, by bisection on the host.
+    """Equal steps in ``log SNR_t``, ``SNR_t = mu_t^T Sigma_t^{-1} mu_t``: equal ratios of noise levels.
 
-    Float64 ``[n_steps + 1]``.
+    Where there is no signal at ``t_start``, its noise level counts as 80. Float64 ``[n_steps + 1]``.
 
     Raises:
       ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``,
@@ -96,15 +106,68 @@ def log_snr(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: Lin
     _check(n_steps, t_end, t_start)
     if sde is None:
         raise ValueError("the log_snr grid depends on the SDE: pass sde=...")
-    target = np.linspace(sde.log_snr(np.array(t_start)), sde.log_snr(np.array(t_end)), n_steps + 1)
-    low, high = np.full(n_steps + 1, np.log(t_end)), np.full(n_steps + 1, np.log(t_start))
-    for _ in range(60):
-        middle = (low + high) / 2
-        noisy = sde.log_snr(np.exp(middle)) < target  # the SNR falls with t: look at smaller times
-        low, high = np.where(noisy, low, middle), np.where(noisy, middle, high)
-    grid = np.exp((low + high) / 2)
-    grid[0], grid[-1] = t_start, t_end
-    return grid
+    first, last = _levels(sde, t_start, t_end)
+    return _at_levels(sde, np.exp(np.linspace(np.log(first), np.log(last), n_steps + 1)), t_start, t_end)
+
+
+def edm(
+    n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, rho: float = 7.0, *, sde: LinearSDE | None = None
+) -> np.ndarray:
+    """Equal steps in ``sigma^(1/rho)``, ``sigma`` the noise level of ``sde`` (Karras et al., 2022, eq. 5).
+
+    ``sigma_i = (sigma_max^(1/rho) + i / N (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho``, and the times of these. The
+    step to 0 that follows there is the denoising step here. Without ``sde`` noise is taken to grow with ``t``: then it
+    is :func:`power`. Where there is no signal at ``t_start``, its level counts as 80. Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: as :func:`power`.
+    """
+    if sde is None:
+        return power(n_steps, t_end, t_start, rho)
+    _check(n_steps, t_end, t_start)
+    _check_rho(rho)
+    first, last = _levels(sde, t_start, t_end)
+    return _at_levels(sde, np.linspace(first ** (1 / rho), last ** (1 / rho), n_steps + 1) ** rho, t_start, t_end)
+
+
+def _levels(sde: LinearSDE, t_start: float, t_end: float) -> tuple[float, float]:
+    first, last = (float(sde.sigma(np.float64(t))) for t in (t_start, t_end))
+    return (first if first < _NO_SIGNAL else max(_INSTEAD, 10 * last)), last
+
+
+def _at_levels(sde: LinearSDE, levels: np.ndarray, t_start: float, t_end: float) -> np.ndarray:
+    """Times of noise levels, the two ends as they are."""
+    return np.concatenate([[t_start], sde.time(levels[1:-1]), [t_end]])
+
+
+def from_sigmas(sde: LinearSDE, sigmas: Any) -> np.ndarray:
+    """The times with these noise levels, which fall; float64 ``[N + 1]``.
+
+    A last 0, as k-diffusion's lists have it, is left out: the step to it is the denoising step.
+
+    Raises:
+      ValueError: for levels that do not fall, or that ``sde`` does not have.
+    """
+    levels = _given("sigmas", sigmas)
+    levels = levels[:-1] if len(levels) > 2 and levels[-1] == 0 else levels
+    return validate(np.minimum(sde.time(levels), 1.0))
+
+
+def from_timesteps(sde: LinearSDE, timesteps: Any) -> np.ndarray:
+    """These times, which fall; of a schedule of discrete levels, the times of these levels; float64 ``[N + 1]``.
+
+    Raises:
+      ValueError: for times that do not fall, or lie outside of (0, 1] (levels: 0 to N - 1).
+    """
+    times = _given("timesteps", timesteps)
+    return validate(sde.time_of(times) if isinstance(sde, Discrete) else times)
+
+
+def _given(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or len(array) < 2 or not np.all(np.diff(array) < 0):
+        raise ValueError(f"{name}={np.array2string(array, threshold=6)} must be at least two numbers that fall")
+    return array
 
 
 def resample(times: Any, n_steps: int) -> np.ndarray:
@@ -131,7 +194,19 @@ _GRIDS: dict[str, Callable[..., np.ndarray]] = {
     "quadratic": quadratic,
     "power": power,
     "log_snr": log_snr,
+    "edm": edm,
+    "karras": edm,  # as diffusers call it
 }
+
+
+def options_of(name: str, sde: LinearSDE, rho: float) -> dict[str, Any]:
+    """What the grid of that name takes of a diffusion and ``rho``, as keyword arguments.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    known = inspect.signature(get(name)).parameters
+    return {key: value for key, value in (("sde", sde), ("rho", rho)) if key in known}
 
 
 def available() -> tuple[str, ...]:

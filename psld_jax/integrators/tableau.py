@@ -135,7 +135,13 @@ def _rows_of_step(stages: list[Stage], k: int) -> list[_Row]:
 
 
 def tabulate(
-    integrator: Integrator, sde: LinearSDE, grid: Array, denoise: bool | str = True, *, resample: int = 1, jump: int = 1
+    integrator: Integrator,
+    sde: LinearSDE,
+    grid: Array,
+    denoise: bool | str = True,
+    *,
+    resample: int = 1,
+    jump: int = 1,
 ) -> Tableau:
     """Compute every coefficient of a sampler on the host, float64.
 
@@ -179,8 +185,8 @@ def _forward_stage(sde: LinearSDE, s: float, t: float) -> Stage:
 def denoising(sde: LinearSDE, t_end: float, stochastic: bool, how: bool | str = True) -> Tableau:
     """The final step alone, from ``t_end`` to 0 without noise, 1 evaluation; see ``baselines.last_stage``.
 
-    Euler's, the original's, uses the drift of the reverse SDE after stochastic samplers, of the probability-flow ODE after
-    deterministic ones.
+    Euler's, the original's, uses the drift of the reverse SDE after stochastic samplers, of the probability-flow ODE
+    after deterministic ones.
     """
     stage = last_stage(sde, t_end, how, stochastic=stochastic)
     return _assemble([[stage]], np.array([t_end, 0.0]), sde.num_blocks)

@@ -14,7 +14,7 @@ from psld_jax._runtime import random
 from psld_jax._runtime.device import to_device
 from psld_jax._runtime.errors import check_images
 from psld_jax.build import Model
-from psld_jax.sampling.loop import encode_ode, sample_ode
+from psld_jax.sampling.adaptive import encode_ode, sample_ode
 from psld_jax.sde import LinearSDE, cholesky
 
 Array = Any

@@ -16,7 +16,8 @@ from psld_jax._runtime.device import to_device
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Model
 from psld_jax.latent.codes import momentum_law, start_state
-from psld_jax.sampling.loop import check_solver, evaluate, integrate, velocity
+from psld_jax.sampling.adaptive import check_solver, integrate, velocity
+from psld_jax.sampling.states import evaluate
 from psld_jax.sde import LinearSDE
 
 Array = Any

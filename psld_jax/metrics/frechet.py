@@ -42,7 +42,7 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
     """``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)`` (Dowson & Landau, 1982).
 
     Means ``[d]`` and covariances ``[d, d]``. By symmetric eigendecompositions, so singular covariances need no
-    regularisation.
+    regularisation. Never negative.
 
     Raises:
       ValueError: if shapes disagree.
@@ -54,7 +54,10 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.linalg.eigvalsh(root @ cov2 @ root)
     overlap = 2 * np.sqrt(np.maximum(cross, 0)).sum()
-    return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - overlap)
+    distance = np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - overlap
+    # A square of a metric. Zero eigenvalues come as 1e-16 of the largest, and their square roots as 1e-8: they make the
+    # overlap of equal laws larger than the traces by that much, on one machine and not on another.
+    return float(np.maximum(distance, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +176,8 @@ class FrechetTarget(NamedTuple):
         xp = jnp if isinstance(samples, jax.Array) else np
         centred, mean = _centred(samples if xp is jnp else np.asarray(samples, np.float64))
         overlap = xp.linalg.svd(centred @ self.factor.T, compute_uv=False).sum()
-        return xp.sum((mean - self.mean) ** 2) + xp.sum(centred**2) + self.trace - 2 * overlap
+        distance = xp.sum((mean - self.mean) ** 2) + xp.sum(centred**2) + self.trace - 2 * overlap
+        return xp.maximum(distance, 0)  # a square; sums that cancel leave rounding of either sign
 
 
 def _centred(samples: Array) -> tuple[Array, Array]:

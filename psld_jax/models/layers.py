@@ -250,7 +250,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Array) -> Array:
         n, height, width, ch = x.shape
         h = self.norm(x).reshape(n, height * width, 1, ch)
-        h = jax.nn.dot_product_attention(self.query(h), self.key(h), self.value(h))
+        h = attend(self.query(h), self.key(h), self.value(h))
         return merge(x, self.out(h.reshape(x.shape)), self.rescale)
 
 

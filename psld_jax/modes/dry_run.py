@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from psld_jax import blocks, build
-from psld_jax._runtime import xla
+from psld_jax import build
 from psld_jax._runtime.distributed import Devices
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.evaluation import evaluate
@@ -48,11 +47,7 @@ def _sampling(sampler: Sampler, config: Any, console: Console) -> None:
     setting = "adaptive" if sampler.setting is None else sampler.setting.describe()
     evaluations = f"{sampler.nfe} evaluations" if sampler.nfe else "as many evaluations as it takes"
     console.print(f"sampler: {setting}, {evaluations}; {n:,} samples, {size} at a time")
-    eps_fn, conditions = blocks.as_pytree(sampler.model.eps_fn), sampler.steering
-    own = {} if conditions is None else conditions.arrays(np.arange(size))
-    keys = jax.random.split(jax.random.key(0), size)
-    run = jax.jit(sampler.run, compiler_options=xla.options())
-    _memory("sampling a batch", run.lower(eps_fn, keys, own), console)
+    _memory("sampling a batch", sampler.lowered(size), console)
 
 
 def _evaluation(config: Any, console: Console) -> None:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from psld_jax import assets, build, data, integrators, sde
-from psld_jax.sampling.loop import SOLVERS
+from psld_jax.sampling.adaptive import SOLVERS
 
 
 def list_choices(console: Console) -> None:

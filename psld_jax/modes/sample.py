@@ -17,9 +17,10 @@ from psld_jax import build, metrics
 from psld_jax._runtime import distributed
 from psld_jax.evaluation import plots
 from psld_jax.modes._common import identity, prepared, sampled_model
+from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.files import write_samples
 from psld_jax.sampling.generate import generate_states, resolve
-from psld_jax.sampling.loop import SOLVERS, sample
+from psld_jax.sampling.loop import sample
 from psld_jax.sampling.settings import Setting
 
 

@@ -15,9 +15,12 @@ from psld_jax import blocks
 from psld_jax._runtime import distributed, random, xla
 from psld_jax._runtime.errors import check_counts
 from psld_jax.build import Model
-from psld_jax.conditioning.steering import Bound, Steering
+from psld_jax.conditioning.steering import Bound, Conditions, Steering
+from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau
-from psld_jax.sampling.loop import SOLVERS, sample, sample_ode
+from psld_jax.sampling.adaptive import SOLVERS, ode_problem, solve_ode
+from psld_jax.sampling.loop import run_rows, sample
+from psld_jax.sampling.rows import padded, padded_known
 from psld_jax.sampling.settings import Setting, choose
 
 Array = Any
@@ -35,13 +38,14 @@ def resolve(
     """The setting that these arguments of :func:`generate` mean for ``model``.
 
     ``sampler="auto"`` is what was tuned for the model at the nearest budget, else a rule (``settings.choose``).
-    ``grid="auto"`` is the grid that was tuned with it, and ``"quadratic"`` for a sampler that is named.
+    ``grid="auto"`` is the grid that was tuned with it, and that of the diffusion for a sampler that is named
+    (``sde.grid``: ``"quadratic"`` for PSLD and VP).
 
     Raises:
       ValueError: for hyper-parameters beside ``sampler="auto"``; what is unknown is found when a table is made.
     """
     if sampler != "auto":
-        return Setting(sampler, "quadratic" if _is(grid, "auto") else _times(grid), rho, hyper)
+        return Setting(sampler, model.sde.grid if _is(grid, "auto") else _times(grid), rho, hyper)
     if hyper:
         raise ValueError(f'sampler="auto" chooses its hyper-parameters; name a sampler to set {sorted(hyper)}')
     chosen = choose(model.sde, model.tuned, nfe)
@@ -54,6 +58,30 @@ def _is(grid: Any, name: str) -> bool:
 
 def _times(grid: Any) -> str | tuple[float, ...]:
     return grid if isinstance(grid, str) else tuple(map(float, grid))
+
+
+def _solve_rows(eps_fn, conditions, rows, count, z_T, keys, arrays):
+    """A batch by the rows of a table: the samples, and the NFE of each."""
+    eps_fn = conditions.eps_fn(eps_fn, arrays)
+    z = run_rows(eps_fn, rows, count, z_T, keys, None, conditions.known_of(arrays))
+    return z, jnp.full(len(keys), count)
+
+
+def _solve_adaptively(eps_fn, conditions, problem, z_T, keys, arrays):
+    """A batch by an adaptive solver: the samples, and the NFE of each."""
+    return solve_ode(problem, conditions.eps_fn(eps_fn, arrays), z_T)
+
+
+_solve_batch = xla.jit(_solve_adaptively)
+
+
+@functools.partial(xla.jit, static_argnames=("work",))
+def _on_all_devices(work, shared, own):
+    """``work(*shared, *own)`` on every local device, each with its part of the samples."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+    mine, all_of_it = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    specs = {"in_specs": (all_of_it, mine), "out_specs": mine, "check_vma": False}
+    return jax.shard_map(lambda shared, own: work(*shared, *own), mesh=mesh, **specs)(shared, own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,33 +103,53 @@ class Sampler:
     steering: Bound | None = None
 
     def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, Array]:
-        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on its devices."""
+        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on all local devices."""
         devices = jax.local_device_count()
-        padded = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
-        keys = random.sample_keys(key, padded)
-        own = {} if self.steering is None else self.steering.arrays(padded)
-        run = self.run if devices == 1 else self._split
-        z, counts = run(self.model.eps_fn, keys, own)
+        numbers = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
+        own = self._own(key, numbers)
+        if devices > 1:
+            z, counts = _on_all_devices(self._work, self._shared, own)
+        elif self.table is None:
+            z, counts = _solve_batch(*self._shared, *own)
+        else:
+            # The program of pj.sample itself.
+            z_T, keys, arrays = own
+            eps_fn, known = self._conditions.eps_fn(self.model.eps_fn, arrays), self._conditions.known_of(arrays)
+            z = sample(eps_fn, self.table, z_T, keys, known=known)
+            counts = jnp.full(len(numbers), self.nfe or 0)
         return jax.tree.map(lambda leaf: leaf[: len(indices)], z), counts[: len(indices)]
 
-    def run(self, eps_fn: Any, keys: Array, own: dict[str, Array]) -> tuple[blocks.State, Array]:
-        """Samples of these keys ``[n]``, and the NFE of each, ``[n]``; ``own`` is what the conditions hold for them."""
-        n, sde = len(keys), self.model.sde
-        z_T = sde.prior_sample(keys, (n, *self.model.image_shape))
-        eps_fn = eps_fn if self.steering is None else self.steering.eps_fn(eps_fn, own)
-        if self.table is None:
-            return sample_ode(eps_fn, sde, z_T, **self.adaptive)
-        known = None if self.steering is None else self.steering.known(self.table, own)
-        return sample(eps_fn, self.table, z_T, keys, known=known), jnp.full(n, self.nfe or 0)
+    def lowered(self, n: int) -> Any:
+        """The program of a batch of ``n``, as ``jax.jit(...).lower`` gives it; what it needs is known without a run."""
+        arguments = *self._shared, *self._own(jax.random.key(0), np.arange(n))
+        return jax.jit(self._work, compiler_options=xla.options()).lower(*arguments)
+
+    @property
+    def _work(self) -> Callable[..., tuple[blocks.State, Array]]:
+        return _solve_rows if self.table is not None else _solve_adaptively
 
     @functools.cached_property
-    def _split(self) -> Callable[..., tuple[blocks.State, Array]]:
-        """:meth:`run` on several devices, each with its part of the samples; they need nothing of each other."""
-        mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
-        mine, all_of_it = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
-        specs = {"in_specs": (all_of_it, mine, mine), "out_specs": mine, "check_vma": False}
-        split = xla.jit(lambda eps_fn, keys, own: jax.shard_map(self.run, mesh=mesh, **specs)(eps_fn, keys, own))
-        return lambda eps_fn, keys, own: split(blocks.as_pytree(eps_fn), keys, own)
+    def _conditions(self) -> Conditions:
+        return Conditions() if self.steering is None else self.steering.conditions(self.table)
+
+    @functools.cached_property
+    def _shared(self) -> tuple[Any, ...]:
+        """What all devices take: network, conditions, and the table or the solve."""
+        conditions = dataclasses.replace(self._conditions, known=padded_known(self._conditions.known))
+        eps_fn = blocks.as_pytree(self.model.eps_fn)
+        if self.table is not None:
+            return eps_fn, conditions, *padded(self.table, jnp.float32)
+        a = self.adaptive
+        problem = ode_problem(
+            self.model.sde, jnp.float32, 1.0, a["t_end"], a["solver"], a["rtol"], a["atol"], a["denoise"]
+        )
+        return eps_fn, conditions, problem
+
+    def _own(self, key: Array, indices: np.ndarray) -> tuple[Any, ...]:
+        """What samples number ``indices [n]`` have of their own: start, key, and arrays of the conditions."""
+        keys = random.sample_keys(key, indices)
+        z_T = self.model.sde.prior_sample(keys, (len(indices), *self.model.image_shape))
+        return z_T, keys, {} if self.steering is None else self.steering.arrays(indices)
 
     @property
     def nfe(self) -> int | None:
@@ -146,6 +194,8 @@ def prepare(
     nfe: int = 20,
     grid: str | Sequence[float] = "auto",
     rho: float = 7.0,
+    sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[float] | None = None,
     t_end: float | None = None,
     denoise: bool | str = True,
     rtol: float = 1e-4,
@@ -159,7 +209,12 @@ def prepare(
     """
     conditions = {name: options.pop(name) for name in _CONDITIONS if name in options}
     steering, hyper = Steering(**conditions), options
+    if not model.image_shape:
+        raise ValueError("the model does not know the shape of its images: give from_denoiser an image_shape")
     bound = steering.bind(model) if conditions else None
+    if sigmas is not None or timesteps is not None:
+        grid, nfe = _given_times(model, sampler, sigmas, timesteps, hyper, denoise)
+        t_end = grid[-1]
     if sampler not in SOLVERS:
         setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
         return Sampler(model, setting, _table(setting, bound, model, nfe, t_end, denoise), {}, bound)
@@ -167,8 +222,27 @@ def prepare(
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
     if hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
-    adaptive = {"t_end": t_end, "solver": sampler, "rtol": rtol, "atol": atol, "denoise": denoise}
+    adaptive = {
+        "t_end": model.sde.t_end if t_end is None else t_end,
+        "solver": sampler,
+        "rtol": rtol,
+        "atol": atol,
+        "denoise": denoise,
+    }
     return Sampler(model, None, None, adaptive, bound)
+
+
+def _given_times(
+    model: Model, sampler: str, sigmas: Any, timesteps: Any, hyper: dict[str, Any], denoise: bool | str
+) -> tuple[tuple[float, ...], int]:
+    """Times that are given as noise levels or as they are, and the evaluations that they take."""
+    if sigmas is not None and timesteps is not None:
+        raise ValueError("sigmas and timesteps say the same thing; give one of them")
+    if sampler == "auto" or sampler in SOLVERS:
+        raise ValueError(f"sampler={sampler!r} chooses its own times; name an integrator to give sigmas or timesteps")
+    from_list = grids.from_sigmas if timesteps is None else grids.from_timesteps
+    times = from_list(model.sde, sigmas if timesteps is None else timesteps)
+    return tuple(times), Setting(sampler, hyper=hyper).integrator().nfe_per_step * (len(times) - 1) + bool(denoise)
 
 
 _CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
@@ -239,9 +313,10 @@ def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
       sampler: an integrator or a paper acronym, or ``rk23``, ``rk45``, ``tsit5``, ``dopri8``; ``"auto"`` is what was
         tuned for the model, see :func:`resolve`.
       options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid`` (a name or times), ``rho`` (of the power
-        grid), ``t_end``, ``denoise``, ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's
-        hyper-parameters (``lam``, ``lam_s``, ...), and conditions: any field of :class:`psld_jax.Steering`,
-        such as ``label`` and ``classifier``, ``known`` and ``mask``, ``operator`` and ``measurement``.
+        and edm grids), ``sigmas`` or ``timesteps`` (as given, in place of grid and budget), ``t_end``, ``denoise``,
+        ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's hyper-parameters (``lam``, ``lam_s``,
+        ...), and conditions: any field of :class:`psld_jax.Steering`, such as ``label`` and ``classifier``, ``known``
+        and ``mask``, ``operator`` and ``measurement``.
 
     Raises:
       ValueError: for anything unknown or out of range, before anything is compiled.

@@ -14,7 +14,7 @@ from psld_jax import integrators
 from psld_jax._runtime.errors import check_counts, is_count, unknown
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
-from psld_jax.sampling.loop import SOLVERS
+from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sde import LinearSDE
 
 
@@ -25,7 +25,7 @@ class Setting:
     Attributes:
       sampler: name of an integrator.
       grid: name of a grid, or descending times, which other budgets stretch (``grids.resample``).
-      rho: of the ``power`` grid.
+      rho: of the ``power`` and ``edm`` grids.
       hyper: hyper-parameters; those that are left out have their defaults.
     """
 
@@ -63,10 +63,8 @@ class Setting:
             raise unknown("sampler", self.sampler, ("auto", *integrators.available(), *SOLVERS)) from None
         integrator = self.integrator()
         options: dict[str, Any] = {"t_end": sde.t_end if t_end is None else t_end}
-        if self.grid == "power":
-            options["rho"] = self.rho
-        if self.grid == "log_snr":
-            options["sde"] = sde
+        if isinstance(self.grid, str):
+            options |= grids.options_of(self.grid, sde, self.rho)
         check_counts(resample=resample, jump=jump)
         last = bool(denoise)
         once = (nfe - last) // resample + last if is_count(nfe) else nfe
@@ -77,7 +75,8 @@ class Setting:
         """One line for people."""
         grid = self.grid if isinstance(self.grid, str) else "tuned"
         chosen = [f"{name}={value}" for name, value in self.hyper.items()]
-        return ", ".join([self.sampler, f"rho={self.rho:g}" if grid == "power" else f"{grid} grid", *chosen])
+        rho = {"power": f"rho={self.rho:g}", "edm": f"edm grid, rho={self.rho:g}"}
+        return ", ".join([self.sampler, rho.get(grid, f"{grid} grid"), *chosen])
 
     def to_json(self) -> dict[str, Any]:
         """A dict that JSON can hold; :meth:`from_json` reads it."""
@@ -108,6 +107,9 @@ class Tuned:
 
 def rule(sde: LinearSDE, nfe: int) -> Setting:
     """The setting for a model that nobody has tuned: best, or nearly, for those that were (docs/results.md)."""
+    if not sde.stationary:
+        # Time is any function of the noise level there; polynomials in log SNR are the same for all of them.
+        return Setting("predictor_corrector", sde.grid, hyper={"order": 2, "variable": "log_snr"})
     return Setting("predictor_corrector", hyper={"order": 3, "variable": "t"})
 
 

@@ -8,12 +8,14 @@ from psld_jax.conditioning.guidance import (
     classifier_guided,
     posterior_guided,
 )
+from psld_jax.scores.clocks import CLOCKS, DiscreteTimes, clock, discrete_times
 from psld_jax.scores.family import FamilyScore, family
-from psld_jax.scores.function import DiscreteTimes, FunctionScore, discrete_times, function
+from psld_jax.scores.function import FunctionScore, function
 from psld_jax.scores.mixture import MixtureScore, mixture
 from psld_jax.scores.network import NetworkLogits, NetworkScore, classifier, network
 
 __all__ = [
+    "CLOCKS",
     "ClassifierFree",
     "ClassifierGuided",
     "DiscreteTimes",
@@ -26,6 +28,7 @@ __all__ = [
     "classifier",
     "classifier_free",
     "classifier_guided",
+    "clock",
     "discrete_times",
     "family",
     "function",

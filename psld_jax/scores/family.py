@@ -7,13 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from psld_jax import blocks
 from psld_jax._runtime.device import TimeFunction
 from psld_jax.models.families import Options
+from psld_jax.scores.clocks import LinearClock
 from psld_jax.scores.network import in_tiles, tile_size
-from psld_jax.sde import Discrete, LinearSDE, OneBlock
+from psld_jax.sde import EDM, VESDE, Discrete, LinearSDE, OneBlock
 
 Array = Any
 
@@ -47,10 +49,17 @@ class FamilyNetwork:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FamilyScore:
-    """``eps_fn`` of a network of a family; make it with :func:`family`. A pytree whose leaves are its arrays."""
+    """``eps_fn`` of a network of a family; make it with :func:`family`. A pytree whose leaves are its arrays.
+
+    Attributes:
+      network: the network as a function.
+      clock: function of time: what the network is told.
+      scale: function of time, by which images are multiplied first, or ``None``.
+    """
 
     network: FamilyNetwork
     clock: Any
+    scale: TimeFunction | None = None
 
     def with_labels(self, labels: Array) -> FamilyScore:
         """The same for samples of these classes, integers ``[n]``, or whatever labels the network takes."""
@@ -63,7 +72,9 @@ class FamilyScore:
         variance.
         """
         (images,) = z
-        time = jnp.asarray(self.clock(jnp.asarray(t, images.dtype)), images.dtype)
+        t = jnp.asarray(t, images.dtype)
+        time = jnp.asarray(self.clock(t), images.dtype)
+        images = images if self.scale is None else self.scale(t) * images
         out = self.network(images, jnp.broadcast_to(time, (len(images),)))
         return blocks.like(z, (out[..., : images.shape[-1]],))
 
@@ -104,14 +115,20 @@ def family(net: nnx.Module, sde: LinearSDE, options: Options, *, tile: int | Non
     if sde.prediction != options.predicts or sde.data_std is not None:
         raise ValueError(f"the network predicts {options.predicts!r}: use sde.predicting({options.predicts!r})")
     graph, state = nnx.split(net)
-    return FamilyScore(FamilyNetwork(state, graph, tile_size(tile)), _clock(options.clock, sde))
+    network = FamilyNetwork(state, graph, tile_size(tile))
+    # A network that is told a noise level means that of data which keep their size.
+    scaled = options.clock == "sigma" and not isinstance(sde, (EDM, VESDE))
+    scale = TimeFunction(lambda t: 1 / sde.alpha(t)) if scaled else None
+    return FamilyScore(network, _clock(options.clock, sde), scale)
 
 
 def _clock(name: str, sde: OneBlock) -> Any:
     """From the time of the diffusion to that of the network."""
     if name == "time":
         return jax.tree_util.Partial(jnp.asarray)
-    if name == "sigma":
+    if name == "sigma" and isinstance(sde, EDM):
+        return LinearClock(np.float64(sde.sigma_max), np.float64(0.0))  # exact, where a spline is not
+    if name == "sigma" and np.isfinite(sde.sigma(np.float64(1.0))):
         return TimeFunction(sde.sigma)
     if name == "index" and isinstance(sde, Discrete):
         return IndexClock(sde.num_steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,12 +13,14 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_choice
-from psld_jax.sde import LinearSDE
+from psld_jax.scores.clocks import clock
+from psld_jax.sde import LinearSDE, OneBlock
+from psld_jax.sde.one_block import PREDICTIONS
 
 Array = Any
 
-#: What a network may predict.
-PREDICTIONS = ("eps", "data", "score", "velocity")
+#: How a network wants its input, see :func:`function`.
+INPUTS = ("path", "data", "unit")
 
 
 @jax.tree_util.register_dataclass
@@ -27,33 +29,46 @@ class FunctionScore:
     """``eps_fn`` of a function; make it with :func:`function`. A pytree whose leaves are the function's parameters.
 
     Attributes:
-      predict: function of images ``[n, ...]`` and times ``[n]``, a pytree.
+      predict: function of images ``[n, ...]`` and times ``[n]`` (and labels ``[n]``), a pytree.
       matrices: function of time, ``[K, K + J]``: eps is ``U z + V out`` for the J blocks that are predicted; ``None``
         if it is what is predicted.
       times: from the time of the diffusion to that which the function was trained with, or ``None``.
+      scale: function of time, by which the input is multiplied, or ``None``.
       channels_first: whether the function takes ``[n, C, H, W]``.
+      labels: integers ``[n]`` for a function that takes them, or ``None``.
     """
 
     predict: Any
     matrices: TimeFunction | None
     times: Any
+    scale: TimeFunction | None
     channels_first: bool = dataclasses.field(metadata={"static": True})
+    labels: Any = None
+
+    def with_labels(self, labels: Array) -> FunctionScore:
+        """The same for samples of these classes, integers ``[n]``."""
+        return dataclasses.replace(self, labels=jnp.asarray(labels, jnp.int32))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
         """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
 
         Raises:
-          ValueError: when it is traced, if the function returns another shape.
+          ValueError: when it is traced, if the function returns another shape, or no array.
         """
         dtype = z[0].dtype
         t = jnp.asarray(t, dtype)
         own_time = t if self.times is None else self.times(t)
         images = jnp.concatenate(z, axis=-1)
+        images = images if self.scale is None else self.scale(t) * images
         images = jnp.moveaxis(images, -1, 1) if self.channels_first else images
-        out = jnp.asarray(self.predict(images, jnp.full(len(images), own_time, dtype)), dtype)
+        labels = () if self.labels is None else (self.labels,)
+        out = self.predict(images, jnp.full(len(images), own_time, dtype), *labels)
+        out = jnp.asarray(_checked(out), dtype)
         out = jnp.moveaxis(out, 1, -1) if self.channels_first else out
         channels = z[0].shape[-1]
         expected = len(z) if self.matrices is None else self.matrices.coefficients.shape[-1] - len(z)
+        if len(z) == 1 and out.shape == (*z[0].shape[:-1], 2 * channels):
+            out = out[..., :channels]  # the second half is the variance of a step of DDPM
         if out.shape != (*z[0].shape[:-1], expected * channels):
             raise ValueError(f"the network returns {out.shape}, not {expected} blocks of {z[0].shape}, side by side")
         parts = tuple(jnp.split(out, expected, axis=-1))
@@ -62,12 +77,27 @@ class FunctionScore:
         return blocks.like(z, blocks.apply(self.matrices(t), (*z, *parts)))
 
 
+def _checked(out: Any) -> Any:
+    """``out`` if it is an array, or a ``ValueError`` that says what it is and how to get at the array in it."""
+    if isinstance(out, dict):
+        keys = ", ".join(map(repr, out))
+        raise ValueError(f"the network returns a dictionary with {keys}: wrap it in a function that returns the array")
+    if hasattr(out, "sample") and not hasattr(out, "shape"):
+        raise ValueError(
+            f"the network returns a {type(out).__name__} with a .sample: wrap it in a function that returns that array"
+        )
+    if isinstance(out, (tuple, list)) or not hasattr(out, "shape"):
+        raise ValueError(f"the network returns a {type(out).__name__}: wrap it in a function that returns one array")
+    return out
+
+
 def function(
-    predict: Callable[[Array, Array], Array],
+    predict: Callable[..., Array],
     sde: LinearSDE,
     *,
     predicts: str = "eps",
-    times: Callable[[Array], Array] | None = None,
+    times: str | Callable[[Array], Array] | None = None,
+    inputs: str = "path",
     channels_first: bool = False,
 ) -> FunctionScore:
     """Make an ``eps_fn`` of a network that knows nothing of this library, whatever it was written with.
@@ -77,7 +107,11 @@ def function(
     - ``"eps"``: the noise of all K blocks, side by side on the channel axis (for VP, of one);
     - ``"score"``: ``-L_t^-T eps`` of all blocks, the gradient of the log density;
     - ``"data"``: ``x_0``, one block: ``eps = L_t^-1 (z_t - mu_t x_0)``;
-    - ``"velocity"``: ``mu_t eps - sigma_t x_0`` (Salimans & Ho, 2022), for one block.
+    - ``"velocity"``: ``alpha eps - sigma x_0`` (Salimans & Ho, 2022), for one block;
+    - ``"flow"``: ``dx/dt = alpha' x_0 + sigma' eps`` (Lipman et al., 2023), for one block.
+
+    What comes out is what ``sde`` says that a network predicts (``sde.prediction``), for most the noise. A second half
+    of the channels beyond those of one block is a learned variance, and is dropped.
 
     Args:
       predict: function of images ``[n, H, W, K C]``, the blocks side by side, and times ``[n]``, to an array of the
@@ -85,68 +119,53 @@ def function(
         compile again.
       sde: the diffusion it was trained for.
       predicts: see above.
-      times: from the time of the diffusion, 0 to 1, to that which the network takes, e.g. ``lambda t: 999 * t``; for a
-        schedule of discrete noise levels :func:`discrete_times`.
+      times: the network's own clock: a name (``"999 t"``, ``"index"``, ``"sigma"``, ``"log sigma / 4"``, see
+        :func:`psld_jax.scores.clock`), or a function from the time of the diffusion, 0 to 1.
+      inputs: what the network is given: ``"path"``, ``x_t`` as the diffusion has it; ``"data"``, ``x_t / alpha``, in
+        which data keep their size; ``"unit"``, ``x_t / sqrt(alpha^2 + sigma^2)``, as a network of VP wants it.
       channels_first: the network takes and returns ``[n, C, H, W]``.
 
     Raises:
-      ValueError: for another kind of prediction, or a preconditioned or (velocity) a phase-space diffusion; and when
-        the network is called, for an output of another shape.
+      ValueError: for another kind of prediction, clock or input, or a preconditioned or (velocity, flow, inputs) a
+        phase-space diffusion; and when the network is called, for an output of another shape, or that is no array.
     """
     check_choice("prediction", predicts, PREDICTIONS)
+    check_choice("input of the network", inputs, INPUTS)
     if sde.data_std is not None:
         raise ValueError(f"{sde!r} is preconditioned: pass the diffusion itself, its eps is that of the kernel")
     k = sde.num_blocks
-    if predicts == "velocity" and k != 1:
-        raise ValueError(f"velocity is the prediction of a diffusion of one block, not of {k}")
-
-    def matrices(t: Array) -> np.ndarray:
-        factor, mu = sde.factor(t), sde.mean(t)
-        inverse = np.linalg.inv(factor)
-        if predicts == "score":
-            return np.concatenate([np.zeros_like(factor), -np.swapaxes(factor, -1, -2)], axis=-1)
-        if predicts == "velocity":
-            return np.concatenate([factor, mu], axis=-1) / (factor**2 + mu**2)
-        return np.concatenate([inverse, -inverse @ mu], axis=-1)
-
+    if predicts in ("velocity", "flow") and k != 1:
+        raise ValueError(f"{predicts} is the prediction of a diffusion of one block, not of {k}")
+    same = predicts == sde.prediction
     return FunctionScore(
         blocks.as_pytree(predict),
-        None if predicts == "eps" else TimeFunction(matrices),
-        None if times is None else blocks.as_pytree(times),
+        None if same else TimeFunction(lambda t: _conversion(sde, predicts, t)),
+        clock(times, sde),
+        _input_scale(sde, inputs),
         channels_first,
     )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DiscreteTimes:
-    """Time of a diffusion to the index of a discrete schedule; make it with :func:`discrete_times`."""
-
-    log_snr: TimeFunction
-    levels: Array
-
-    def __call__(self, t: Array) -> Array:
-        """Index, a real number, of the same noise level as at ``t``; any shape."""
-        levels = jnp.asarray(self.levels, t.dtype)
-        return jnp.interp(-self.log_snr(t), levels, jnp.arange(len(levels), dtype=t.dtype))
+def _conversion(sde: LinearSDE, predicts: str, t: Array) -> np.ndarray:
+    """``[U, V] [..., K, K + J]``: what ``sde`` says that a network predicts is ``U z + V out``."""
+    if isinstance(sde, OneBlock):
+        return np.concatenate(sde.predicting(predicts).converted(t, sde.prediction), axis=-1)
+    factor, mu = sde.factor(t), sde.mean(t)
+    if predicts == "score":
+        return np.concatenate([np.zeros_like(factor), -np.swapaxes(factor, -1, -2)], axis=-1)
+    inverse = np.linalg.inv(factor)
+    return np.concatenate([inverse, -inverse @ mu], axis=-1)
 
 
-def discrete_times(alphas_cumprod: Sequence[float], sde: LinearSDE) -> DiscreteTimes:
-    """For a network trained on levels ``alpha_bar_0 > alpha_bar_1 > ...``: the index with the noise of time ``t``.
-
-    ``log SNR = log alpha_bar / (1 - alpha_bar)`` is the same; between two levels the index is interpolated, and outside
-    of them it is the first or the last.
-
-    Args:
-      alphas_cumprod: ``[N]``, between 0 and 1, falling; diffusers' ``scheduler.alphas_cumprod``.
-      sde: a diffusion of one block.
-
-    Raises:
-      ValueError: for levels that do not fall from below 1 to above 0, or a diffusion of more blocks.
-    """
-    levels = np.asarray(alphas_cumprod, np.float64)
-    if levels.ndim != 1 or len(levels) < 2 or not (levels[0] < 1 and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
-        raise ValueError("alphas_cumprod must be at least two numbers that fall, below 1 and above 0")
-    if sde.num_blocks != 1:
-        raise ValueError(f"discrete noise levels are those of a diffusion of one block, not of {sde.num_blocks}")
-    return DiscreteTimes(TimeFunction(sde.log_snr), np.log1p(-levels) - np.log(levels))
+def _input_scale(sde: LinearSDE, inputs: str) -> TimeFunction | None:
+    if inputs == "path":
+        return None
+    if not isinstance(sde, OneBlock):
+        raise ValueError(f"inputs={inputs!r} scales x of one block; {sde!r} has {sde.num_blocks}, use 'path'")
+    if inputs == "data":
+        if not np.isfinite(sde.sigma(np.float64(1.0))):
+            raise ValueError(
+                f"inputs='data' is x / alpha, and alpha of {sde!r} vanishes at t = 1; use 'path' or 'unit'"
+            )
+        return TimeFunction(lambda t: 1 / sde.alpha(t))
+    return TimeFunction(lambda t: (sde.alpha(t) ** 2 + sde.std(t) ** 2) ** -0.5)

@@ -137,14 +137,17 @@ def mixture(
     half_norms[: len(flat)] = 0.5 * (flat**2).sum(axis=1)
 
     # What tells x_0 from noise where there is no signal is not a multiple of z - mu xhat.
-    residual = not isinstance(sde, OneBlock) or (sde.prediction == "eps" and sde.data_std is None)
+    path = sde if isinstance(sde, OneBlock) and (sde.prediction != "eps" or sde.data_std is not None) else None
 
     def coefficients(t: np.ndarray) -> np.ndarray:
         mu, total = sde.mean(t), sde.total_cov(t, bandwidth)
         sigma_mu = np.linalg.solve(total, mu)
-        if not residual:
-            p, r = (number[..., None, None] for number in sde.target(t))
-            return np.concatenate([np.zeros_like(p), r, mu, sigma_mu, p], axis=-1)
+        if path is not None:
+            # out = p E[x_0 | z] + r z, and E[x_0 | z] lies between xhat and z: the smoothing is part of x_0.
+            p, r = (number[..., None, None] for number in path.target(t))
+            return np.concatenate(
+                [np.zeros_like(p), r + p * bandwidth**2 * sigma_mu, mu, sigma_mu, p * sde.cov(t) / total], axis=-1
+            )
         # eps = C^-1 (S^-1 (mu xhat - z) - Cskip z) = gain (z - mu xhat) + skip z. A preconditioned C has rank one, and
         # what it multiplies lies in its range.
         inverse = np.linalg.inv(sde.score_matrix(t)) if sde.data_std is None else np.linalg.pinv(sde.score_matrix(t))
@@ -158,5 +161,5 @@ def mixture(
         center.astype(dtype),
         TimeFunction(coefficients, t_min),
         data.shape[1:],
-        residual,
+        path is None,
     )

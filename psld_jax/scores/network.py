@@ -142,9 +142,8 @@ def network(net: nnx.Module, sde: LinearSDE, *, tile: int | None = None) -> Netw
     """
     graph, state = nnx.split(net)
     config: Any = getattr(net, "config")  # noqa: B009 (declared by the networks, not by nnx.Module)
-    out_ch = config.in_ch if config.progressive == "output_skip" else config.out_ch
     inputs = None if sde.data_std is None else TimeFunction(lambda t: np.asarray(sde.input_matrix(t)))
-    return NetworkScore(state, inputs, graph, predicted_blocks(sde, config.in_ch, out_ch), tile_size(tile))
+    return NetworkScore(state, inputs, graph, predicted_blocks(sde, config.in_ch, config.returned_ch), tile_size(tile))
 
 
 @jax.tree_util.register_dataclass

@@ -1,7 +1,7 @@
 """Linear diffusions of K blocks, ``dz = F_t z dt + G_t dw``, in float64: what all of them have in common.
 
 All run on one clock, ``t`` in [0, 1]: data at 0, noise at 1. The simplest are defined here: ``F_t = beta(t) F`` and
-``D_t = G_t G_t^T = beta(t) D`` with constant matrices and a linear rate ``beta(t) = beta_min + (beta_max - beta_min) t``.
+``D_t = G_t G_t^T = beta(t) D`` with constant matrices and a linear rate ``beta(t)`` from ``beta_min`` to ``beta_max``.
 In the operational time ``b(t) = int_0^t beta`` such a diffusion is autonomous, so everything is a matrix exponential.
 """
 
@@ -11,16 +11,12 @@ import copy
 import functools
 from typing import Any, Self
 
-import jax
 import numpy as np
-from jax.core import Tracer
 from scipy.linalg import expm, solve_continuous_lyapunov
 
-from psld_jax import blocks
-from psld_jax._runtime import random
-from psld_jax._runtime.device import TimeFunction, to_device
 from psld_jax.sde._frame import Rotation
 from psld_jax.sde._linear_algebra import cholesky, linear_flow
+from psld_jax.sde._states import StatesOfBlocks
 
 Array = Any
 DECOMPOSITIONS = ("lower", "upper")
@@ -28,7 +24,7 @@ DECOMPOSITIONS = ("lower", "upper")
 _EARLIEST = 1e-9
 
 
-class LinearSDE:
+class LinearSDE(StatesOfBlocks):
     """A linear diffusion of K blocks: what samplers need of it, and the one that has constant matrices.
 
     A diffusion is its transition, the covariance of what is added on the way, its mean, its prior, and what the network
@@ -46,8 +42,9 @@ class LinearSDE:
 
     ``unit_drift`` and ``unit_diffusion`` hold the constant matrices; ``data_std`` is set by :meth:`preconditioned`.
     ``stationary`` says whether the matrices are constant up to the rate, so that there is a law which stays;
-    ``prediction`` what the network predicts, ``"eps"`` for the noise of the kernel; ``t_end`` where grids end unless told
-    otherwise; ``last_step`` how samples are brought from there to the data.
+    ``prediction`` what the network predicts, ``"eps"`` for the noise of the kernel; ``t_end`` where grids end unless
+    told otherwise; ``last_step`` how samples are brought from there to the data; ``grid`` the one that is taken if none
+    is named.
 
     Args:
       drift: ``[K, K]``, the constant ``F``; all eigenvalues in the open left half-plane.
@@ -66,6 +63,7 @@ class LinearSDE:
     prediction = "eps"
     t_end = 1e-3
     last_step = "euler"
+    grid = "quadratic"
 
     def __init__(
         self,
@@ -114,18 +112,6 @@ class LinearSDE:
         self.initial_cov = np.zeros(shape) if initial_cov is None else np.array(initial_cov, np.float64)
         if self.initial_cov.shape != shape:
             raise ValueError(f"initial_cov has shape {self.initial_cov.shape}, expected {shape}")
-
-    def state(self, *parts: Any) -> blocks.State:
-        """The state tuple of K blocks: :class:`PhaseState` for K = 2, a plain tuple otherwise.
-
-        The parts are as they are, e.g. ``[n, H, W, C]`` each.
-
-        Raises:
-          ValueError: for another number of parts than K.
-        """
-        if len(parts) != self.num_blocks:
-            raise ValueError(f"a state of this SDE has {self.num_blocks} blocks, got {len(parts)}")
-        return blocks.PhaseState(*parts) if len(parts) == 2 else tuple(parts)
 
     # --- coefficients of the SDE ---------------------------------------------------------------
 
@@ -327,55 +313,3 @@ class LinearSDE:
     def prior_cov(self) -> np.ndarray:
         """``Sigma_inf``, ``[K, K]``: solves ``F S + S F^T + D = 0``."""
         return solve_continuous_lyapunov(self.unit_drift, -self.unit_diffusion)
-
-    def prior_sample(self, key: Array, shape: tuple[int, ...], dtype: Any = None) -> blocks.State:
-        """Draw ``z_T ~ N(0, Sigma_inf)``: K blocks of ``shape`` (batch first), leaves ``[n, ...]``, on the device.
-
-        ``key`` is one key (sample ``i`` uses ``fold_in(key, i)``) or one key per sample. ``dtype`` defaults to
-        float32.
-
-        Raises:
-          ValueError: for a shape without a batch axis, or another number of keys.
-        """
-        if len(shape) < 1 or shape[0] < 1:
-            raise ValueError(f"shape={shape} needs a leading batch axis of at least 1")
-        leaf = jax.ShapeDtypeStruct(shape, np.float32 if dtype is None else dtype)
-        keys = random.per_sample(key, shape[0])
-        xi = random.normal_like(keys, random.PRIOR_DRAW, self.state(*[leaf] * self.num_blocks))
-        return blocks.apply(to_device(cholesky(self.prior_cov()), leaf.dtype), xi)
-
-    def perturb(self, x0: Array, t: Array, eps: blocks.State) -> blocks.State:
-        """``z_t = mu_t x_0 + L_t eps``, on the device.
-
-        Args:
-          x0: data, a pytree with leaves ``[n, ...]``.
-          t: one time or ``[n]`` times in ``[1e-6, 1]``. Known numbers are turned into coefficients in float64;
-            traced ones go through a spline (:class:`TimeFunction`).
-          eps: standard normal state, K blocks shaped like ``x0``.
-
-        Returns:
-          The state, in the dtype of ``x0``.
-
-        Raises:
-          ValueError: for noise of another number of blocks, and known times outside [0, 1].
-        """
-        if len(eps) != self.num_blocks:
-            raise ValueError(f"eps has {len(eps)} blocks, this SDE has {self.num_blocks}")
-        dtype = jax.tree.leaves(x0)[0].dtype
-        if isinstance(t, Tracer):
-            kernel = self._kernel_of_time(t).astype(dtype)
-        else:
-            t = np.asarray(t, np.float64)
-            if not np.all((t >= 0) & (t <= 1)):
-                raise ValueError(f"t must lie in [0, 1], got {t.min()} to {t.max()}")
-            kernel = to_device(self._kernel(t), dtype)
-        mu, factor = kernel[..., :1], kernel[..., 1:]
-        mean = blocks.apply(mu, (x0,))
-        return self.state(*blocks.add(mean, tuple(blocks.apply(factor, eps))))
-
-    def _kernel(self, t: np.ndarray) -> np.ndarray:
-        return np.concatenate([self.mean(t), self.factor(t)], axis=-1)
-
-    @functools.cached_property
-    def _kernel_of_time(self) -> TimeFunction:
-        return TimeFunction(self._kernel)

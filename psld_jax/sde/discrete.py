@@ -43,13 +43,14 @@ def named_betas(schedule: str, beta_start: float, beta_end: float, num_steps: in
 
 @register("discrete")
 class Discrete(OneBlock):
-    """A schedule of N levels ``alpha_bar_0 > alpha_bar_1 > ...`` as a path: ``alpha^2 = alpha_bar``, ``sigma^2 = 1 - alpha_bar``.
+    """A schedule of N levels ``alpha_bar_0 > alpha_bar_1 > ...`` as a path: ``alpha^2`` is ``alpha_bar``.
 
-    Level ``n`` is at ``t = (n + 1) / N``. Between levels ``asinh(alpha / sigma)`` is a cubic spline in ``log t`` (or, if
-    that is not monotone, a monotone one: Fritsch & Carlson, 1980), below the first a straight line: that is half the
-    log-SNR, up to a constant, where there is little noise, and stays finite where there is no signal. Grids end at the
-    first level, as DDPM's sampling does. A last ``alpha_bar`` of 0, zero terminal SNR, is at ``t = 1``, where ``eps``
-    says nothing: then the network predicts a velocity unless :meth:`predicting` says otherwise.
+    ``sigma^2 = 1 - alpha_bar`` (Ho, Jain & Abbeel, 2020). Level ``n`` is at ``t = (n + 1) / N``. Between levels
+    ``asinh(alpha / sigma)`` is a cubic spline in ``log t`` (or, if that is not monotone, a monotone one: Fritsch &
+    Carlson, 1980), below the first a straight line. That is half the log-SNR, up to a constant, where there is little
+    noise, and stays finite where there is no signal. Grids end at the first level, as DDPM's sampling does. A last
+    ``alpha_bar`` of 0, zero terminal SNR, is at ``t = 1``, where ``eps`` says nothing: then the network predicts a
+    velocity unless :meth:`predicting` says otherwise.
 
     Args:
       schedule, beta_start, beta_end, num_steps: a schedule that has a name, see :func:`named_betas`.
@@ -60,6 +61,7 @@ class Discrete(OneBlock):
       ValueError: for levels that do not fall from below 1 to 0 or above, or as :func:`named_betas`.
     """
 
+    grid = "uniform"
     variance_preserving = True
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Paths of one block, ``x_t = alpha(t) x_0 + sigma(t) eps``: every coefficient in closed form, also where one vanishes."""
+"""Paths of one block, ``x_t = alpha(t) x_0 + sigma(t) eps``: coefficients in closed form, also where one vanishes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from psld_jax.sde.base import LinearSDE
 Array = Any
 
 #: What a network may predict of ``x_t = alpha x_0 + sigma eps``; see :meth:`OneBlock.predicting`.
-PREDICTIONS = ("eps", "data", "score", "velocity", "flow")
+PREDICTIONS = ("eps", "data", "score", "velocity", "flow", "mixed")
 # Rounding leaves of a signal that is gone at t = 1 so much, in units of the noise.
 _NO_SIGNAL = 1e-12
 
@@ -24,13 +24,13 @@ def _matrix(number: Array) -> np.ndarray:
 
 
 class OneBlock(LinearSDE):
-    """A Gaussian path of one block, ``x_t = alpha(t) x_0 + sigma(t) eps``, whose signal-to-noise ratio falls with ``t``.
+    """A Gaussian path of one block, ``x_t = alpha(t) x_0 + sigma(t) eps``, whose ratio of signal to noise falls.
 
     It is the law of ``dx = F x dt + sqrt(D) dw`` with ``F = alpha' / alpha`` and ``D = 2 sigma (sigma' - F sigma)``, of
     transition ``Psi(s, t) = alpha_s / alpha_t`` and of conditional covariance ``cov(t | s) = sigma_t^2 - (alpha_t
     sigma_s / alpha_s)^2`` (Karras et al., 2022; Kingma et al., 2021). Both follow from ``g(t, s) = sigma_t alpha_s -
-    alpha_t sigma_s``, :meth:`gain`, which a path has in a form that does not cancel: ``cov(t | s) = g (sigma_t alpha_s +
-    alpha_t sigma_s) / alpha_s^2``, and a step of DDIM is ``x_s = (sigma_s / sigma_t) x_t + (g / sigma_t) x_0``.
+    alpha_t sigma_s``, :meth:`gain`, which a path has in a form that does not cancel: ``cov(t | s) = g (sigma_t alpha_s
+    + alpha_t sigma_s) / alpha_s^2``, and a step of DDIM is ``x_s = (sigma_s / sigma_t) x_t + (g / sigma_t) x_0``.
 
     A subclass has :meth:`alpha`, :meth:`std`, their rates of change, :meth:`gain`, and :meth:`time` if it is known.
     ``alpha`` may vanish at ``t = 1``, and ``std`` at ``t = 0``. What samplers solve is finite there, provided that the
@@ -43,6 +43,7 @@ class OneBlock(LinearSDE):
 
     stationary = False
     last_step = "exponential"
+    grid = "edm"
     #: Whether data of unit variance keep it, so that the prior is N(0, 1); else it is N(0, sigma(1)^2).
     variance_preserving = False
 
@@ -88,11 +89,11 @@ class OneBlock(LinearSDE):
         alpha, std, wronskian = self.alpha(t), self.std(t), self._wronskian(t)
         with np.errstate(divide="ignore", invalid="ignore"):
             f, d = self.alpha_rate(t) / alpha, 2 * std * wronskian / alpha
-        wrong = ~(np.isfinite(f) & np.isfinite(d)) | (alpha < _NO_SIGNAL * std)
+        wrong = ~(np.isfinite(f) & np.isfinite(d)) | ~self.has_signal(t)
         if np.any(wrong):
             raise ValueError(
-                f"the SDE of {self!r} is not finite at t={_first(t, wrong)}: a sampler that steps through its drift and "
-                "noise must start where there is some signal; one of the ODE, or ancestral, can start at t=1"
+                f"the SDE of {self!r} is not finite at t={_first(t, wrong)}: a sampler that steps through its drift "
+                "and noise must start where there is some signal; one of the ODE, or ancestral, can start at t=1"
             )
         return f, d
 
@@ -128,11 +129,15 @@ class OneBlock(LinearSDE):
 
     def log_snr(self, t: Array) -> np.ndarray:
         with np.errstate(divide="ignore"):
-            return np.log(self.snr(t))
+            return np.where(self.has_signal(t), np.log(self.snr(t)), -np.inf)
 
     def sigma(self, t: Array) -> np.ndarray:
         with np.errstate(divide="ignore"):
-            return self.std(t) / np.abs(self.alpha(t))
+            return np.where(self.has_signal(t), self.std(t) / self.alpha(t), np.inf)
+
+    def has_signal(self, t: Array) -> np.ndarray:
+        """Whether there is any of ``x_0`` in ``x_t``, up to rounding, ``[...]``: not where ``alpha`` vanishes."""
+        return self.alpha(t) > _NO_SIGNAL * self.std(t)
 
     def prior_cov(self) -> np.ndarray:
         return np.ones((1, 1)) if self.variance_preserving else _matrix(self.std(np.float64(1.0)) ** 2)
@@ -146,7 +151,9 @@ class OneBlock(LinearSDE):
         - ``"data"``: ``x_0``;
         - ``"score"``: ``-eps / sigma``, the gradient of the log density;
         - ``"velocity"``: ``alpha eps - sigma x_0`` (Salimans & Ho, 2022);
-        - ``"flow"``: ``alpha' x_0 + sigma' eps``, the velocity ``dx/dt`` of the path (Lipman et al., 2023).
+        - ``"flow"``: ``alpha' x_0 + sigma' eps``, the velocity ``dx/dt`` of the path (Lipman et al., 2023);
+        - ``"mixed"``: what is left of the noise for data of variance 1, ``score = -x / (alpha^2 + sigma^2) - out /
+          sigma`` (Vahdat et al., 2021; CLD-SGM).
 
         Raises:
           ValueError: for another prediction, or a path that is preconditioned.
@@ -175,12 +182,15 @@ class OneBlock(LinearSDE):
             wronskian = self._wronskian(t)
             alpha_rate, std_rate = self.alpha_rate(t), self.std_rate(t)
             return std_rate / wronskian, -std / wronskian, -alpha_rate / wronskian, alpha / wronskian
-        wrong = alpha < _NO_SIGNAL * std
+        wrong = ~self.has_signal(t)
         if np.any(wrong):
             raise ValueError(
                 f"alpha = 0 at t={_first(t, wrong)}, where {self.prediction!r} says nothing of x_0: start the grid "
                 "below 1 (t_start), or take a network that predicts 'data', 'velocity' or 'flow'"
             )
+        if self.prediction == "mixed":
+            total = alpha**2 + std**2
+            return alpha / total, -std / alpha, std / total, one
         return (
             (1 / alpha, std**2 / alpha, zero, -std)
             if self.prediction == "score"
@@ -199,7 +209,17 @@ class OneBlock(LinearSDE):
             return -(alpha**2 + std**2) / std, alpha / std
         if self.prediction == "flow":
             return -self._wronskian(t) / std, self.std_rate(t) / std
+        if self.prediction == "mixed":
+            return -alpha / std, alpha**2 / (std * (alpha**2 + std**2))
         return (alpha / std**2, -1 / std**2) if self.prediction == "score" else (-alpha / std, 1 / std)
+
+    def converted(self, t: Array, prediction: str) -> tuple[np.ndarray, np.ndarray]:
+        """``U, V`` of ``U x_t + V out``: the other ``prediction``, made of what the network gives."""
+        a, b, c, e = self._reading(t)
+        if prediction == "eps":
+            return _matrix(c), _matrix(e)
+        p, r = self.predicting(prediction).target(t)
+        return _matrix(p * a + r), _matrix(p * b)
 
     def score_matrix(self, t: Array, cov0: Array | None = None) -> np.ndarray:
         if cov0 is not None and not np.array_equal(np.asarray(cov0), self.initial_cov):
@@ -214,6 +234,15 @@ class OneBlock(LinearSDE):
         a, b, c, e = self._reading(t)
         alpha_rate, std_rate = self.alpha_rate(t), self.std_rate(t)
         return _matrix(alpha_rate * a + std_rate * c), _matrix(alpha_rate * b + std_rate * e)
+
+    def flow_scale(self, t: Array) -> np.ndarray:
+        """A function, ``[...]``, of which ``scale(s) / scale(t)`` is the flow of ``H`` of :meth:`probability_flow`."""
+        alpha, std = self.alpha(t), self.std(t)
+        if self.data_std is not None:
+            return np.sqrt(std**2 + (self.data_std * alpha) ** 2)
+        if self.prediction in ("velocity", "mixed"):
+            return np.sqrt(alpha**2 + std**2)
+        return {"data": std, "flow": np.ones_like(std)}.get(self.prediction, alpha)
 
     def data_flow(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
         std = self.std(t)

@@ -14,10 +14,10 @@ Array = Any
 
 @register("subvp")
 class SubVP(OneBlock):
-    """The sub-VP SDE: ``alpha = e^{-b/2}`` as VP, but ``sigma = 1 - e^{-b}``, ``b = int_0^t beta`` (Song et al., 2021, C).
+    """The sub-VP SDE: ``alpha = e^{-b/2}`` as VP, but ``sigma = 1 - e^{-b}``, ``b = int_0^t beta``.
 
-    ``dx = -beta/2 x dt + sqrt(beta (1 - e^{-2 b})) dw``: its variance is the square of VP's, so its ODE and its SDE
-    differ from those of VP. The prior is ``N(0, sigma(1)^2)``.
+    Song et al. (2021, appendix C): ``dx = -beta/2 x dt + sqrt(beta (1 - e^{-2 b})) dw``: its variance is the
+    square of VP's, so its ODE and its SDE differ from those of VP. The prior is ``N(0, sigma(1)^2)``.
 
     Args:
       beta_min, beta_max: rates at ``t = 0`` and ``t = 1``.

@@ -28,8 +28,8 @@ from psld_jax._runtime.random import sample_keys
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.data import Batches, Dataset
 from psld_jax.evaluation import plots
+from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.generate import generate_states, resolve
-from psld_jax.sampling.loop import SOLVERS
 from psld_jax.training import losses
 from psld_jax.training.step import TrainState, Weights, create_state, make_eval_step, make_train_step
 from psld_jax.training.watch import Monitor, read_rows

@@ -26,10 +26,6 @@ FINE_NFE = 100
 #: Samples of it that make a target where there is none.
 _NUM_TARGET = 512
 
-#: Tables are padded to a history of so many predictions: samplers that differ in it alone share a program.
-_HISTORY = 4
-
-
 #: Differences of the distance below this part of the fine solution's own are noise.
 _NOISE = 0.05
 
@@ -150,9 +146,7 @@ class Evaluator:
         return self.model.sde.prior_sample(keys, (self.batch_size, *self.model.image_shape))
 
     def _table(self, setting: Setting, nfe: int) -> Tableau:
-        table = setting.table(self.model.sde, nfe, t_end=self.t_end, denoise=self.denoise)
-        missing = max(_HISTORY - table.B.shape[1], 0)
-        return dataclasses.replace(table, B=np.pad(table.B, [(0, 0), (0, missing), (0, 0), (0, 0)]))
+        return setting.table(self.model.sde, nfe, t_end=self.t_end, denoise=self.denoise)
 
     def _run(self, table: Tableau, start: int, key: Any) -> np.ndarray:
         keys = random.sample_keys(key, np.arange(start, start + self.batch_size))

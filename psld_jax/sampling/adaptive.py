@@ -1,0 +1,219 @@
+"""Adaptive Runge-Kutta methods for the probability-flow ODE, by diffrax, both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psld_jax import blocks
+from psld_jax._runtime import xla
+from psld_jax._runtime.device import TimeFunction, to_device
+from psld_jax._runtime.errors import check_choice
+from psld_jax.integrators.baselines import last_stage
+from psld_jax.sampling.states import EpsFn, check_state, evaluate
+from psld_jax.sde import LinearSDE
+
+Array = Any
+
+#: Adaptive Runge-Kutta methods, and what diffrax calls them.
+SOLVERS = {"rk23": "Bosh3", "rk45": "Dopri5", "tsit5": "Tsit5", "dopri8": "Dopri8"}
+
+
+def sample_ode(
+    eps_fn: EpsFn,
+    sde: LinearSDE,
+    z_T: blocks.State,
+    *,
+    t_start: float = 1.0,
+    t_end: float | None = None,
+    solver: str = "rk45",
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    denoise: bool | str = True,
+    step_control: str = "sample",
+    max_steps: int = 4096,
+) -> tuple[blocks.State, Array]:
+    """Solve the probability-flow ODE with an adaptive Runge-Kutta method (diffrax).
+
+    ``dz/dt = (F - D Cskip / 2) z - D C eps(z, t) / 2`` from ``t_start`` to ``t_end``.
+
+    Args:
+      eps_fn, z_T: as for :func:`sample`.
+      solver: ``rk23``, ``rk45``, ``tsit5`` or ``dopri8``.
+      rtol, atol: tolerances on the root-mean-square error of a step.
+      t_end: that of the diffusion by default, ``sde.t_end``.
+      denoise: add the step from ``t_end`` to the data (1 evaluation), see :func:`psld_jax.tabulate`.
+      step_control: ``"sample"`` chooses steps for each sample alone, so that no sample depends on its batch;
+        ``"batch"`` shares them (the original's behaviour; cheaper for tight reference solutions).
+      max_steps: bound on the steps, rejected ones included. The first step is a hundredth of the interval.
+
+    Returns:
+      The final state, and the true NFE of each sample, int ``[n]``.
+
+    Raises:
+      ValueError: for an unknown solver, tolerances or times out of range, or a state that does not fit.
+    """
+    t_end = sde.t_end if t_end is None else t_end
+    check_solver(solver, rtol, atol)
+    if step_control not in ("sample", "batch"):
+        raise ValueError(f"step_control={step_control!r} must be one of sample, batch")
+    if not 0 < t_end < t_start <= 1:
+        raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
+    _, dtype = check_state(z_T, sde.num_blocks)
+    problem = ode_problem(sde, dtype, t_start, t_end, solver, rtol, atol, denoise, step_control, max_steps)
+    return _solve(problem, blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z_T))
+
+
+def encode_ode(
+    eps_fn: EpsFn,
+    sde: LinearSDE,
+    z: blocks.State,
+    *,
+    t_end: float | None = None,
+    solver: str = "rk45",
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    max_steps: int = 4096,
+) -> tuple[blocks.State, Array]:
+    """Follow the probability-flow ODE the other way, from ``t_end`` to 1.
+
+    Args:
+      eps_fn, sde, solver, rtol, atol, max_steps: as for :func:`sample_ode`.
+      z: state at ``t_end``, leaves ``[n, ...]`` of one floating dtype.
+      t_end: where to start, in (0, 1); ``sde.t_end`` by default.
+
+    Returns:
+      The state at 1, and the true NFE of each sample, int ``[n]``.
+
+    Raises:
+      ValueError: as :func:`sample_ode`.
+    """
+    t_end = sde.t_end if t_end is None else t_end
+    check_solver(solver, rtol, atol)
+    if not 0 < t_end < 1:
+        raise ValueError(f"need 0 < t_end < 1, got t_end={t_end}")
+    _, dtype = check_state(z, sde.num_blocks)
+    problem = ode_problem(sde, dtype, t_end, 1.0, solver, rtol, atol, False, "sample", max_steps)
+    return _solve(problem, blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z))
+
+
+def check_solver(solver: str, rtol: float, atol: float) -> None:
+    """Raise a ``ValueError`` for an unknown solver, or tolerances that are not > 0."""
+    check_choice("ODE solver", solver, SOLVERS)
+    if not (rtol > 0 and atol > 0):
+        raise ValueError(f"rtol={rtol} and atol={atol} must be > 0")
+
+
+def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
+    """``[H, N] [K, 2 K]`` of the probability-flow ODE ``dz/dt = H z + N eps`` between the two times."""
+    return TimeFunction(lambda t: np.concatenate(sde.probability_flow(t), axis=-1), t_end * (1 - 1e-5), t_start)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OdeProblem:
+    """A solve of the probability-flow ODE, as data of a program; :func:`ode_problem` makes it.
+
+    Attributes:
+      velocity: ``[H, N]`` of :func:`velocity`.
+      final: ``[2, K, K]``, the step to the data that ends it, or ``None``.
+      times: ``[4]``: start, end, rtol, atol.
+      solver, step_control, max_steps: see :func:`sample_ode`.
+    """
+
+    velocity: TimeFunction
+    final: Array | None
+    times: Array
+    solver: str = dataclasses.field(metadata={"static": True})
+    step_control: str = dataclasses.field(metadata={"static": True})
+    max_steps: int = dataclasses.field(metadata={"static": True})
+
+
+def ode_problem(
+    sde: LinearSDE,
+    dtype: Any,
+    start: float,
+    end: float,
+    solver: str,
+    rtol: float,
+    atol: float,
+    denoise: bool | str,
+    step_control: str = "sample",
+    max_steps: int = 4096,
+) -> OdeProblem:
+    """The solve from time ``start`` to ``end``, in either direction; arguments as for :func:`sample_ode`."""
+    last = last_stage(sde, end, denoise or True)
+    final = to_device(np.stack([last.A, last.B[0]]), dtype) if denoise else None
+    times = to_device(np.array([start, end, rtol, atol]), dtype)
+    return OdeProblem(velocity(sde, *sorted((start, end))), final, times, solver, step_control, max_steps)
+
+
+def solve_ode(problem: OdeProblem, eps_fn: Any, z: blocks.State) -> tuple[blocks.State, Array]:
+    """The solve as a function to be traced: a state, leaves ``[n, ...]``, at the end, and NFE ``[n]``."""
+
+    def field(t, z, _):
+        matrix = problem.velocity(t)
+        k = matrix.shape[0]
+        eps = evaluate(eps_fn, z, t)
+        return blocks.add(blocks.apply(matrix[:, :k], z), blocks.apply(matrix[:, k:], eps))
+
+    def solve(z):
+        z, nfe = integrate(field, problem.solver, problem.times, z, max_steps=problem.max_steps)
+        if problem.final is not None:
+            eps = evaluate(eps_fn, z, problem.times[1])
+            z = blocks.add(blocks.apply(problem.final[0], z), blocks.apply(problem.final[1], eps))
+            nfe = nfe + 1
+        return z, nfe
+
+    if problem.step_control == "batch":
+        z, nfe = solve(z)
+        return z, jnp.full(jax.tree.leaves(z)[0].shape[0], nfe)
+    z, nfe = jax.vmap(solve)(jax.tree.map(lambda leaf: leaf[:, None], z))
+    return jax.tree.map(lambda leaf: leaf[:, 0], z), nfe
+
+
+_solve = xla.jit(solve_ode)
+
+
+def integrate(
+    field: Callable[..., Any],
+    solver: str,
+    times: Array,
+    z: Any,
+    *,
+    max_steps: int,
+    first_step: Array | None = None,
+    args: Any = None,
+    norm: Callable[[Any], Array] | None = None,
+) -> tuple[Any, Array]:
+    """``dz/dt = field(t, z, args)`` from ``times[0]`` to ``times[1]`` at tolerances ``times[2:]``, by diffrax.
+
+    ``times`` holds four scalars, ``z`` is a pytree. ``first_step`` is a hundredth of the interval if not given,
+    ``norm`` of a step's error the root mean square. Returns the end, and the evaluations of ``field``: the stages of
+    every step, of which FSAL methods reuse the last one in the next step.
+    """
+    import diffrax  # here, since it takes a second that most samplers need not wait for
+
+    t_start, t_end, rtol, atol = times
+    method = getattr(diffrax, SOLVERS[solver])()
+    control: dict[str, Any] = {} if norm is None else {"norm": norm}
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        method,
+        t_start,
+        t_end,
+        0.01 * (t_end - t_start) if first_step is None else first_step,
+        z,
+        args=args,
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, **control),
+        saveat=diffrax.SaveAt(t1=True),
+        max_steps=max_steps,
+    )
+    steps, tableau = solution.stats["num_steps"], method.tableau
+    end = jax.tree.map(lambda leaf: leaf[0], solution.ys)
+    return end, steps * tableau.num_stages - tableau.fsal * (steps - 1)
