@@ -9,14 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
 
 import psld_jax as pj
 from psld_jax._runtime import xla
 from psld_jax.integrators.base import Stage
 from psld_jax.sampling import rows
-from psld_jax.sampling.generate import prepare
-from psld_jax.sampling.loop import run_rows
 
 SDE = pj.sde.PSLD()
 SAMPLERS = (
@@ -199,16 +196,3 @@ def test_memory_stays(digits_model):
         draw("ancestral", nfe=5 + k, **({"known": images, "mask": mask} if k % 2 else blur))
 
     assert grows([functools.partial(conditioned, k) for k in range(20)]) < 50
-
-
-def test_sampling_lowers_for_accelerators(digits_model):
-    sampler = prepare(digits_model, "ROBA", nfe=5)
-    eps_fn, z = sampler.model.eps_fn, digits_model.sde.prior_sample(jax.random.key(0), (2, 8, 8, 1))
-    keys = jax.random.split(jax.random.key(1), 2)
-    padded, count = rows.padded(sampler.table, jnp.float32)
-
-    def run(padded, count, z, keys):
-        return run_rows(eps_fn, padded, count, z, keys, None, None)
-
-    exported = export.export(jax.jit(run), platforms=("cuda", "tpu"))(padded, count, z, keys)
-    assert exported.platforms == ("cuda", "tpu")

@@ -62,27 +62,31 @@ def _evaluation(config: Any, console: Console) -> None:
 
 
 def _training(config: Any, console: Console) -> None:
-    c, devices = config.train, Devices(config.train.split_state)
-    train.check(config, devices)
-    data, loss, (transformation, rate) = (
-        build.build_data(config, "train"),
-        build.build_loss(config),
-        build.build_optimizer(config),
-    )
-    net, h = build.abstract_network(config), config.model.image_size
+    c = config.train
+    train.check(config, Devices(c.split_state))
+    data, net = build.build_data(config, "train"), build.abstract_network(config)
     size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net)))
     console.print(f"{data.describe()}; {size:,} parameters; {c.steps:,} steps of {c.batch_size} images")
+    step, arguments = training_program(config, data.image_shape[-1])
+    _memory("a training step", step.lower(*arguments), console)
+
+
+def training_program(config: Any, channels: int) -> tuple[Any, tuple[Any, ...]]:
+    """A training step of ``config``, jitted, and what it takes, as shapes: images ``[batch_size, H, W, channels]``."""
+    c, devices = config.train, Devices(config.train.split_state)
+    loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
+    net, h = build.abstract_network(config), config.model.image_size
     state = jax.eval_shape(lambda: create_state(build.initial_network(config), transformation, c.ema_decay > 0))
     shardings = devices.state_shardings(state)
     state = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, shardings)
     coefficients = loss.coefficients(losses.draw_times(0, 0, c.batch_size, c.t_min, c.time_sampling)).cast(np.float32)
-    images = np.zeros((c.batch_size, h, h, data.image_shape[-1]), np.float32)
+    images = np.zeros((c.batch_size, h, h, channels), np.float32)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices.split),
         (images, np.zeros(c.batch_size, np.int32), coefficients),
     )
     step = train.configured_step(config, net, loss, transformation, rate, devices, state)
-    _memory("a training step", step.lower(state, jax.random.key(0), *batch), console)
+    return step, (state, jax.random.key(0), *batch)
 
 
 def _memory(what: str, lowered: Any, console: Console) -> None:

@@ -108,7 +108,7 @@ class Sampler:
         numbers = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
         own = self._own(key, numbers)
         if devices > 1:
-            z, counts = _on_all_devices(self._work, self._shared, own)
+            z, counts = _on_all_devices(self.work, self._shared, own)
         elif self.table is None:
             z, counts = _solve_batch(*self._shared, *own)
         else:
@@ -121,11 +121,15 @@ class Sampler:
 
     def lowered(self, n: int) -> Any:
         """The program of a batch of ``n``, as ``jax.jit(...).lower`` gives it; what it needs is known without a run."""
-        arguments = *self._shared, *self._own(jax.random.key(0), np.arange(n))
-        return jax.jit(self._work, compiler_options=xla.options()).lower(*arguments)
+        return jax.jit(self.work, compiler_options=xla.options()).lower(*self.arguments(n))
+
+    def arguments(self, n: int) -> tuple[Any, ...]:
+        """What :attr:`work` takes for samples 0 to ``n - 1`` of seed 0, arrays ``[n, ...]`` among it."""
+        return *self._shared, *self._own(jax.random.key(0), np.arange(n))
 
     @property
-    def _work(self) -> Callable[..., tuple[blocks.State, Array]]:
+    def work(self) -> Callable[..., tuple[blocks.State, Array]]:
+        """The function that draws a batch, to be traced."""
         return _solve_rows if self.table is not None else _solve_adaptively
 
     @functools.cached_property
