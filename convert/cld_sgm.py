@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psld_jax.checkpoints.persistent import is_persistent
-from psld_jax.checkpoints.reader import Checkpoint, read_checkpoint
+from psld_jax.checkpoints.reader import Checkpoint, is_checkpoint, read_checkpoint
 from psld_jax.models import source_parameters
 from psld_jax.sde import named
 
@@ -26,7 +26,7 @@ def recognises(path: Path) -> bool:
     Raises:
       ValueError: for a file of that kind that cannot be read.
     """
-    if path.is_dir() or path.suffix == ".safetensors" or is_persistent(path):
+    if not is_checkpoint(path) or is_persistent(path):
         return False
     with read_checkpoint(path) as source:
         return source.layout == "score_sde" and not any(name.endswith("sigmas") for name in source.left_out)
@@ -79,7 +79,7 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
     return Converted(
         NAME,
         {"name": config.model.name, "config": dataclasses.asdict(options)},
-        {name: mapping.fill(asked.progress(network, f"{name} weights")) for name, network in pairs.items()},
+        {name: mapping.fill(asked.tracked(network, f"{name} weights")) for name, network in pairs.items()},
         {name: config.sde[name] for name in ("name", *named.parameters(config.sde.name))},
         (h, h, channels),
         notes=notes,

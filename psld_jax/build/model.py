@@ -17,7 +17,7 @@ from flax import nnx
 from psld_jax import assets, blocks, scores
 from psld_jax._runtime.errors import check_choice, is_count, unknown
 from psld_jax.build.configuration import from_dict, load_config, override
-from psld_jax.build.parts import abstract_network, build_sde, network_options
+from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.models import NCSNpp, NCSNppClassifier, families
 from psld_jax.sampling.settings import Tuned, read_tuned
@@ -117,7 +117,7 @@ def _saved_model(config: Any) -> Model | Classifier:
     m = config.model
     if not m.checkpoint:
         raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
-    stored, params = _open(m.checkpoint, m.weights)
+    stored, params = open_network(m.checkpoint, m.weights)
     if m.name != "saved":
         differences = [
             f"{section}.{key} is {config[section][key]!r}, stored is {value!r}"
@@ -137,7 +137,7 @@ def _saved_model(config: Any) -> Model | Classifier:
     return network_model(merged.lock(), params)
 
 
-def _open(directory: str, weights: str, overrides: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+def open_network(directory: str, weights: str, overrides: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
     """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from.
 
     A checkpoint of another library is converted into the user's cache; ``overrides`` are what it cannot tell.
@@ -177,20 +177,6 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
         score = scores.family(net, sde, options)
         return Model(sde, score, config, options.image_shape, tuned=tuned, n_classes=options.n_classes)
     return Model(sde, scores.network(net, sde), config, shape, tuned=tuned, n_classes=m.num_labels)
-
-
-def check_weights(config: Any, params: Any, what: str) -> None:
-    """Raise a ``ValueError`` unless ``params``, a nested dict, are the arrays of the network in ``config.model``.
-
-    Names and shapes are compared; ``what`` they are begins the message.
-    """
-    state = nnx.state(abstract_network(config))
-    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
-    given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
-    if given != expected:
-        wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
-        listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
-        raise ValueError(f"{what} do not fit the configuration in {len(wrong)} arrays: {listed}")
 
 
 def _place(name: str) -> Path:
@@ -253,7 +239,7 @@ def initial_network(config: Any) -> Any:
         return net
     graph, state = nnx.split(net)
     own = checkpoint.flatten(_text_keys(nnx.to_pure_dict(state)))
-    given = checkpoint.flatten(_open(config.train.init, "")[1])
+    given = checkpoint.flatten(open_network(config.train.init, "")[1])
     wrong = [path for path in given if path not in own or own[path].shape != given[path].shape]
     if wrong:
         raise ValueError(f"config.train.init={config.train.init!r} does not fit the network in {', '.join(wrong[:5])}")
@@ -352,6 +338,6 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     if name not in assets.NETWORKS and not Path(name).exists():
         raise unknown("model", str(name), ("digits", *assets.NETWORKS, "a directory or checkpoint with a model"))
     overrides = overrides or {}
-    stored, params = _open(str(name), overrides.get("model.weights", ""), overrides)
+    stored, params = open_network(str(name), overrides.get("model.weights", ""), overrides)
     overrides = {key: value for key, value in overrides.items() if key != "model.checkpoint"}
     return network_model(override(stored, overrides), params)

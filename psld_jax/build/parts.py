@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import optax
+from flax import nnx
 
 from psld_jax import integrators
 from psld_jax._runtime.errors import check_choice
+from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.models import NCSNppConfig, abstract, families
@@ -61,6 +64,20 @@ def abstract_network(config: Any) -> Any:
     if m.name in families.available():
         return families.abstract(m.name, options)
     return abstract(options, m.n_classes if m.name == "ncsnpp_clf" else None)
+
+
+def check_weights(config: Any, params: Any, what: str) -> None:
+    """Raise a ``ValueError`` unless ``params``, a nested dict, are the arrays of the network in ``config.model``.
+
+    Names and shapes are compared; ``what`` they are begins the message.
+    """
+    state = nnx.state(abstract_network(config))
+    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
+    if given != expected:
+        wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
+        listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
+        raise ValueError(f"{what} do not fit the configuration in {len(wrong)} arrays: {listed}")
 
 
 def build_data(config: Any, split: str) -> Dataset:
