@@ -29,6 +29,7 @@ DISCRETE = {
             "DPMSolverSinglestepScheduler",
             "EulerAncestralDiscreteScheduler",
             "EulerDiscreteScheduler",
+            "LMSDiscreteScheduler",
             "PNDMScheduler",
             "RePaintScheduler",
             "SASolverScheduler",
@@ -42,7 +43,6 @@ DISCRETE = {
             "HeunDiscreteScheduler",
             "KDPM2AncestralDiscreteScheduler",
             "KDPM2DiscreteScheduler",
-            "LMSDiscreteScheduler",
         ),
         _LATENT,
     ),
@@ -75,7 +75,10 @@ def diffusion(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
 
 
 def alphas_cumprod(scheduler: Mapping[str, Any]) -> np.ndarray:
-    """The levels that the scheduler of this configuration holds, float32 ``[N]``, to the bit.
+    """The levels that the scheduler of this configuration holds, float32 ``[N]``.
+
+    To the bit, but where they are rescaled to zero terminal SNR: PyTorch's square root rounds in a way of its own,
+    which leaves differences of 1e-5.
 
     Raises:
       ValueError: for an unknown schedule, or numbers that are none.
