@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from psld_jax import sde
+from psld_jax.models import families
 
 
 def get_config() -> ConfigDict:
@@ -26,7 +27,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     # mixture: the exact score of the smoothed data | ncsnpp: NCSN++ | ncsnpp_clf: its classifier |
-    # saved: network and SDE as the directory in config.model.checkpoint says
+    # saved: network and SDE as the directory in config.model.checkpoint says | any family of psld_jax/models
     config.model.name = "mixture"
     config.model.bandwidth = 0.05  # mixture: standard deviation of the smoothing, in units of pixel values
     # Weights of a network: a directory that the converter or --mode export wrote, the work directory of a training run,
@@ -54,6 +55,7 @@ def get_config() -> ConfigDict:
     config.model.progressive = "none"  # none | output_skip | residual
     config.model.progressive_input = "none"  # none | input_skip | residual
     config.model.progressive_combine = "sum"  # sum | cat
+    config.model.returns_in_ch = True  # output_skip: as many channels as it takes, else out_ch (CLD-SGM)
     config.model.embedding_type = "positional"  # positional | fourier
     # The network is given so many times t: 1 for networks of PSLD, 999 for VP networks of score_sde_pytorch.
     config.model.time_scale = 1.0
@@ -61,6 +63,9 @@ def get_config() -> ConfigDict:
     config.model.fourier_scale = 16.0  # standard deviation of the frequencies
     config.model.num_labels = 0  # classes that the score network is told; 0: none
     config.model.dtype = "float32"  # float32 | bfloat16, of the activations
+    # Every other network has a section, such as config.model.unet2d, of the options in its file of psld_jax/models.
+    for name in families.available():
+        config.model[name] = ConfigDict(families.defaults(name))
 
     config.data = ConfigDict()
     # digits: 1,797 handwritten digits of 8 x 8 pixels, embedded | mnist | fashion_mnist: a directory with the four IDX

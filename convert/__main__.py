@@ -1,4 +1,4 @@
-"""Command line: ``python -m convert --checkpoint F.ckpt --config NAME|PATH|auto --output DIR``."""
+"""Command line: ``python -m convert --checkpoint FILE_OR_DIRECTORY --output DIR``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,38 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from .conversion import WEIGHTS, convert
+from .conversion import convert
+from .ncsnpp import WEIGHTS
+from .origins import origins
+from .written import KINDS, write
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="convert", description="Convert a PyTorch checkpoint of NCSN++ to JAX.")
-    parser.add_argument(
-        "--checkpoint", required=True, help="file that PyTorch Lightning, score_sde_pytorch or torch.save wrote"
+    parser = argparse.ArgumentParser(
+        prog="convert", description="Convert a checkpoint of another library to JAX, without running anything in it."
     )
-    parser.add_argument("--config", required=True, help="configuration, e.g. configs/cifar10.py, or auto")
+    parser.add_argument("--checkpoint", required=True, help="file or directory; it tells itself where it is from")
+    parser.add_argument(
+        "--config", default="", help="configuration, e.g. configs/cifar10.py, for what it does not tell"
+    )
+    parser.add_argument("--origin", default="", help=f"where it is from, if that is not clear: {', '.join(origins())}")
+    parser.add_argument("--to", choices=tuple(KINDS), help="the other way: write a network's weights for that library")
     parser.add_argument("--output", required=True, help="directory to make")
     parser.add_argument("--weights", choices=WEIGHTS, help="default: ema; online for a classifier, which has no EMA")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides")
     return parser
+
+
+def _write(options: dict[str, Any]) -> int:
+    """Run ``--to``."""
+    unused = [name for name in ("config", "origin", "overrides") if options[name]]
+    if unused:
+        raise ValueError(f"--to writes what is saved: it takes no --{unused[0].replace('overrides', 'set')}")
+    names = ("checkpoint", "to", "output", "weights", "overwrite")
+    shapes = write(**{name: options[name] for name in names})
+    print(f"{len(shapes)} tensors of {options['checkpoint']} with the names of {options['to']} in {options['output']}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,14 +53,19 @@ def main(argv: list[str] | None = None) -> int:
     def progress(items: Iterable[Any], label: str) -> Iterable[Any]:
         return track(items, label, console=console, transient=True)
 
+    options = vars(arguments)
     try:
-        index = convert(**vars(arguments), progress=progress)
+        if arguments.to is not None:
+            return _write(options)
+        index = convert(**{name: value for name, value in options.items() if name != "to"}, progress=progress)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
+    print(f"{arguments.checkpoint} is of {index['source']['origin']}")
+    print("".join(f"  {note}\n" for note in index["notes"]), end="")
     counts = ", ".join(f"{len(network)} parameters ({name})" for name, network in index["parameters"].items())
     print(f"{counts} from {arguments.checkpoint} (sha256 {index['source']['sha256']}) in {arguments.output}")
     return 0

@@ -10,12 +10,13 @@ from typing import Any
 from psld_jax import build
 from psld_jax._runtime.errors import check_choice
 from psld_jax.checkpoints.pickle_names import clip
-from psld_jax.models import NCSNppConfig
+from psld_jax.models import NCSNppConfig, families
 from psld_jax.sde import named
 
 from .structure import Structure
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(NCSNppConfig)}
+_SECTIONS = tuple(f"model.{name}" for name in families.available())
 _NAMES = {False: "ncsnpp", True: "ncsnpp_clf"}
 
 
@@ -60,6 +61,15 @@ def resolve(name: str, overrides: Sequence[str], structure: Structure) -> Any:
     return config
 
 
+def option(overrides: Sequence[str], field: str) -> Any:
+    """The value that the overrides ``field=value`` give a field; ``None`` if they do not.
+
+    Raises:
+      ValueError: for an override that is none.
+    """
+    return dict(_parse(override) for override in overrides).get(field)
+
+
 def _parse(override: str) -> tuple[str, Any]:
     field, equals, text = override.partition("=")
     if not equals or not text:
@@ -72,10 +82,14 @@ def _parse(override: str) -> tuple[str, Any]:
 
 def _cast(config: Any, field: str, value: Any) -> Any:
     """The value in the type that the field has."""
-    section, _, key = field.partition(".")
-    known = [name for name in build.fields(config) if name.count(".") == 1]
+    section = field.rpartition(".")[0]
+    section = section if section in _SECTIONS else ""  # options of a network that has a section are not all listed
+    known = [name for name in build.fields(config) if name not in _SECTIONS and name.count(".") == 1]
+    known = [name for name in build.fields(config) if name.startswith(f"{section}.")] if section else known
     check_choice("field", field, known)
-    default = config[section][key]
+    default = config
+    for key in field.split("."):
+        default = default[key]
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list, int)):
@@ -95,6 +109,38 @@ def _update(config: Any, section: str, values: dict[str, Any]) -> None:
             config[section][key] = value
 
 
+def set_fields(config: Any, values: dict[str, Any]) -> Any:
+    """A locked copy of a configuration with fields, by dotted name, of these values; lists become tuples.
+
+    Raises:
+      ValueError: for a field that does not exist, with the nearest that does.
+    """
+    config, known = config.copy_and_resolve_references(), build.fields(config)
+    for field, value in values.items():
+        check_choice("config field", field, known)
+        *sections, key = field.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        value = tuple(value) if isinstance(value, list) else value
+        if isinstance(section[key], float) and type(value) is int:
+            value = float(value)
+        with config.unlocked():
+            del section[key]  # or its type could not change, from list to tuple
+            section[key] = value
+    return config.lock()
+
+
+def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
+    """A locked copy of a configuration with the overrides ``field=value``, as the command line gives them.
+
+    Raises:
+      ValueError: for an unknown field or a value of the wrong type.
+    """
+    values = dict(_parse(override) for override in overrides)
+    return set_fields(config, {field: _cast(config, field, value) for field, value in values.items()})
+
+
 def _ask(structure: Structure, values: dict[str, Any]) -> None:
     """Refuse to guess what the shapes do not tell."""
     needed = [f"model.{field}" for field in structure.open]
@@ -102,7 +148,7 @@ def _ask(structure: Structure, values: dict[str, Any]) -> None:
         sde = values.get("sde.name", structure.sde)
         needed += [] if structure.sde else ["sde.name"]
         known = sde if sde in named.available() else "psld"
-        needed += [f"sde.{field}" for field in named.parameters(known) if field != "jitter"]  # no original has that
+        needed += [f"sde.{field}" for field in named.parameters(known) if field not in structure.fixed]
     if values.get("model.fir") is False and "model.fir_kernel" in needed:
         needed.remove("model.fir_kernel")
     missing = [field for field in needed if field not in values]

@@ -2,114 +2,139 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from psld_jax import build
 from psld_jax.checkpoints import directory as saved
-from psld_jax.checkpoints.reader import Checkpoint, read_checkpoint
-from psld_jax.models import source_parameters
+from psld_jax.models import families
 
-from . import configs, mapping
-from .structure import infer
-
-WEIGHTS = ("ema", "online", "both")
+from .configs import apply_overrides, set_fields
+from .origins import Asked, Converted, recognise
 
 
 def convert(
     checkpoint: str | os.PathLike[str],
-    config: str,
-    output: str | os.PathLike[str],
+    config: str = "",
+    output: str | os.PathLike[str] = "",
     *,
+    origin: str = "",
     weights: str | None = None,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, _: items,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> dict[str, Any]:
-    """Convert a PyTorch checkpoint of NCSN++ or its classifier; :func:`read_converted` and ``psld_jax.load`` open it.
+    """Convert a checkpoint of any known origin; :func:`read_converted` and ``psld_jax.load`` open the result.
 
     Args:
-      checkpoint: the file, see :func:`read_checkpoint`; its layout is recognised.
-      config: name or path of a configuration, or ``auto``: what the file tells, and the rest from ``overrides``.
+      checkpoint: the file or directory; what it is, it tells itself (:func:`psld_jax.convert.origins.origins`).
+      config: name or path of a configuration, for what the file does not tell; empty or ``auto``: none.
       output: a directory that does not exist or is empty.
-      weights: ``ema``, ``online`` or ``both``. ``None`` is ``ema`` for a score network, and ``online`` for a
-        classifier, which has no EMA.
+      origin: where the file is from, if it could be from several.
+      weights: ``ema``, ``online`` or ``both``; ``None`` is what the origin recommends: the EMA, where there is one.
       overwrite: replace an earlier conversion in ``output``.
       overrides: such as ``model.image_size=32``.
       progress: wraps the parameters of each network, for a progress bar.
 
     Returns:
-      The index: source and its SHA-256, and where each parameter came from.
+      The index: source and its SHA-256, what was found, and where each parameter came from.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: whatever else is wrong; the output is then as it was.
     """
+    if not output:
+        raise ValueError("output is empty: name the directory to make")
     saved.check_output(output, overwrite)
-    with read_checkpoint(checkpoint) as source:
-        try:
-            return _convert(source, config, Path(output), weights, overwrite, overrides, progress)
-        except ValueError as error:
-            message = str(error)
-            raise ValueError(message if str(source.path) in message else f"{source.path}: {message}") from None
+    path = Path(checkpoint)
+    asked = Asked(config, tuple(overrides), weights, progress)
+    try:
+        converted = recognise(path, origin).read(path, asked)
+        return write(converted, path, output, overwrite=overwrite, overrides=overrides)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if str(path) in message else f"{path}: {message}") from None
 
 
-def _convert(
-    source: Checkpoint,
-    config_name: str,
-    output: Path,
-    weights: str | None,
-    overwrite: bool,
-    overrides: Sequence[str],
-    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+def write(
+    converted: Converted,
+    path: Path,
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    found = mapping.networks(source)
-    some = found.get("online") or found["ema"]
-    structure = infer({name: tensor.shape for name, tensor in some.items()})
-    if source.layout == "score_sde":  # all of its VP networks are given 999 t
-        structure = dataclasses.replace(structure, sde="vpsde", fields=structure.fields | {"time_scale": 999.0})
-    chosen = _choose(weights, list(found), structure.n_classes is not None)
-    config = configs.resolve(config_name, overrides, structure)
-    parameters = source_parameters(*configs.network(config))
-    pairs = {name: mapping.match(found[name], parameters) for name in chosen}  # all checks before the first byte
+    """Write what was read from ``path``, with overrides of its configuration, to ``output``; returns the index.
+
+    Raises:
+      ValueError: if the output exists, or configuration and arrays do not belong together.
+    """
+    config = apply_overrides(configuration(converted), overrides)
+    for name, tree in converted.weights.items():
+        build.check_weights(config, tree, f"the {name} weights")
     index: dict[str, Any] = {
         "source": {
-            "file": source.path.name,
-            "sha256": source.sha256(),
-            "format": source.format,
-            "metadata": source.metadata,
+            "file": path.name,
+            "sha256": digest(path, converted.files),
+            "origin": converted.origin,
+            "format": converted.format,
+            "metadata": dict(converted.metadata),
         },
+        "notes": list(converted.notes),
         "parameters": {
             name: {
-                "/".join(parameter.path): {
-                    "source": tensor.name,
-                    "source_shape": list(tensor.shape),
-                    "source_dtype": str(tensor.dtype),
-                    "shape": list(parameter.shape),
-                }
-                for tensor, parameter in network
+                place: {**converted.sources.get(name, {}).get(place, {}), "shape": list(np.shape(array))}
+                for place, array in saved.flatten(dict(tree)).items()
             }
-            for name, network in pairs.items()
+            for name, tree in converted.weights.items()
         },
     }
     with saved.new_directory(output, overwrite) as directory:
-        for name, network in pairs.items():
-            saved.write_parameters(directory, name, mapping.fill(progress(network, f"{name} weights")))
+        for name, tree in converted.weights.items():
+            saved.write_parameters(directory, name, dict(tree))
         saved.write_description(directory, json.loads(config.to_json()), index)
     return index
 
 
-def _choose(weights: str | None, found: list[str], classifier: bool) -> list[str]:
-    """The networks to convert, the EMA first."""
-    if weights is None:
-        weights = "online" if classifier else "ema"
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r} is unknown; {', '.join(WEIGHTS)} are accepted")
-    chosen = ["ema", "online"] if weights == "both" else [weights]
-    missing = [name for name in chosen if name not in found]
-    if missing:
-        raise ValueError(f"the file has no {' and no '.join(missing)} weights: use --weights {found[0]}")
-    return chosen
+def configuration(converted: Converted) -> Any:
+    """The complete configuration, locked, of what was read.
+
+    Raises:
+      ValueError: for a field that does not exist, or a value of the wrong type.
+    """
+    given = converted.config
+    config = build.load_config(given or "default") if isinstance(given, str) else given
+    name, options = converted.network["name"], dict(converted.network["config"])
+    values: dict[str, Any] = {f"sde.{key}": value for key, value in converted.sde.items()}
+    if name in families.available():
+        shared = {key: options.pop(key) for key in families.SHARED if key in options}
+        h, _, channels = converted.image_shape
+        values |= {f"model.{name}.{key}": value for key, value in options.items()}
+        values |= {f"model.{key}": value for key, value in shared.items()}
+        # The general fields too, which data and training go by.
+        values |= {"model.image_size": h, "model.in_ch": channels, "model.out_ch": channels}
+        values |= {"model.num_labels": converted.n_classes, "model.data_std": 0.0}
+    else:
+        values |= {f"model.{key}": value for key, value in options.items() if key not in families.available()}
+    return set_fields(config, {"model.name": name, **values, **converted.fields})
+
+
+def digest(path: Path, files: Sequence[Path] = ()) -> str:
+    """SHA-256 of a file; of several, of their names and digests in order.
+
+    Raises:
+      OSError: if one cannot be read.
+    """
+    if not files and path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(f"{file.name}\n{digest(file)}\n".encode())
+    return total.hexdigest()

@@ -6,22 +6,49 @@ The correspondence of names and layouts is :func:`psld_jax.models.source_paramet
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 from psld_jax.checkpoints.directory import unflatten
-from psld_jax.checkpoints.reader import Checkpoint, Tensor
+from psld_jax.checkpoints.reader import Checkpoint
 from psld_jax.models import SourceParameter
 
-#: Prefixes of the networks in a state dict; a bare network has none.
-ONLINE = ("score_fn.", "clf_fn.", "module.", "")
-EMA = ("ema_score_fn.", "ema.")
+from . import naming
+
+
+class Tensor(Protocol):
+    """A tensor that is still in its file."""
+
+    @property
+    def name(self) -> str:
+        """Its name there."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As saved."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As saved."""
+        ...
+
+    def read(self) -> np.ndarray:
+        """Its values, of its shape."""
+        ...
+
+
 _LISTED = 30
+_ACCEPTED = ("score_fn.", "clf_fn.", "module.", "", "ema_score_fn.", "ema.")
 
 
 def networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     """The tensors by name without prefix, of the ``online`` and, if there is one, the ``ema`` network.
+
+    Counters and measures, which belong to no network, are not among them: :func:`psld_jax.convert.naming.is_buffer`.
 
     Raises:
       ValueError: for names of no network, several networks that are not two copies of one, or one of
@@ -30,15 +57,19 @@ def networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
     prefixes: dict[str, str] = {}
     for name, tensor in checkpoint.items():
-        prefix = name.partition("all_modules.")[0]
-        if prefix not in ONLINE + EMA or not name.startswith(f"{prefix}all_modules."):
-            allowed = ", ".join(f"{prefix}all_modules.*" for prefix in ONLINE + EMA)
+        prefix, rest = naming.split(name)
+        if not rest.startswith("all_modules."):
+            if naming.is_buffer(name):
+                continue
+            allowed = ", ".join(f"{prefix}all_modules.*" for prefix in _ACCEPTED)
             raise ValueError(f"{name!r} {tensor.shape} belongs to no known network: {allowed} are accepted")
-        weights = "ema" if prefix in EMA else "online"
+        weights = "ema" if naming.is_average(prefix) else "online"
         if prefixes.setdefault(weights, prefix) != prefix:
             raise ValueError(f"the file holds two networks, {prefixes[weights]}* and {prefix}*; one is accepted")
-        found.setdefault(weights, {})[name.removeprefix(prefix)] = tensor
-    if "ema" in prefixes and prefixes.get("online") == "clf_fn.":
+        found.setdefault(weights, {})[rest] = tensor
+    if not found:
+        raise ValueError("it holds no network: none of its names begins with all_modules")
+    if "ema" in prefixes and "clf_fn." in prefixes.get("online", ""):
         raise ValueError("the file holds a score network and a classifier; one network is accepted")
     if checkpoint.layout == "score_sde" and "all_modules.0.W" in found.get("online", {}):
         raise ValueError(
@@ -90,8 +121,32 @@ def _listing(what: str, items: list[str]) -> str:
 
 
 def fill(pairs: Iterable[tuple[Tensor, SourceParameter]]) -> dict[str, object]:
-    """The parameters as a nested dict of float32 arrays; one tensor at a time is read from the file."""
-    return unflatten(
-        (parameter.path, np.ascontiguousarray(parameter.convert(tensor.read()), np.float32))
+    """The parameters as a nested dict of float32 arrays; one tensor at a time is read from the file.
+
+    Raises:
+      ValueError: naming the first tensor with a value that is not finite.
+    """
+
+    def read(tensor: Tensor, parameter: SourceParameter) -> np.ndarray:
+        array = np.ascontiguousarray(parameter.convert(tensor.read()), np.float32)
+        finite = np.isfinite(array)
+        if not finite.all():
+            raise ValueError(
+                f"{tensor.name} {tensor.shape} has {array.size - finite.sum()} values that are NaN or infinite: the "
+                "network was saved broken"
+            )
+        return array
+
+    return unflatten((parameter.path, read(tensor, parameter)) for tensor, parameter in pairs)
+
+
+def described(pairs: Iterable[tuple[Tensor, SourceParameter]]) -> dict[str, dict[str, object]]:
+    """By path, the name, shape and dtype of each parameter's tensor in the file."""
+    return {
+        "/".join(parameter.path): {
+            "source": tensor.name,
+            "source_shape": list(tensor.shape),
+            "source_dtype": str(tensor.dtype),
+        }
         for tensor, parameter in pairs
-    )
+    }

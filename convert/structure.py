@@ -43,6 +43,7 @@ class Structure:
       attention: the levels (0 is full resolution) that have attention.
       open: fields that matter and that no shape tells.
       sde: name of the diffusion, where the layout of the file tells it, else empty.
+      fixed: fields of ``config.sde`` that the original has not: their defaults hold.
     """
 
     n_classes: int | None
@@ -50,6 +51,7 @@ class Structure:
     attention: tuple[int, ...]
     open: tuple[str, ...]
     sde: str = ""
+    fixed: tuple[str, ...] = ("jitter", "mixed")
 
     def attn_resolutions(self, image_size: int) -> tuple[int, ...]:
         """The image sizes that have attention, for images of that size."""
@@ -168,7 +170,9 @@ def _output_fields(steps: list[list[_Module]], levels: int, in_ch: int) -> dict[
         residual = len(end) == 4
     else:
         if steps[levels - 1][0].kind == "norm" and end[0].kind == "norm":
-            return {"progressive": "output_skip"}
+            n_out = next((module.n_out for module in steps[levels - 1] if module.kind == "conv"), in_ch)
+            own = {} if n_out == in_ch else {"out_ch": n_out, "returns_in_ch": False}  # CLD-SGM's, else PSLD's
+            return {"progressive": "output_skip", **own}
         residual = steps[levels - 1][0].kind == "norm"
     return {"progressive": "residual" if residual else "none", "out_ch": end[-1].n_out}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,13 @@ from psld_jax import assets, blocks, scores
 from psld_jax._runtime.checks import check_array
 from psld_jax._runtime.errors import check_choice, is_count, unknown
 from psld_jax.build.configuration import from_dict, load_config, override
-from psld_jax.build.parts import abstract_network, build_sde, network_options
+from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
 from psld_jax.checkpoints import directory as checkpoint
-from psld_jax.models import NCSNpp, NCSNppClassifier
+from psld_jax.models import NCSNpp, NCSNppClassifier, families
 from psld_jax.sampling.settings import Tuned, read_tuned
 from psld_jax.sde import LinearSDE, OneBlock
 
-MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", "saved")
+MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", *families.available(), "saved")
 # Fields of config.model that do not belong to the stored weights: a network may be run in another precision.
 _RUN_TIME = ("dtype", "dropout")
 
@@ -117,7 +118,7 @@ def _saved_model(config: Any) -> Model | Classifier:
     m = config.model
     if not m.checkpoint:
         raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
-    stored, params = _open(m.checkpoint, m.weights)
+    stored, params = open_network(m.checkpoint, m.weights)
     if m.name != "saved":
         differences = [
             f"{section}.{key} is {config[section][key]!r}, stored is {value!r}"
@@ -137,9 +138,17 @@ def _saved_model(config: Any) -> Model | Classifier:
     return network_model(merged.lock(), params)
 
 
-def _open(directory: str, weights: str) -> tuple[Any, dict[str, Any]]:
-    """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from."""
+def open_network(directory: str, weights: str, overrides: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from.
+
+    A checkpoint of another library is converted into the user's cache; ``overrides`` are what it cannot tell.
+    """
     place = _place(directory)
+    if directory not in assets.NETWORKS:
+        cache = importlib.import_module("psld_jax.convert.cache")  # which imports this module, to write configurations
+        if cache.is_foreign(place):
+            place = cache.converted(place, overrides or {}, weights)
+            directory = str(place)
     latest = checkpoint.latest_training(place)
     if latest is None:
         stored, params = checkpoint.read_converted(place, weights or None)
@@ -154,16 +163,11 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     Raises:
       ValueError: if the arrays are not those of that network, by name and shape.
     """
-    sde, net = build_sde(config), abstract_network(config)
-    graph, state = nnx.split(net)
-    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
-    given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
-    if given != expected:
-        wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
-        listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
-        raise ValueError(f"the weights do not fit the configuration in {len(wrong)} arrays: {listed}")
+    check_weights(config, params, "the weights")
     for path, array in checkpoint.flatten(params).items():
         check_array(f"weights {path!r}", array)
+    sde = build_sde(config)
+    graph, state = nnx.split(abstract_network(config))
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
     net, m = nnx.merge(graph, state), config.model
     shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
@@ -171,6 +175,10 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
         return Classifier(sde, scores.classifier(net), config, shape, m.n_classes)
     samplers = _place(m.checkpoint) / "samplers.json" if m.checkpoint else None  # a network in training has no place
     tuned = _tuned(config, sde, samplers)
+    if m.name in families.available():
+        options = network_options(config)
+        score = scores.family(net, sde, options)
+        return Model(sde, score, config, options.image_shape, tuned=tuned, n_classes=options.n_classes)
     return Model(sde, scores.network(net, sde), config, shape, tuned=tuned, n_classes=m.num_labels)
 
 
@@ -217,7 +225,7 @@ def _not_tuned_for(field: str, value: str, belongs_to: str, wanted: str) -> Valu
     return ValueError(f"{field}={value!r} was tuned for {belongs_to}; this model is {wanted}")
 
 
-def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
+def initial_network(config: Any) -> Any:
     """The network that ``config.model`` describes: initial weights from ``config.seed``, then ``config.train.init``.
 
     Raises:
@@ -226,13 +234,15 @@ def initial_network(config: Any) -> NCSNpp | NCSNppClassifier:
     options, rngs = network_options(config), nnx.Rngs(params=config.seed)
     if config.model.name == "ncsnpp_clf":
         net = NCSNppClassifier(options, config.model.n_classes, rngs=rngs)
+    elif config.model.name in families.available():
+        net = families.get(config.model.name)(options, rngs=rngs)
     else:
         net = NCSNpp(options, rngs=rngs)
     if not config.train.init:
         return net
     graph, state = nnx.split(net)
     own = checkpoint.flatten(_text_keys(nnx.to_pure_dict(state)))
-    given = checkpoint.flatten(_open(config.train.init, "")[1])
+    given = checkpoint.flatten(open_network(config.train.init, "")[1])
     wrong = [path for path in given if path not in own or own[path].shape != given[path].shape]
     if wrong:
         raise ValueError(f"config.train.init={config.train.init!r} does not fit the network in {', '.join(wrong[:5])}")
@@ -309,13 +319,15 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     """Open a model that ships with the package, or one that you have trained or converted.
 
     ``load("mnist")`` is a network trained on MNIST, ``load("mnist_clf")`` its noise-conditional classifier,
-    ``load("digits")`` a small embedded data set with its exact score, ``load(DIR)`` a saved network.
+    ``load("digits")`` a small embedded data set with its exact score, ``load(DIR)`` a saved network, and ``load(FILE)``
+    a checkpoint of another library that ``python -m convert`` reads: it is converted into the user's cache, once.
 
     Args:
-      name: one of these names, a directory that the converter or ``--mode export`` wrote, or the work directory of a
-        training run (its latest checkpoint).
+      name: one of these names, a directory that the converter or ``--mode export`` wrote, the work directory of a
+        training run (its latest checkpoint), or a file or directory of another library.
       overrides: fields of the configuration to replace: ``load("digits", {"sde.gamma": 0.25, "sde.nu": 4.25})``,
-        ``load(DIR, {"model.weights": "online", "model.dtype": "bfloat16"})``.
+        ``load(DIR, {"model.weights": "online", "model.dtype": "bfloat16"})``. Of another library's file also what it
+        cannot tell.
 
     Returns:
       A :class:`Model`, or a :class:`Classifier` if that is what the directory holds.
@@ -326,8 +338,9 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     """
     if name == "digits":
         return build_model(override(load_config("digits"), overrides or {}))
-    if name not in assets.NETWORKS and not Path(name).is_dir():
-        raise unknown("model", str(name), ("digits", *assets.NETWORKS, "a directory with a model"))
+    if name not in assets.NETWORKS and not Path(name).exists():
+        raise unknown("model", str(name), ("digits", *assets.NETWORKS, "a directory or checkpoint with a model"))
     overrides = overrides or {}
-    stored, params = _open(str(name), overrides.get("model.weights", ""))
+    stored, params = open_network(str(name), overrides.get("model.weights", ""), overrides)
+    overrides = {key: value for key, value in overrides.items() if key != "model.checkpoint"}
     return network_model(override(stored, overrides), params)

@@ -5,40 +5,79 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import optax
+from flax import nnx
 
 from psld_jax import integrators
 from psld_jax._runtime.errors import check_choice
+from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.integrators.baselines import LAST_STEPS
-from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
+from psld_jax.models import NCSNppConfig, abstract, families
 from psld_jax.sampling.adaptive import SOLVERS
-from psld_jax.sde import LinearSDE, named
+from psld_jax.sde import LinearSDE, OneBlock, named
 from psld_jax.training import losses, optim
 
 TRAINABLE = ("ncsnpp", "ncsnpp_clf")
 
 
 def build_sde(config: Any) -> LinearSDE:
-    """The SDE that ``config.sde`` describes, preconditioned if ``config.model.data_std`` is positive.
+    """The SDE that ``config.sde`` describes, for what the network in ``config.model`` predicts.
+
+    That is preconditioned if ``config.model.data_std`` is positive; for a network with a section of its own, what its
+    options say.
 
     Raises:
-      ValueError: for an unknown name, or values out of range.
+      ValueError: for an unknown name, values out of range, or a network that is trained for another kind of diffusion.
     """
-    name = config.sde.name
+    name, m = config.sde.name, config.model
     check_choice("config.sde.name", name, named.available())
     sde = named.get(name, **{key: config.sde[key] for key in named.parameters(name)})
-    return sde if config.model.data_std == 0 else sde.preconditioned(config.model.data_std)
+    if m.name not in families.available():
+        return sde if m.data_std == 0 else sde.preconditioned(m.data_std)
+    if not isinstance(sde, OneBlock) or m.data_std:
+        raise ValueError(
+            f"config.model.name={m.name!r} needs a path of one block and config.model.data_std=0, not {sde!r} with "
+            f"config.model.data_std={m.data_std}"
+        )
+    return sde.predicting(network_options(config).predicts)
 
 
-def network_options(config: Any) -> NCSNppConfig:
-    """The options of NCSN++ in ``config.model``."""
-    return NCSNppConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(NCSNppConfig)})
+def network_options(config: Any) -> Any:
+    """The options of the network in ``config.model``: of NCSN++, or those in the section of its family.
+
+    Raises:
+      ValueError: for values out of range.
+    """
+    m = config.model
+    if m.name not in families.available():
+        return NCSNppConfig(**{field.name: m[field.name] for field in dataclasses.fields(NCSNppConfig)})
+    known = [field.name for field in dataclasses.fields(families.get(m.name).options)]
+    shared = {name: m[name] for name in families.SHARED if name in known}
+    return families.options(m.name, {**m[m.name], **shared})
 
 
-def abstract_network(config: Any) -> NCSNpp | NCSNppClassifier:
+def abstract_network(config: Any) -> Any:
     """The network that ``config.model`` describes, with shapes in place of arrays: nothing is allocated."""
-    return abstract(network_options(config), config.model.n_classes if config.model.name == "ncsnpp_clf" else None)
+    m, options = config.model, network_options(config)
+    if m.name in families.available():
+        return families.abstract(m.name, options)
+    return abstract(options, m.n_classes if m.name == "ncsnpp_clf" else None)
+
+
+def check_weights(config: Any, params: Any, what: str) -> None:
+    """Raise a ``ValueError`` unless ``params``, a nested dict, are the arrays of the network in ``config.model``.
+
+    Names and shapes are compared; ``what`` they are begins the message.
+    """
+    state = nnx.state(abstract_network(config))
+    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
+    if given != expected:
+        wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
+        listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
+        raise ValueError(f"{what} do not fit the configuration in {len(wrong)} arrays: {listed}")
 
 
 def build_data(config: Any, split: str) -> Dataset:
@@ -87,7 +126,7 @@ def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
     return losses.ScoreLoss(
         sde,
         m.in_ch,
-        m.out_ch if m.progressive != "output_skip" else m.in_ch,
+        network_options(config).returned_ch,
         objective=c.objective,
         weighting=c.weighting,
         norm=c.norm,

@@ -9,7 +9,7 @@ costs time and memory in proportion to its own bytes whatever the memo holds, so
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from psld_jax.checkpoints.pickle_names import (
@@ -38,11 +38,29 @@ def unpickle(data: bytes, start: int = 0) -> tuple[Any, int, dict[str, StorageRe
     Raises:
       ValueError: for anything malformed, not accepted, or beyond ``MAX_BYTES`` or ``MAX_OPCODES``.
     """
-    machine = _Machine(data, start)
+    machine = Machine(data, start)
     return machine.run(), machine.at, machine.storages
 
 
-class _Machine:
+class Machine:
+    """Runs one pickle; what it may name is a choice of the class.
+
+    Args:
+      data: what holds the pickle.
+      start: where it begins.
+    """
+
+    #: What each name that is understood stands for: a method of the machine, given the arguments of the call.
+    constructors: Mapping[str, Callable[..., Any]]
+    #: Names that may occur and are not needed.
+    opaque_names: frozenset[str] = OPAQUE_NAMES
+    opaque_libraries: tuple[str, ...] = OPAQUE_LIBRARIES
+    #: Ends the error about any other name.
+    needs: str = (
+        "which a state dict does not need; nothing was executed. If you trust the file, load it in PyTorch and save "
+        "{'state_dict': ...} with tensors only"
+    )
+
     def __init__(self, data: bytes, start: int):
         self.data, self.at, self.end = data, start, min(len(data), start + MAX_BYTES)
         self.stack: list[Any] = []
@@ -80,6 +98,14 @@ class _Machine:
             return raw.decode()
         except UnicodeDecodeError:
             self.fail("a string is not UTF-8")
+
+    def string(self, n: int) -> Any:
+        """What stands for a string of ``n`` bytes."""
+        return self.text(self.take(n))
+
+    def raw(self, n: int) -> Any:
+        """What stands for a bytes object of ``n`` bytes."""
+        return self.take(n)
 
     def line(self) -> str:
         end = self.data.find(b"\n", self.at, min(self.at + _MAX_NAME, self.end))
@@ -165,11 +191,9 @@ class _Machine:
         if type(module) is not str or type(name) is not str or len(module) + len(name) > _MAX_NAME:
             self.fail(f"a name is not a string of at most {_MAX_NAME} characters")
         path = f"{module}.{name}"
-        if not (path in OPAQUE_NAMES or path in _CONSTRUCT or module.split(".")[0] in OPAQUE_LIBRARIES):
-            self.fail(
-                f"it refers to {clip(path)}, which a state dict does not need; nothing was executed. If you trust the "
-                "file, load it in PyTorch and save {'state_dict': ...} with tensors only"
-            )
+        known = path in self.opaque_names or path in self.constructors
+        if not (known or module.split(".")[0] in self.opaque_libraries):
+            self.fail(f"it refers to {clip(path)}, {self.needs}")
         self.push(Global(path))
 
     def stack_global(self) -> None:
@@ -180,7 +204,7 @@ class _Machine:
             self.fail(f"calls a {type(function).__name__}, not a name")
         if type(arguments) is not tuple:
             self.fail(f"calls {clip(function.name)} with arguments that are no tuple")
-        make = _CONSTRUCT.get(function.name)
+        make = self.constructors.get(function.name)
         self.push(Opaque(function.name) if make is None else make(self, *arguments[:8]))
 
     def build(self) -> None:
@@ -257,19 +281,19 @@ class _Machine:
         return TensorRef(storage, dtype, offset, shape, strides)
 
 
-_CONSTRUCT: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _Machine.ordered_dict,
-    "torch.Size": _Machine.size,
-    "torch._utils._rebuild_parameter": _Machine.parameter,
-    "torch._utils._rebuild_parameter_with_state": _Machine.parameter,
-    "torch._utils._rebuild_tensor": _Machine.tensor,
-    "torch._utils._rebuild_tensor_v2": _Machine.tensor,
-    "torch._utils._rebuild_tensor_v3": _Machine.tensor_v3,
+Machine.constructors = {
+    "collections.OrderedDict": Machine.ordered_dict,
+    "torch.Size": Machine.size,
+    "torch._utils._rebuild_parameter": Machine.parameter,
+    "torch._utils._rebuild_parameter_with_state": Machine.parameter,
+    "torch._utils._rebuild_tensor": Machine.tensor,
+    "torch._utils._rebuild_tensor_v2": Machine.tensor,
+    "torch._utils._rebuild_tensor_v3": Machine.tensor_v3,
 }
 
-_OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
-    b"\x80": _Machine.protocol,
-    b"\x95": _Machine.frame,
+_OPCODES: dict[bytes, Callable[[Machine], Any]] = {
+    b"\x80": Machine.protocol,
+    b"\x95": Machine.frame,
     b"(": lambda m: m.marks.append(len(m.stack)),
     b"0": lambda m: m.pop(),
     b"1": lambda m: m.pop_mark(),
@@ -285,13 +309,13 @@ _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x8a": lambda m: m.long("<B"),
     b"\x8b": lambda m: m.long("<i"),
     # Strings and bytes.
-    b"X": lambda m: m.push(m.text(m.take(m.number("<I")))),
-    b"\x8c": lambda m: m.push(m.text(m.take(m.number("<B")))),
-    b"\x8d": lambda m: m.push(m.text(m.take(m.number("<Q")))),
-    b"C": lambda m: m.push(m.take(m.number("<B"))),
-    b"B": lambda m: m.push(m.take(m.number("<I"))),
-    b"\x8e": lambda m: m.push(m.take(m.number("<Q"))),
-    b"\x96": lambda m: m.push(m.take(m.number("<Q"))),
+    b"X": lambda m: m.push(m.string(m.number("<I"))),
+    b"\x8c": lambda m: m.push(m.string(m.number("<B"))),
+    b"\x8d": lambda m: m.push(m.string(m.number("<Q"))),
+    b"C": lambda m: m.push(m.raw(m.number("<B"))),
+    b"B": lambda m: m.push(m.raw(m.number("<I"))),
+    b"\x8e": lambda m: m.push(m.raw(m.number("<Q"))),
+    b"\x96": lambda m: m.push(m.raw(m.number("<Q"))),
     # Containers; sets become lists, because nothing here needs to be hashed.
     b")": lambda m: m.push(()),
     b"\x85": lambda m: m.push(m.pop_tuple(1)),
@@ -315,10 +339,10 @@ _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x94": lambda m: m.put(len(m.memo)),
     # Names and what is made from them.
     b"c": lambda m: m.find(m.line(), m.line()),
-    b"\x93": _Machine.stack_global,
+    b"\x93": Machine.stack_global,
     b"R": lambda m: m.construct(*m.pop_tuple(2)),
     b"\x81": lambda m: m.construct(*m.pop_tuple(2)),
-    b"\x92": _Machine.new_ex,
-    b"b": _Machine.build,
-    b"Q": _Machine.persistent,
+    b"\x92": Machine.new_ex,
+    b"b": lambda m: m.build(),
+    b"Q": Machine.persistent,
 }

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,8 +23,12 @@ from psld_jax.checkpoints.pickle_vm import MAX_BYTES, unpickle
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 #: Tensors may share storages, but their bytes together are at most so many times the file's.
-_MAX_SHARING = 8
+MAX_SHARING = 8
 _MAX_NAME = 500
+#: Names of state dicts one level down, of the weights and of their averages.
+_ONLINE = ("model_state_dict", "model", "net", "network", "params", "module", "unet")
+_EMA = ("ema", "ema_model", "ema_state_dict", "model_ema", "ema_params")
+_PLAIN = (int, float, bool)
 #: Of these score_sde_pytorch keeps no average: the table of noise levels, which VP does not use; fixed frequencies.
 _SIGMAS, _FIXED = re.compile(r"(module\.)?sigmas"), re.compile(r"(module\.)?all_modules\.0\.W")
 
@@ -55,14 +59,19 @@ class Tensor:
         Raises:
           ValueError: if the file is damaged there (the archive's checksum does not fit, or the file has shrunk).
         """
-        ref, size = self._ref, self.dtype.itemsize
-        if not math.prod(ref.shape):
-            return np.zeros(ref.shape, self.dtype)
-        last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
-        raw = self._checkpoint.read_storage(ref.storage.key, ref.offset * size, (last + 1) * size)
-        flat = np.frombuffer(raw, self.dtype)
-        strides = [stride * size for stride in ref.strides]
-        return np.asarray(np.lib.stride_tricks.as_strided(flat, ref.shape, strides, writeable=False), order="C")
+        key = self._ref.storage.key
+        return read_view(self._ref, self.dtype, lambda start, stop: self._checkpoint.read_storage(key, start, stop))
+
+
+def read_view(ref: TensorRef, dtype: np.dtype, read: Callable[[int, int], bytes]) -> np.ndarray:
+    """The tensor ``ref`` describes, C-contiguous and read-only; ``read(start, stop)`` gives bytes of its storage."""
+    size = dtype.itemsize
+    if not math.prod(ref.shape):
+        return np.zeros(ref.shape, dtype)
+    last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
+    flat = np.frombuffer(read(ref.offset * size, (last + 1) * size), dtype)
+    strides = [stride * size for stride in ref.strides]
+    return np.asarray(np.lib.stride_tricks.as_strided(flat, ref.shape, strides, writeable=False), order="C")
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -74,6 +83,7 @@ class Checkpoint(Mapping[str, Tensor]):
       layout: ``"state_dict"``, or ``"score_sde"`` for that of score_sde_pytorch, where the names of the averages,
         ``ema.*``, are those of the model's parameters in the same order.
       metadata: the numbers and short strings beside the state dict, e.g. ``epoch`` and ``global_step``.
+      left_out: names in the state dict that stand for plain numbers or a table that no network here uses.
 
     Raises:
       ValueError: if the file is none that ``torch.save`` wrote, is damaged, or holds anything but tensors.
@@ -89,16 +99,20 @@ class Checkpoint(Mapping[str, Tensor]):
             content, self._storages = _open_zip(file, file_size)
         elif head[:1] == b"\x80":
             self.format = "legacy"
-            content, self._storages = _open_legacy(file, file_size)
+            content, self._storages = open_legacy(file, file_size)
         else:
             raise ValueError(
                 f"it starts with {head!r}: neither a zip archive nor a pickle, so torch.save did not write it"
             )
         state, self.metadata, self.layout = _state_dict(content)
-        self._tensors = {name: self._tensor(name, value) for name, value in state.items()}
+        plain = {name for name, value in state.items() if type(name) is str and type(value) in _PLAIN}
+        self.left_out = tuple(sorted(plain | {name for name in _tables(content) if self.layout == "score_sde"}))
+        self._tensors = {name: self._tensor(name, value) for name, value in state.items() if name not in plain}
+        if not self._tensors:
+            raise ValueError("its state dict holds no tensors")
         total = sum(tensor.nbytes for tensor in self.values())
-        if total > _MAX_SHARING * file_size:
-            raise ValueError(f"its tensors would take {total} bytes, more than {_MAX_SHARING} times the file itself")
+        if total > MAX_SHARING * file_size:
+            raise ValueError(f"its tensors would take {total} bytes, more than {MAX_SHARING} times the file itself")
 
     def _tensor(self, name: Any, ref: Any) -> Tensor:
         if type(name) is not str or len(name) > _MAX_NAME:
@@ -159,8 +173,17 @@ class Checkpoint(Mapping[str, Tensor]):
         self._file.close()
 
 
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file that begins as those of ``torch.save`` do: as a zip archive or a pickle."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        head = file.read(2)
+    return head == b"PK" or head[:1] == b"\x80"
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint: of PyTorch Lightning, ``{"state_dict": ...}``; of score_sde_pytorch; or a bare state dict.
+    """Open a checkpoint: a bare state dict, one level down (``state_dict``, ``model``, ...), or of score_sde_pytorch.
 
     Nothing from the file is executed, whatever it says. The tensors stay in the file until they are read; the rest is
     bounded by 32 MiB of pickle, 2 million opcodes and 200,000 archive entries.
@@ -212,10 +235,13 @@ def _read_entry(file: BinaryIO, entries: dict[str, Entry], name: str, limit: int
     return file.read(entry.size)
 
 
-def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Entry]]:
-    """The same for the format before torch 1.6: five pickles, then size and data of each storage."""
+def open_legacy(file: Any, file_size: int, max_head: int = MAX_BYTES) -> tuple[Any, dict[str, Entry]]:
+    """The same for the format before torch 1.6: five pickles, in ``max_head`` bytes, then size and data of storages.
+
+    ``file`` needs to ``seek`` from its start and ``read``.
+    """
     file.seek(0)
-    head = file.read(MAX_BYTES)
+    head = file.read(max_head)
     magic, at, _ = unpickle(head)
     if magic != _LEGACY_MAGIC:
         raise ValueError("it is a pickle without the magic number of torch.save")
@@ -254,8 +280,10 @@ def _state_dict(content: Any) -> tuple[dict[Any, Any], dict[str, Any], str]:
         state, layout = content["state_dict"], "state_dict"
         if type(state) is not dict or not state:
             raise ValueError("its state_dict is not a dict with tensors")
-    elif content and all(type(value) is TensorRef for value in content.values()):
+    elif any(type(value) is TensorRef for value in content.values()):
         return content, {}, "state_dict"
+    elif nested := _nested(content):
+        state, layout = nested, "state_dict"
     elif "model" in content or "ema" in content:
         state, layout = _score_sde(content), "score_sde"
     else:
@@ -267,6 +295,32 @@ def _state_dict(content: Any) -> tuple[dict[Any, Any], dict[str, Any], str]:
         if type(key) is str and len(key) <= _MAX_NAME and plain:
             metadata[key] = value
     return state, metadata, layout
+
+
+def _nested(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The state dicts one level down by the names that trainers give them; those of averages become ``ema.*``."""
+    ema = content.get("ema")
+    if type(ema) is dict and "shadow_params" in ema:
+        return {}
+    state: dict[Any, Any] = {}
+    for keys, prefix in ((_ONLINE, ""), (_EMA, "ema.")):
+        found = [content[key] for key in keys if type(content.get(key)) is dict]
+        found = [value for value in found if any(map(_is_weight, value.items()))]
+        if len(found) > 1:
+            raise ValueError(f"it has {len(found)} state dicts among {', '.join(keys)}; one is accepted")
+        for name, value in found[0].items() if found else ():
+            state[f"{prefix}{name}" if type(name) is str else name] = value
+    return state
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    return type(value) is TensorRef and type(name) is str and name.rpartition(".")[2] in ("weight", "bias", "W", "b")
+
+
+def _tables(content: dict[Any, Any]) -> list[str]:
+    model = content.get("model")
+    return [str(name) for name in model if _SIGMAS.fullmatch(str(name))] if type(model) is dict else []
 
 
 def _score_sde(content: dict[Any, Any]) -> dict[Any, Any]:

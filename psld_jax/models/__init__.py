@@ -1,5 +1,6 @@
 """Score networks: NCSN++, its noise-conditional classifier, and FIR resampling, in flax.nnx, channels last."""
 
+from psld_jax.models import families
 from psld_jax.models.layers import Frozen
 from psld_jax.models.ncsnpp import NCSNpp, NCSNppClassifier, abstract
 from psld_jax.models.original import SourceParameter, source_parameters
@@ -13,6 +14,7 @@ __all__ = [
     "NCSNppConfig",
     "SourceParameter",
     "abstract",
+    "families",
     "plan",
     "source_parameters",
 ]

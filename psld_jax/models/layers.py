@@ -7,6 +7,7 @@ statistics of group norm and the softmax are never below float32. Initial weight
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -110,20 +111,33 @@ class ResampleConv(Conv3x3):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation: ``min(C // 4, 32)`` groups of channels, epsilon 1e-6, ``[n, H, W, C]`` to the same."""
+    """Group normalisation, ``[n, H, W, C]`` to the same.
 
-    def __init__(self, channels: int):
+    Args:
+      channels: C.
+      count: groups of channels, by default ``min(C // 4, 32)``.
+      eps: added to the variance.
+
+    Raises:
+      ValueError: for channels that cannot be divided into so many groups.
+    """
+
+    def __init__(self, channels: int, count: int | None = None, eps: float = 1e-6):
+        self.count, self.eps = groups(channels) if count is None else count, eps
+        if self.count < 1 or channels % self.count:
+            raise ValueError(f"group norm cannot divide {channels} channels into {self.count} groups")
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
         self.bias = _zeros(channels)
 
     def __call__(self, x: Array) -> Array:
         n, height, width, channels = x.shape
         y = x.reshape(n, height * width, channels).astype(jnp.promote_types(x.dtype, jnp.float32))
-        return group_norm(y, self.scale[...], self.bias[...]).reshape(x.shape).astype(x.dtype)
+        y = group_norm(y, self.scale[...], self.bias[...], self.count, self.eps)
+        return y.reshape(x.shape).astype(x.dtype)
 
 
-@jax.custom_jvp
-def group_norm(x: Array, scale: Array, bias: Array) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def group_norm(x: Array, scale: Array, bias: Array, count: int, eps: float) -> Array:
     """``scale u + bias``, where ``u = (x - mean) / std`` over pixels and the channels of a group.
 
     Its derivative is stated: ``du = (dx - mean(dx) - u mean(u dx)) / std``, whose transpose is itself, so that a
@@ -132,33 +146,36 @@ def group_norm(x: Array, scale: Array, bias: Array) -> Array:
     Args:
       x: ``[n, H W, C]``.
       scale, bias: ``[C]``.
+      count: groups of channels.
+      eps: added to the variance.
     """
-    mean, rate = _statistics(x)
+    mean, rate = _statistics(x, count, eps)
     return (x - mean) * (rate * scale) + bias
 
 
 @group_norm.defjvp
-def _group_norm_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+def _group_norm_jvp(
+    count: int, eps: float, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Array, Array]:
     (x, scale, bias), (dx, dscale, dbias) = primals, tangents
-    mean, rate = _statistics(x)
+    mean, rate = _statistics(x, count, eps)
     gain, unit = rate * scale, (x - mean) * rate
     # Per sample and channel before they meet the pixels: then the sums of the transpose are for these two alone.
-    slope = dscale - gain * _group_mean(unit * dx)
-    shift = dbias - gain * _group_mean(dx)
+    slope = dscale - gain * _group_mean(unit * dx, count)
+    shift = dbias - gain * _group_mean(dx, count)
     return (x - mean) * gain + bias, gain * dx + unit * slope + shift
 
 
-def _statistics(x: Array) -> tuple[Array, Array]:
+def _statistics(x: Array, count: int, eps: float) -> tuple[Array, Array]:
     """Mean and 1 / standard deviation of the groups, ``[n, 1, C]``."""
-    mean = _group_mean(x)
-    return mean, jax.lax.rsqrt(_group_mean((x - mean) ** 2) + 1e-6)
+    mean = _group_mean(x, count)
+    return mean, jax.lax.rsqrt(_group_mean((x - mean) ** 2, count) + eps)
 
 
-def _group_mean(x: Array) -> Array:
+def _group_mean(x: Array, count: int) -> Array:
     """Mean over pixels, then over the group's channels, ``[n, 1, C]``: two reductions that vectorise well."""
-    channels = x.shape[-1]
-    means = x.mean(axis=1).reshape(len(x), groups(channels), -1).mean(axis=2)
-    return jnp.repeat(means, channels // groups(channels), axis=1)[:, None]
+    means = x.mean(axis=1).reshape(len(x), count, -1).mean(axis=2)
+    return jnp.repeat(means, x.shape[-1] // count, axis=1)[:, None]
 
 
 class Fourier(nnx.Module):
@@ -233,8 +250,19 @@ class Attention(nnx.Module):
     def __call__(self, x: Array) -> Array:
         n, height, width, ch = x.shape
         h = self.norm(x).reshape(n, height * width, 1, ch)
-        h = jax.nn.dot_product_attention(self.query(h), self.key(h), self.value(h))
+        h = attend(self.query(h), self.key(h), self.value(h))
         return merge(x, self.out(h.reshape(x.shape)), self.rescale)
+
+
+def attend(query: Array, key: Array, value: Array) -> Array:
+    """``softmax(q k^T / sqrt(D)) v`` of each head, all ``[n, T, heads, D]``; the softmax never below float32.
+
+    Unlike ``jax.nn.dot_product_attention`` it stays float64 where the arrays are.
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=wide)
+    weights = jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(value.dtype)
+    return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
 
 
 class Combine(nnx.Module):

@@ -130,8 +130,8 @@ class NCSNpp(Encoder):
           rngs: stream ``dropout``, where dropout is applied.
 
         Returns:
-          float32 (the parameters' dtype) ``[n, image_size, image_size, out_ch]``; ``in_ch`` channels instead with
-          ``progressive="output_skip"``.
+          float32 (the parameters' dtype) ``[n, image_size, image_size, returned_ch]``: ``out_ch``, or ``in_ch``
+          with ``progressive="output_skip"``.
 
         Raises:
           ValueError: for a wrong shape, dropout without ``rngs``, or labels that the network does not take.

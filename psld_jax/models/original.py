@@ -57,6 +57,11 @@ class SourceParameter:
             )
         return np.transpose(array, self.axes).reshape(self.shape)
 
+    def invert(self, array: np.ndarray) -> np.ndarray:
+        """Our array, of shape ``shape``, in the original's layout, of ``source_shape``: the inverse of `convert`."""
+        laid_out = array.reshape([self.source_shape[axis] for axis in self.axes])
+        return np.transpose(laid_out, np.argsort(self.axes))
+
 
 def source_parameters(config: NCSNppConfig, n_classes: int | None = None) -> tuple[SourceParameter, ...]:
     """All parameters of the score network (or, with ``n_classes``, of the classifier), in the order of ``all_modules``.

@@ -40,9 +40,10 @@ class NCSNppConfig:
       skip_rescale: divide sums of two branches by ``sqrt(2)``.
       resblock_type: ``ddpm`` or ``biggan``.
       progressive: output pyramid: ``none``, ``output_skip`` or ``residual``. With ``output_skip`` the network returns
-        ``in_ch`` channels whatever ``out_ch`` says, as in the original.
+        ``in_ch`` channels whatever ``out_ch`` says, as in the original, unless ``returns_in_ch`` is off.
       progressive_input, progressive_combine: input pyramid: ``none``, ``input_skip`` (combined by ``sum`` or ``cat``)
         or ``residual``.
+      returns_in_ch: see ``progressive``; off for networks of CLD-SGM.
       embedding_type: ``fourier`` (of ``log s``) or ``positional`` (of ``s``), where ``s = time_scale t``.
       time_scale: 1 for networks of PSLD, 999 for VP networks of score_sde_pytorch.
       init_scale: initial scale of each branch's last layer (0 stands for 1e-10).
@@ -75,6 +76,7 @@ class NCSNppConfig:
     progressive: str = "none"
     progressive_input: str = "residual"
     progressive_combine: str = "sum"
+    returns_in_ch: bool = True
     embedding_type: str = "fourier"
     time_scale: float = 1.0
     init_scale: float = 0.0
@@ -123,6 +125,11 @@ class NCSNppConfig:
     def levels(self) -> int:
         """Number of resolutions."""
         return len(self.ch_mult)
+
+    @property
+    def returned_ch(self) -> int:
+        """Channels that the network returns."""
+        return self.in_ch if self.progressive == "output_skip" and self.returns_in_ch else self.out_ch
 
     @property
     def taps(self) -> tuple[float, ...]:
@@ -269,7 +276,7 @@ def _modules(c: NCSNppConfig, n_classes: int | None) -> Iterator[tuple[str, str,
             yield attention(f"up_{level}_attn", ch)
         if c.progressive == "output_skip":
             yield layer(f"up_{level}_norm", "groupnorm", ch, ch)
-            yield layer(f"up_{level}_conv", "conv3x3", ch, c.in_ch, "", c.init_scale)
+            yield layer(f"up_{level}_conv", "conv3x3", ch, c.returned_ch, "", c.init_scale)
         elif c.progressive == "residual" and level == c.levels - 1:
             yield layer(f"up_{level}_norm", "groupnorm", ch, ch)
             yield layer(f"up_{level}_conv", "conv3x3", ch, ch)

@@ -9,6 +9,7 @@ from psld_jax.conditioning.guidance import (
     posterior_guided,
 )
 from psld_jax.scores.clocks import CLOCKS, DiscreteTimes, clock, discrete_times
+from psld_jax.scores.family import FamilyScore, family
 from psld_jax.scores.function import FunctionScore, function
 from psld_jax.scores.mixture import MixtureScore, mixture
 from psld_jax.scores.network import NetworkLogits, NetworkScore, classifier, network
@@ -18,6 +19,7 @@ __all__ = [
     "ClassifierFree",
     "ClassifierGuided",
     "DiscreteTimes",
+    "FamilyScore",
     "FunctionScore",
     "MixtureScore",
     "NetworkLogits",
@@ -28,6 +30,7 @@ __all__ = [
     "classifier_guided",
     "clock",
     "discrete_times",
+    "family",
     "function",
     "mixture",
     "network",

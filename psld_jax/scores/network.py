@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,20 +52,29 @@ class NetworkScore:
         return blocks.like(z, (parts.get(k, jnp.zeros_like(leaf)) for k, leaf in enumerate(z)))
 
     def _run(self, images: Array, t: Array) -> Array:
-        net, n = nnx.merge(self.graph, self.state), len(images)
+        net: Any = nnx.merge(self.graph, self.state)
 
         def run(images: Array, labels: Array | None) -> Array:
             return net(images, t) if labels is None else net(images, t, labels)
 
-        if not 0 < self.tile < n:
-            return run(images, self.labels)
+        return in_tiles(run, self.tile, images, self.labels)
 
-        def cut(leaf: Array) -> Array:
-            padded = jnp.pad(leaf, [(0, -n % self.tile), *[(0, 0)] * (leaf.ndim - 1)])
-            return jnp.reshape(padded, (-1, self.tile, *leaf.shape[1:]))
 
-        out = jax.lax.map(lambda tile: run(*tile), jax.tree.map(cut, (images, self.labels)))
-        return jnp.reshape(out, (-1, *out.shape[2:]))[:n]
+def in_tiles(run: Callable[..., Array], tile: int, *arrays: Array | None) -> Array:
+    """``run(*arrays)`` of arrays ``[n, ...]`` over ``tile`` samples at a time, the last ones padded; 0: over all.
+
+    ``None`` among the arrays is passed on; the result is ``[n, ...]``.
+    """
+    n = len(jax.tree.leaves(arrays)[0])
+    if not 0 < tile < n:
+        return run(*arrays)
+
+    def cut(leaf: Array) -> Array:
+        padded = jnp.pad(leaf, [(0, -n % tile), *[(0, 0)] * (leaf.ndim - 1)])
+        return jnp.reshape(padded, (-1, tile, *leaf.shape[1:]))
+
+    out = jax.lax.map(lambda part: run(*part), jax.tree.map(cut, arrays))
+    return jnp.reshape(out, (-1, *out.shape[2:]))[:n]
 
 
 def predicted_blocks(sde: LinearSDE, in_ch: int, out_ch: int) -> tuple[int, ...]:
@@ -101,6 +111,19 @@ def predicted_blocks(sde: LinearSDE, in_ch: int, out_ch: int) -> tuple[int, ...]
 _CPU_TILE = 8
 
 
+def tile_size(tile: int | None) -> int:
+    """The tile that was asked for, or the default of this machine: 8 on a CPU, 0 (all) elsewhere.
+
+    Raises:
+      ValueError: for a negative one.
+    """
+    if tile is None:
+        return _CPU_TILE if jax.default_backend() == "cpu" else 0
+    if tile < 0:
+        raise ValueError(f"tile={tile} must be an integer >= 0")
+    return tile
+
+
 def network(net: nnx.Module, sde: LinearSDE, *, tile: int | None = None) -> NetworkScore:
     """Make an ``eps_fn`` of ``net(z, t)``, e.g. :class:`psld_jax.models.NCSNpp`.
 
@@ -117,15 +140,10 @@ def network(net: nnx.Module, sde: LinearSDE, *, tile: int | None = None) -> Netw
     Raises:
       ValueError: for channels that do not fit ``sde``, or a negative tile.
     """
-    if tile is None:
-        tile = _CPU_TILE if jax.default_backend() == "cpu" else 0
-    if tile < 0:
-        raise ValueError(f"tile={tile} must be an integer >= 0")
     graph, state = nnx.split(net)
     config: Any = getattr(net, "config")  # noqa: B009 (declared by the networks, not by nnx.Module)
-    out_ch = config.in_ch if config.progressive == "output_skip" else config.out_ch
     inputs = None if sde.data_std is None else TimeFunction(lambda t: np.asarray(sde.input_matrix(t)))
-    return NetworkScore(state, inputs, graph, predicted_blocks(sde, config.in_ch, out_ch), tile)
+    return NetworkScore(state, inputs, graph, predicted_blocks(sde, config.in_ch, config.returned_ch), tile_size(tile))
 
 
 @jax.tree_util.register_dataclass

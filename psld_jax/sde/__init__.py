@@ -1,12 +1,13 @@
 """Linear diffusions, numpy float64: one file each, and the base of all.
 
-Phase space: :class:`PSLD`, :class:`ThirdOrder`. One block: :class:`VPSDE`, :class:`VESDE`, :class:`EDM`,
+Phase space: :class:`PSLD`, :class:`CLD`, :class:`ThirdOrder`. One block: :class:`VPSDE`, :class:`VESDE`, :class:`EDM`,
 :class:`SubVP`, :class:`Cosine`, :class:`Flow`, :class:`Discrete`; :func:`path` makes one of two functions of your own.
 Any functions ``F(t)``, ``D(t)``: :class:`VaryingSDE`. Every module here is discovered, none needs to be listed.
 """
 
 from psld_jax.sde._linear_algebra import cholesky, linear_flow
 from psld_jax.sde.base import LinearSDE
+from psld_jax.sde.cld import CLD
 from psld_jax.sde.cosine import Cosine
 from psld_jax.sde.discrete import Discrete
 from psld_jax.sde.edm import EDM
@@ -22,6 +23,7 @@ from psld_jax.sde.vesde import VESDE
 from psld_jax.sde.vpsde import VPSDE
 
 __all__ = [
+    "CLD",
     "EDM",
     "PSLD",
     "VESDE",

@@ -14,7 +14,7 @@ from psld_jax.sde.base import LinearSDE
 Array = Any
 
 #: What a network may predict of ``x_t = alpha x_0 + sigma eps``; see :meth:`OneBlock.predicting`.
-PREDICTIONS = ("eps", "data", "score", "velocity", "flow")
+PREDICTIONS = ("eps", "data", "score", "velocity", "flow", "mixed")
 # Rounding leaves of a signal that is gone at t = 1 so much, in units of the noise.
 _NO_SIGNAL = 1e-12
 
@@ -151,7 +151,9 @@ class OneBlock(LinearSDE):
         - ``"data"``: ``x_0``;
         - ``"score"``: ``-eps / sigma``, the gradient of the log density;
         - ``"velocity"``: ``alpha eps - sigma x_0`` (Salimans & Ho, 2022);
-        - ``"flow"``: ``alpha' x_0 + sigma' eps``, the velocity ``dx/dt`` of the path (Lipman et al., 2023).
+        - ``"flow"``: ``alpha' x_0 + sigma' eps``, the velocity ``dx/dt`` of the path (Lipman et al., 2023);
+        - ``"mixed"``: what is left of the noise for data of variance 1, ``score = -x / (alpha^2 + sigma^2) - out /
+          sigma`` (Vahdat et al., 2021; CLD-SGM).
 
         Raises:
           ValueError: for another prediction, or a path that is preconditioned.
@@ -186,6 +188,9 @@ class OneBlock(LinearSDE):
                 f"alpha = 0 at t={_first(t, wrong)}, where {self.prediction!r} says nothing of x_0: start the grid "
                 "below 1 (t_start), or take a network that predicts 'data', 'velocity' or 'flow'"
             )
+        if self.prediction == "mixed":
+            total = alpha**2 + std**2
+            return alpha / total, -std / alpha, std / total, one
         return (
             (1 / alpha, std**2 / alpha, zero, -std)
             if self.prediction == "score"
@@ -204,6 +209,8 @@ class OneBlock(LinearSDE):
             return -(alpha**2 + std**2) / std, alpha / std
         if self.prediction == "flow":
             return -self._wronskian(t) / std, self.std_rate(t) / std
+        if self.prediction == "mixed":
+            return -alpha / std, alpha**2 / (std * (alpha**2 + std**2))
         return (alpha / std**2, -1 / std**2) if self.prediction == "score" else (-alpha / std, 1 / std)
 
     def training_target(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -243,7 +250,7 @@ class OneBlock(LinearSDE):
         alpha, std = self.alpha(t), self.std(t)
         if self.data_std is not None:
             return np.sqrt(std**2 + (self.data_std * alpha) ** 2)
-        if self.prediction == "velocity":
+        if self.prediction in ("velocity", "mixed"):
             return np.sqrt(alpha**2 + std**2)
         return {"data": std, "flow": np.ones_like(std)}.get(self.prediction, alpha)
 

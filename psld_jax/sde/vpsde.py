@@ -23,6 +23,7 @@ class VPSDE(OneBlock):
     Args:
       beta_min, beta_max: rates at ``t = 0`` and ``t = 1``.
       jitter: added to every marginal variance (the original adds none here).
+      mixed: whether the network predicts what a Gaussian's score leaves over, see :meth:`predicting`.
 
     Raises:
       ValueError: as :class:`LinearSDE`.
@@ -33,8 +34,13 @@ class VPSDE(OneBlock):
     last_step = "euler"
     grid = "quadratic"
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, jitter: float = 0.0):
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, jitter: float = 0.0, mixed: bool = False):
         LinearSDE.__init__(self, [[-0.5]], [[1.0]], beta_min=beta_min, beta_max=beta_max, jitter=jitter)
+        self.prediction = "mixed" if mixed else "eps"
+
+    def __repr__(self) -> str:
+        mixed = ", mixed=True" if self.prediction == "mixed" else ""
+        return f"VPSDE(beta_min={self.beta_min}, beta_max={self.beta_max}, jitter={self.jitter}{mixed})"
 
     def alpha(self, t: Array) -> np.ndarray:
         return np.exp(-0.5 * self.beta_integral(t))

@@ -1,0 +1,71 @@
+"""Checkpoints of other libraries that are opened as they are: converted once, and kept by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from psld_jax.checkpoints.directory import read_index
+
+from .conversion import convert, digest
+from .origins import recognise
+
+#: Changes whenever the same file would be converted to something else.
+_VERSION = 1
+#: Fields that say how a network is run, and not what is in the file.
+_RUN_TIME = ("model.checkpoint", "model.dtype", "model.weights")
+_READ = (".json", ".safetensors", ".bin")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether it is a file, or a directory that some origin recognises and that is not one of this package."""
+    if path.is_file():
+        return True
+    if not path.is_dir() or (path / "index.json").is_file():
+        return False
+    try:
+        recognise(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Path:
+    """The directory that ``path`` is converted to, in the user's cache; it is made if it is not there.
+
+    Args:
+      path: a file or directory that :func:`convert` takes.
+      overrides: fields of the configuration by dotted name; those of ``model`` and ``sde`` say what the file does not.
+      weights: ``ema`` or ``online``; empty: what the origin recommends.
+
+    Raises:
+      ValueError: as :func:`convert` does.
+    """
+    said = [f"{name}={value}" for name, value in overrides.items() if name.startswith(("model.", "sde."))]
+    said = sorted(text for text in said if text.partition("=")[0] not in _RUN_TIME)
+    files = _files(path)
+    about = json.dumps([_VERSION, digest(path, files), said, weights])
+    place = platformdirs.user_cache_path("psld_jax") / "converted" / hashlib.sha256(about.encode()).hexdigest()[:32]
+    if not place.is_dir():
+        try:
+            convert(path, "", place, weights=weights or None, overrides=said)
+        except (ValueError, OSError):
+            if not place.is_dir():  # or another process was quicker
+                raise
+    read_index(place)
+    return place
+
+
+def _files(path: Path) -> list[Path]:
+    """What a conversion may read beside a file of weights, or in a directory; nothing for a file that stands alone."""
+    if path.is_file() and path.suffix not in (".safetensors", ".bin"):
+        return []
+    root = path if path.is_dir() else path.parent
+    around = [*root.glob("*"), *root.glob("*/*"), *(root.parent / "scheduler").glob("*")] if path.is_dir() else []
+    around = around or [path, *root.glob("*.json"), *(root.parent / "scheduler").glob("*.json")]
+    return sorted({file for file in around if file.suffix in _READ and file.is_file()})

@@ -1,0 +1,271 @@
+"""Directories of diffusers with a ``UNet2DModel``: alone, beside its scheduler, or in the folders of a pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from psld_jax.checkpoints.pickle_names import clip
+from psld_jax.checkpoints.reader import read_checkpoint
+from psld_jax.checkpoints.safetensors import SafeTensors
+from psld_jax.models.unet2d_source import source_parameters
+from psld_jax.models.unet2d_structure import UNet2DConfig
+
+from . import mapping, naming, schedules
+from .configs import option
+from .origins import Asked, Converted
+
+NAME = "diffusers"
+ACCEPTS = "a directory of diffusers with a UNet2DModel: config.json and weights, or unet/ and scheduler/"
+
+_WEIGHTS = "diffusion_pytorch_model"
+_SUPPORTED = (
+    "UNet2DModel (unconditional, or told a class) is supported; text-to-image U-Nets, transformers and VAEs are not"
+)
+_MAX_JSON = 16 * 2**20
+#: Attention before diffusers 0.12, and now.
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is such a directory, or a file of weights with its ``config.json`` beside it.
+
+    Raises:
+      ValueError: for a ``config.json`` that cannot be read.
+    """
+    directory = path if path.is_dir() else path.parent
+    if path.is_file() and not path.name.startswith(_WEIGHTS):
+        return False
+    for place in (directory / "config.json", directory / "model_index.json", directory / "unet" / "config.json"):
+        if place.is_file() and "_class_name" in _json(place):
+            return True
+    return False
+
+
+def read(path: Path, asked: Asked) -> Converted:
+    """The network, and the diffusion of its scheduler.
+
+    Raises:
+      ValueError: for a model or a scheduler that is not supported, by name; for weights that are damaged, not finite,
+        or do not fit the configuration; if there is no scheduler, and none was asked for.
+    """
+    root = path if path.is_dir() else path.parent
+    unet, found = _unet(root)
+    stored = _json(unet / "config.json")
+    options, unknown = _options(stored)
+    scheduler_file = next((place for place in _scheduler_places(root, unet) if place.is_file()), None)
+    given = option(asked.overrides, "sde.name")
+    if scheduler_file is not None:
+        scheduler = _json(scheduler_file)
+        sde, predicts, clock = schedules.diffusion(scheduler)
+    elif given:
+        scheduler, sde = {}, {"name": given}
+        predicts, clock = ("score", "sigma") if given == "vesde" else ("eps", "index")
+    else:
+        raise ValueError(
+            f"{root} has no scheduler_config.json, so its diffusion cannot be known. Add --set sde.name=discrete (with "
+            "sde.schedule, sde.beta_start, ... if it is not DDPM's) or --set sde.name=vesde, and --set "
+            "model.unet2d.predicts=eps, velocity, data or score"
+        )
+    config = UNet2DConfig(**options, predicts=predicts, clock=clock)
+    parameters = source_parameters(config)
+    with contextlib.ExitStack() as stack:
+        files, tensors, weights = _open(unet, path, stack)
+        renamed, left_out = _names(tensors, {parameter.source for parameter in parameters})
+        pairs = mapping.match(renamed, parameters)
+        tree = mapping.fill(asked.tracked(pairs, f"{weights} weights"))
+        sources = mapping.described(pairs)
+    size = sum(math.prod(parameter.shape) for parameter in parameters)
+    height, width, channels = config.image_shape
+    learned = f", of which the first {channels} are the image's" if config.out_channels > channels else ""
+    labels = {"index": f"{config.n_classes} classes", "timestep": "numbers", "identity": "vectors", "": "none"}
+    clip_x0 = scheduler.get("clip_sample", scheduler.get("_class_name") in ("DDPMScheduler", "DDIMScheduler"))
+    notes = [
+        f"network: {found}, {size:,} parameters, {config.time_embedding_type} embedding of the time, "
+        f"{config.out_channels} channels returned{learned}",
+        f"diffusion: {_told(sde)} of {scheduler.get('_class_name', 'nobody: as asked for')}",
+        f"the network predicts {predicts} and is told {'the number of the level' if clock == 'index' else 'sigma'}",
+        f"images: {height} x {width} x {channels}",
+        f"labels: {labels[config.labels]}",
+        f"weights: {', '.join(file.name for file in files)}; whether they are an average (EMA), the file does not say",
+        *([f"left out, no part of the network: {', '.join(left_out)}"] if left_out else []),
+        *([f"options that UNet2DModel does not have, left out: {', '.join(unknown)}"] if unknown else []),
+        *(["the scheduler clips x_0 (clip_sample); samplers here do not unless told to"] if clip_x0 else []),
+    ]
+    beside = [unet / "config.json", *([scheduler_file] if scheduler_file else [])]
+    return Converted(
+        NAME,
+        {"name": "unet2d", "config": dataclasses.asdict(config)},
+        {weights: tree},
+        sde,
+        config.image_shape,
+        config.n_classes,
+        tuple(notes),
+        config=asked.config if asked.config not in ("", "auto") else "default",
+        sources={weights: sources},
+        format="safetensors" if files[0].suffix == ".safetensors" else "torch",
+        files=(*files, *beside),
+    )
+
+
+def _told(sde: Mapping[str, Any]) -> str:
+    levels = sde.get("alphas_cumprod", ())
+    if levels:
+        return f"{len(levels)} levels, alphas_cumprod {levels[0]:.6g} to {levels[-1]:.3g},"
+    return ", ".join(str(value) if key == "name" else f"{key}={value}" for key, value in sde.items())
+
+
+def _unet(root: Path) -> tuple[Path, str]:
+    """The folder of the network, and the name of its class."""
+    index = root / "model_index.json"
+    unet = root if (root / "config.json").is_file() else root / "unet"
+    if (unet / "config.json").is_file():
+        name = _json(unet / "config.json").get("_class_name")
+        if name == "UNet2DModel":
+            return unet, name
+        raise ValueError(f"{unet / 'config.json'} is of {clip(str(name))}. {_SUPPORTED}")
+    parts = _json(index) if index.is_file() else {}
+    classes = [str(value[1]) for value in parts.values() if type(value) is list and len(value) == 2]
+    raise ValueError(f"{root} holds {', '.join(classes) or 'no model'}, and no folder unet with it. {_SUPPORTED}")
+
+
+def _scheduler_places(root: Path, unet: Path) -> list[Path]:
+    name = "scheduler_config.json"
+    return [unet / name, root / name, root / "scheduler" / name, unet.parent / "scheduler" / name]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_JSON:
+        raise ValueError(f"{path} has more than {_MAX_JSON} bytes, too many for a configuration")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {clip(str(error), 200)}") from None
+    if type(content) is not dict:
+        raise ValueError(f"{path} holds no table of options")
+    return content
+
+
+#: Types of the options by name; a tuple of names or whole numbers where they are lists.
+_FIELDS = {field.name: field for field in dataclasses.fields(UNet2DConfig)}
+#: What stands for ``null``.
+_EMPTY: dict[type, Any] = {int: 0, float: 0.0, str: "", bool: False, tuple: ()}
+_OWN = ("predicts", "clock", "dtype", "mid_block")
+
+
+def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The options of a ``config.json``, and the names of those that ``UNet2DModel`` does not have."""
+    options: dict[str, Any] = {}
+    unknown = []
+    for key, value in stored.items():
+        if key.startswith("_"):
+            continue
+        if key == "mid_block_type":
+            options["mid_block"] = value is not None
+            continue
+        if key not in _FIELDS or key in _OWN:
+            unknown.append(key)
+            continue
+        default = _FIELDS[key].default
+        if key == "sample_size" and type(value) is int:
+            value = [value, value]
+        if value is None:
+            options[key] = _EMPTY[type(default)]
+            continue
+        if key in ("down_block_types", "up_block_types") and type(value) is list:
+            value = [str(name).removeprefix("UNetRes") for name in value]
+        options[key] = _value(key, value, default)
+    if not options.get("sample_size"):
+        raise ValueError(
+            "its sample_size is null, so the size of the images cannot be known: write it into config.json"
+        )
+    return options, unknown
+
+
+def _value(key: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple):
+        kind = type(default[0])
+        if type(value) is list and len(value) <= 64 and all(type(part) is kind for part in value):
+            return tuple(value)
+    elif isinstance(default, float) and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    elif isinstance(default, int) and not isinstance(default, bool) and type(value) is float and value.is_integer():
+        return int(value)
+    elif type(value) is type(default):
+        return value
+    raise ValueError(f"{key}={clip(str(value))} in its config.json must be of the kind of {default!r}")
+
+
+def _open(unet: Path, path: Path, stack: contextlib.ExitStack) -> tuple[list[Path], dict[str, mapping.Tensor], str]:
+    """Files of weights, the tensors in them by name, and whether they are averages: ``online``, or ``ema`` by name."""
+    file = path if path.is_file() else _choose(unet)
+    weights = "online"
+    if not file.name.endswith(".index.json"):
+        tensors, average = _tensors(file, stack)
+        return [file], tensors, "ema" if average else weights
+    shards = _json(file).get("weight_map")
+    if type(shards) is not dict or not shards or not all(type(shard) is str for shard in shards.values()):
+        raise ValueError(f"{file} has no weight_map, a table of the files that hold the tensors")
+    names = sorted(set(shards.values()))
+    outside = [name for name in names if Path(name).name != name or not (unet / name).is_file()]
+    if outside:
+        raise ValueError(f"{file} names {clip(outside[0])}, which is no file beside it")
+    merged: dict[str, mapping.Tensor] = {}
+    for name in names:
+        for key, tensor in _tensors(unet / name, stack)[0].items():
+            if shards.get(key) != name or key in merged:
+                raise ValueError(f"{clip(key)} is in {name}, and {file.name} does not say so")
+            merged[key] = tensor
+    if missing := sorted(set(shards) - set(merged)):
+        raise ValueError(f"{clip(missing[0])} is not in the file that {file.name} names for it")
+    return [file, *(unet / name for name in names)], merged, weights
+
+
+def _choose(unet: Path) -> Path:
+    """The file of weights in a folder: the plain one before a variant, ``.safetensors`` before ``.bin``."""
+    for end in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"):
+        plain = unet / f"{_WEIGHTS}{end}"
+        if plain.is_file():
+            return plain
+        variants = [file for file in unet.glob(f"{_WEIGHTS}.*") if re.fullmatch(rf"{_WEIGHTS}\.[\w-]+{end}", file.name)]
+        variants = [file for file in variants if not re.search(r"-\d{5}-of-\d{5}", file.name)]
+        if len(variants) > 1:
+            listed = ", ".join(sorted(file.name for file in variants))
+            raise ValueError(f"{unet} has several variants of its weights, {listed}: give one of these files")
+        if variants:
+            return variants[0]
+    raise ValueError(f"{unet} holds no weights: {_WEIGHTS}.safetensors or .bin, or an index of several files")
+
+
+def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping.Tensor], bool]:
+    """The tensors by name without a wrapper's prefix, and whether they are averages."""
+    source = stack.enter_context(SafeTensors(file) if file.suffix == ".safetensors" else read_checkpoint(file))
+    found: dict[bool, dict[str, mapping.Tensor]] = {}
+    for name, tensor in source.items():
+        prefix, rest = naming.split(name)
+        found.setdefault(naming.is_average(prefix), {})[rest] = tensor
+    average = True in found
+    return found.get(average, {}), average
+
+
+def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict[str, mapping.Tensor], list[str]]:
+    """The tensors by today's names, and the names of counters and measures, which are left out."""
+    renamed: dict[str, mapping.Tensor] = {}
+    left_out = []
+    for name, tensor in tensors.items():
+        old = _OLD_NAME.fullmatch(name)
+        new = f"{old[1]}.{_OLD[old[2]]}.{old[3]}" if old else name
+        if new not in known and naming.is_buffer(new):
+            left_out.append(name)
+        elif new in renamed:
+            raise ValueError(f"it has {clip(name)} twice, by an old name and by today's")
+        else:
+            renamed[new] = tensor
+    return renamed, left_out

@@ -1,0 +1,102 @@
+"""Families of networks by name: what ``config.model.name`` may be besides NCSN++, and the sections of ``config.model``.
+
+A family is one file of ``psld_jax/models``: a frozen dataclass of options and a module that is made of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from flax import nnx
+
+from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.registry import Registry
+
+#: Options that every network may have: they stand in ``config.model`` itself, not in the family's section.
+SHARED = ("dtype", "dropout")
+
+
+class Options(Protocol):
+    """What the options of a family tell about its networks. A frozen dataclass, every field with a default."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(H, W, C)`` of an image, one block of the state."""
+        ...
+
+    @property
+    def n_classes(self) -> int:
+        """Classes that the network is told; 0: none."""
+        ...
+
+    @property
+    def predicts(self) -> str:
+        """What the network returns: one of the predictions of :meth:`psld_jax.sde.OneBlock.predicting`."""
+        ...
+
+    @property
+    def clock(self) -> str:
+        """What the network takes for the time: ``"time"`` of the diffusion, ``"index"`` of its level, ``"sigma"``."""
+        ...
+
+
+_REGISTRY: Registry[type[nnx.Module]] = Registry("network", "psld_jax.models")
+
+Class = TypeVar("Class", bound=type[nnx.Module])
+
+
+def register(name: str) -> Callable[[Class], Class]:
+    """Decorator: make a network available as ``config.model.name``, with its options in ``config.model.NAME``.
+
+    The class has its dataclass of options as the attribute ``options``, and is made as ``cls(options, rngs=rngs)``. It
+    is called as ``network(images, time, labels, deterministic=True, rngs=None)``: images ``[n, H, W, C]``, time a
+    scalar or ``[n]``, labels ``None`` or as the family defines them; it returns ``[n, H, W, C]``.
+
+    Raises:
+      ValueError: when decorating, if the name is taken.
+    """
+
+    def decorate(cls: Class) -> Class:
+        _REGISTRY.add(name, cls)
+        return cls
+
+    return decorate
+
+
+def available() -> tuple[str, ...]:
+    """Names of all families, sorted."""
+    return _REGISTRY.names()
+
+
+def get(name: str) -> Any:
+    """The class of a family's networks; ``ValueError`` for an unknown name, with the nearest known one."""
+    return _REGISTRY[name]
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The options of a family that stand in its section of ``config.model``, with their defaults.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    return {field.name: field.default for field in dataclasses.fields(get(name).options) if field.name not in SHARED}
+
+
+def options(name: str, values: Mapping[str, Any]) -> Any:
+    """The options of a family made of ``values`` by name; what is missing has its default.
+
+    Raises:
+      ValueError: for an unknown family or option (with the nearest known one), or as the options themselves do.
+    """
+    cls = get(name).options
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in values:
+        check_choice(f"option of {name}", key, known)
+    return cls(**values)
+
+
+def abstract(name: str, chosen: Any) -> nnx.Module:
+    """The network of a family with these options, with shapes in place of arrays: nothing is allocated."""
+    return nnx.eval_shape(lambda: get(name)(chosen, rngs=nnx.Rngs(0)))

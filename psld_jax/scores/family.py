@@ -1,0 +1,135 @@
+"""From a network of a family (:mod:`psld_jax.models.families`) to an ``eps_fn`` on states."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from psld_jax import blocks
+from psld_jax._runtime.device import TimeFunction
+from psld_jax.models.families import Options
+from psld_jax.scores.clocks import LinearClock
+from psld_jax.scores.network import in_tiles, tile_size
+from psld_jax.sde import EDM, VESDE, Discrete, LinearSDE, OneBlock
+
+Array = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FamilyNetwork:
+    """The network as a function of images and times, a pytree whose leaves are its arrays.
+
+    Attributes:
+      state: the network's arrays; graph: the rest of it, static.
+      tile: samples that go through the network at a time; 0 for all.
+      labels: integers ``[n]``, or ``None``.
+    """
+
+    state: Any
+    graph: Any = dataclasses.field(metadata={"static": True})
+    tile: int = dataclasses.field(metadata={"static": True})
+    labels: Any = None
+
+    def __call__(self, images: Array, times: Array) -> Array:
+        """``[n, H, W, C]`` and ``[n]`` to ``[n, H, W, C]``, in the dtype of the images."""
+        net: Any = nnx.merge(self.graph, self.state)
+
+        def run(images: Array, times: Array, labels: Array | None) -> Array:
+            return net(images, times, labels)
+
+        return in_tiles(run, self.tile, images, times, self.labels).astype(images.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FamilyScore:
+    """``eps_fn`` of a network of a family; make it with :func:`family`. A pytree whose leaves are its arrays.
+
+    Attributes:
+      network: the network as a function.
+      clock: function of time: what the network is told.
+      scale: function of time, by which images are multiplied first, or ``None``.
+    """
+
+    network: FamilyNetwork
+    clock: Any
+    scale: TimeFunction | None = None
+
+    def with_labels(self, labels: Array) -> FamilyScore:
+        """The same for samples of these classes, integers ``[n]``, or whatever labels the network takes."""
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, labels=jnp.asarray(labels)))
+
+    def __call__(self, z: blocks.State, t: Array) -> blocks.State:
+        """What the network predicts at ``(z, t)``, for a state of one array ``[n, H, W, C]`` and scalar ``t``.
+
+        Same structure and dtype. Of more channels than the image, the first are taken: behind them is a learned
+        variance.
+        """
+        (images,) = z
+        t = jnp.asarray(t, images.dtype)
+        time = jnp.asarray(self.clock(t), images.dtype)
+        images = images if self.scale is None else self.scale(t) * images
+        out = self.network(images, jnp.broadcast_to(time, (len(images),)))
+        return blocks.like(z, (out[..., : images.shape[-1]],))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IndexClock:
+    """The number of a level of a schedule of ``steps``, at time ``t``: ``steps t - 1``, a real number."""
+
+    steps: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, t: Array) -> Array:
+        """``t``, of any shape, to an array of the same shape."""
+        index = self.steps * t - 1
+        level = jnp.round(index)
+        # The time of a level is a rounded number. The network is told of that level, not of one a little beside it.
+        return jnp.where(jnp.abs(index - level) <= 2 * jnp.finfo(t.dtype).eps * self.steps, level, index)
+
+
+def family(net: nnx.Module, sde: LinearSDE, options: Options, *, tile: int | None = None) -> FamilyScore:
+    """Make an ``eps_fn`` of a network of a family, which goes by the clock that its options name.
+
+    What it returns is what ``options.predicts`` says, so the diffusion must be one of that prediction:
+    :meth:`psld_jax.sde.OneBlock.predicting`.
+
+    Args:
+      net: the network.
+      sde: the diffusion it was trained for.
+      options: of the network.
+      tile: as in :func:`psld_jax.scores.network`.
+
+    Raises:
+      ValueError: for a diffusion of several blocks or of another prediction, or without the clock that the network goes
+        by; for a negative tile.
+    """
+    if not isinstance(sde, OneBlock):
+        raise ValueError(f"{sde!r} is no path of one block, which a network of images is trained for")
+    if sde.prediction != options.predicts or sde.data_std is not None:
+        raise ValueError(f"the network predicts {options.predicts!r}: use sde.predicting({options.predicts!r})")
+    graph, state = nnx.split(net)
+    network = FamilyNetwork(state, graph, tile_size(tile))
+    # A network that is told a noise level means that of data which keep their size.
+    scaled = options.clock == "sigma" and not isinstance(sde, (EDM, VESDE))
+    scale = TimeFunction(lambda t: 1 / sde.alpha(t)) if scaled else None
+    return FamilyScore(network, _clock(options.clock, sde), scale)
+
+
+def _clock(name: str, sde: OneBlock) -> Any:
+    """From the time of the diffusion to that of the network."""
+    if name == "time":
+        return jax.tree_util.Partial(jnp.asarray)
+    if name == "sigma" and isinstance(sde, EDM):
+        return LinearClock(np.float64(sde.sigma_max), np.float64(0.0))  # exact, where a spline is not
+    if name == "sigma" and np.isfinite(sde.sigma(np.float64(1.0))):
+        return TimeFunction(sde.sigma)
+    if name == "index" and isinstance(sde, Discrete):
+        return IndexClock(sde.num_steps)
+    raise ValueError(f"{sde!r} has no {name!r}, which the network goes by: it was trained for another diffusion")
