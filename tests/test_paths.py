@@ -48,7 +48,9 @@ def test_a_path_is_the_law_of_its_sde(sde):
         np.testing.assert_allclose(number(sde.cov(t)), sde.std(t) ** 2, rtol=1e-14)
         if isinstance(sde, pj.sde.Discrete):
             continue  # a spline of a thousand pieces is beyond this quadrature; tests/test_varying.py has one of six
-        exact = quad(lambda u: number(sde.transition(t, u) ** 2 * sde.diffusion(u)), 0.02, t, epsabs=0, epsrel=1e-12)[0]
+        exact = quad(
+            lambda u, t=t: number(sde.transition(t, u) ** 2 * sde.diffusion(u)), 0.02, t, epsabs=0, epsrel=1e-12
+        )[0]
         # A jitter is in the marginal law only; differences of order 10 are good to 1e-11.
         np.testing.assert_allclose(number(sde.noise_cov(t, 0.02)), exact, rtol=1e-10)
 
@@ -198,7 +200,7 @@ def test_the_first_step_from_no_signal_is_exact(sde, prediction):
 
 
 def test_one_diffusion_in_other_units_gives_the_same_samples():
-    """The same family on the same noise levels under VP, VE, EDM and flow: equal to 1e-8, one map from x to x / alpha."""
+    """The same family on the same noise levels under VP, VE, EDM and flow: x_0 is equal to 1e-8."""
     levels = np.geomspace(20.0, 0.05, 7)
     ends = {}
     noise = np.random.default_rng(1).standard_normal((3, 2, 2, 1))
