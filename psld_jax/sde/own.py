@@ -24,7 +24,11 @@ _CHECKED = np.unique(
 
 
 class Path(OneBlock):
-    """``x_t = alpha(t) x_0 + sigma(t) eps`` for functions ``alpha`` and ``sigma``; :func:`path` makes it."""
+    """``x_t = alpha(t) x_0 + sigma(t) eps`` for functions ``alpha`` and ``sigma``; :func:`path` makes it.
+
+    Raises:
+      ValueError: as :func:`path`.
+    """
 
     def __init__(self, alpha: Function, sigma: Function, t_end: float):
         self._alpha, self._sigma = _checked("alpha", alpha), _checked("sigma", sigma)
