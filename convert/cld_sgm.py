@@ -79,7 +79,7 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
     return Converted(
         NAME,
         {"name": config.model.name, "config": dataclasses.asdict(options)},
-        {name: mapping.fill(asked.progress(network, f"{name} weights")) for name, network in pairs.items()},
+        {name: mapping.fill(asked.tracked(network, f"{name} weights")) for name, network in pairs.items()},
         {name: config.sde[name] for name in ("name", *named.parameters(config.sde.name))},
         (h, h, channels),
         notes=notes,
