@@ -4,6 +4,7 @@ The data flow is config -> sde -> tableau (float64, host) -> loop (device) -> sa
 """
 
 from psld_jax import assets, blocks, integrators, metrics, models, scores, sde
+from psld_jax._runtime.checks import NotFinite, normalise
 from psld_jax._runtime.random import sample_keys
 from psld_jax._runtime.xla import clear_programs
 from psld_jax.blocks import PhaseState, ThirdOrderState
@@ -26,6 +27,7 @@ from psld_jax.tuning import fit_projection, tune
 __all__ = [
     "Classifier",
     "Model",
+    "NotFinite",
     "PhaseState",
     "Setting",
     "Steering",
@@ -52,6 +54,7 @@ __all__ = [
     "log_likelihood",
     "metrics",
     "models",
+    "normalise",
     "operators",
     "sample",
     "sample_keys",

@@ -16,6 +16,8 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import lambertw
 
+from psld_jax._runtime.checks import MIN_TIME
+
 Array = Any
 
 
@@ -57,7 +59,7 @@ class TimeFunction:
     def __init__(
         self,
         fn: Callable[[np.ndarray], np.ndarray],
-        t_min: float = 1e-6,
+        t_min: float = MIN_TIME,
         t_max: float = 1.0,
         rtol: float = 1e-9,
     ):

@@ -24,7 +24,7 @@ Array = Any
 CLASSIFIER_TIMES = ("forward", "original")
 POSTERIORS = ("pigdm", "dps")
 # A signal-to-noise ratio below which guidance fades out, on paths whose signal vanishes.
-_NO_SIGNAL = 1e-4
+_NO_SIGNAL = 1e-3
 
 
 def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:

@@ -76,7 +76,8 @@ def known_pixels(
       sde: the diffusion.
       table: the sampler's.
       x: images ``[n, H, W, C]``; what they hold where the mask is 0 does not matter.
-      mask: ``[n, H, W, C]``, or 1 in place of n or C: 1 where a pixel is known, 0 where it is to be found.
+      mask: ``[n, H, W, C]``, or 1 in place of n or C, or ``[H, W]``: 1 where a pixel is known, 0 where it is to be
+        found.
       fresh: draw the noise of known pixels anew after every step, as the original does; else once for all steps, so
         that they move on a smooth path, as those of a deterministic sampler do.
       time: ``"current"``: known pixels have the noise of the time that the step has reached; or ``"original"``: of the
@@ -85,8 +86,8 @@ def known_pixels(
     Raises:
       ValueError: for a mask of another shape, or with other values than 0 and 1, or an unknown ``time``.
     """
-    x, mask = jnp.asarray(x), np.asarray(mask)
-    check_mask(mask, x.shape)
+    x = jnp.asarray(x)
+    mask = as_mask(mask, x.shape)
     return known_law(sde, table, fresh=fresh, time=time).of(x, mask)
 
 
@@ -109,6 +110,25 @@ def known_law(sde: LinearSDE, table: Tableau, *, fresh: bool = True, time: str =
         np.full(len(times), table.num_draws) + (np.arange(len(times)) if fresh else 0),
         len(times) if fresh else 1,
     )
+
+
+def as_mask(mask: Array, shape: tuple[int, ...]) -> np.ndarray:
+    """``mask`` as ``[n or 1, H, W, C or 1]`` for images of ``shape [n, H, W, C]``; made of ``[H, W]`` too.
+
+    Raises:
+      ValueError: as :func:`check_mask`.
+    """
+    try:
+        mask = np.asarray(mask)
+    except ValueError:
+        raise ValueError("the mask must be one array, [H, W] or [n, H, W, C]") from None
+    if mask.dtype.kind not in "biuf":
+        raise ValueError(f"the mask must hold 1 (known) and 0 only, got dtype {mask.dtype}")
+    if mask.ndim == 2:
+        mask = mask[..., None]
+    mask = mask[None] if mask.ndim == 3 else mask
+    check_mask(mask, shape)
+    return mask
 
 
 def check_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from psld_jax import build, scores
-from psld_jax._runtime.errors import check_choice, check_counts, check_images
+from psld_jax._runtime.checks import as_pixels, check_flag, check_measurement, check_number
+from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Classifier, Model
 from psld_jax.conditioning.guidance import POSTERIORS
-from psld_jax.conditioning.inpainting import Known, check_mask, known_law
+from psld_jax.conditioning.inpainting import Known, as_mask, known_law
 from psld_jax.integrators.tableau import Tableau
 
 Array = Any
@@ -31,7 +32,8 @@ class Steering:
         model itself takes labels (classifier-free guidance).
       interval: times between which classifier-free guidance acts; elsewhere the label counts, but not the scale, and
         one evaluation is enough (Kynkaanniemi et al., 2024).
-      known, mask: images ``[n, H, W, C]``, and a mask (1 known, 0 to be found), ``[n, H, W, C]`` or 1 for n or C.
+      known, mask: images ``[n, H, W, C]``, and a mask (1 known, 0 to be found), ``[n, H, W, C]`` or
+        1 for n or C, or ``[H, W]``; images in [-1, 1], or uint8.
       fresh: see :func:`psld_jax.known_pixels`.
       resample, jump: see :func:`psld_jax.tabulate`.
       operator, measurement: a linear function of images, each by itself, and what it gave, ``[n, ...]``.
@@ -62,18 +64,21 @@ class Steering:
         """
         _check_pairs(self)
         check_counts(resample=self.resample, jump=self.jump)
+        check_flag("fresh", self.fresh)
+        checked = self
         if self.known is not None:
-            check_images("known images", self.known, model.image_shape)
-            check_mask(np.asarray(self.mask), np.shape(self.known))
+            known = as_pixels("known images", self.known, model.image_shape)
+            checked = dataclasses.replace(checked, known=known, mask=as_mask(self.mask, known.shape))
         if self.operator is not None:
             check_choice("posterior guidance", self.posterior, POSTERIORS)
-            _check_operator(self.operator, np.asarray(self.measurement), model.image_shape)
+            check_number("noise_std", self.noise_std, 0, strict=True)
+            measurement = check_measurement("measurement", self.measurement)
+            _check_operator(self.operator, measurement, model.image_shape)
+            checked = dataclasses.replace(checked, measurement=measurement)
         if self.label is None:
-            return Bound(self, model, None)
-        if not (np.isfinite(self.guidance) and self.guidance >= 0):
-            raise ValueError(f"guidance={self.guidance} must be a finite number >= 0")
-        low, high = self.interval
-        if not 0 <= low < high <= 1:
+            return Bound(checked, model, None)
+        check_number("guidance", self.guidance, 0)
+        if np.shape(self.interval) != (2,) or not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise ValueError(f"interval={self.interval} must be two times 0 <= low < high <= 1")
         classifier = build.load(self.classifier) if isinstance(self.classifier, str) else self.classifier
         if classifier is not None:
@@ -81,7 +86,7 @@ class Steering:
         elif not model.n_classes:
             raise ValueError("the model takes no labels: give a classifier of its diffusion, e.g. 'mnist_clf'")
         _check_labels(self.label, model.n_classes if classifier is None else classifier.n_classes)
-        return Bound(self, model, classifier)
+        return Bound(checked, model, classifier)
 
 
 @jax.tree_util.register_dataclass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from psld_jax._runtime.checks import MIN_TIME
 from psld_jax._runtime.errors import check_choice, is_count
 from psld_jax.sde.discrete import Discrete
 
@@ -35,6 +36,8 @@ def validate(grid: Any) -> np.ndarray:
         raise ValueError(f"grid times must be finite, got {grid}")
     if grid[-1] <= 0 or grid[0] > 1:
         raise ValueError(f"grid times must lie in (0, 1] (forward time, noise first), got {grid[0]} to {grid[-1]}")
+    if grid[-1] < MIN_TIME:
+        raise ValueError(f"the last time of a grid (t_end) must be at least {MIN_TIME:g}, got {grid[-1]:g}")
     if not np.all(np.diff(grid) < 0):
         i = int(np.argmax(np.diff(grid) >= 0))
         raise ValueError(
@@ -49,6 +52,8 @@ def _check(n_steps: int, t_end: float, t_start: float) -> None:
         raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
+    if t_end < MIN_TIME:
+        raise ValueError(f"t_end={t_end:g} must be at least {MIN_TIME:g}")
 
 
 def _check_rho(rho: float) -> None:

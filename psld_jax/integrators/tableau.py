@@ -73,9 +73,9 @@ class Tableau:
 
     def ends(self) -> np.ndarray:
         """``[S]``: at the last row of a step its number, from 1, and 0 elsewhere."""
-        ends = np.zeros(self.nfe, int)
-        ends[self.last_rows] = np.arange(1, self.num_steps + 1)
-        return ends
+        # Also of a table that is traced, as that of the tuner's gradient is.
+        is_last = self.last_rows == np.arange(self.nfe)[:, None]
+        return (is_last * np.arange(1, self.num_steps + 1)).sum(axis=1)
 
     def rows(self) -> dict[str, Array | None]:
         """The fields with one entry a row: what the scan runs over, ``[S, ...]``."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime import random
+from psld_jax._runtime.checks import as_pixels, check_array, check_finite, check_number, check_seed
 from psld_jax._runtime.device import to_device
-from psld_jax._runtime.errors import check_images
 from psld_jax.build import Model
 from psld_jax.sampling.adaptive import encode_ode, sample_ode
 from psld_jax.sde import LinearSDE, cholesky
@@ -47,10 +47,13 @@ def encode(
     Raises:
       ValueError: for images of another shape, or options out of range.
     """
-    t_end = model.sde.t_end if t_end is None else t_end
+    seed, t_end = check_seed(seed), model.sde.t_end if t_end is None else check_number("t_end", t_end)
+    images = as_pixels("images", images, model.image_shape)
     z = start_state(model, images, random.sample_keys(jax.random.key(seed), np.arange(len(images))), t_end)
     options: dict[str, Any] = {"t_end": t_end, "solver": solver, "rtol": rtol, "atol": atol}
-    return encode_ode(model.eps_fn, model.sde, z, **options)[0]
+    codes = encode_ode(model.eps_fn, model.sde, z, **options)[0]
+    check_finite("codes", codes, len(images), "Look at the weights, or take a larger t_end")
+    return codes
 
 
 def decode(
@@ -76,7 +79,9 @@ def decode(
       ValueError: for an unknown solver, tolerances or times out of range, or states that do not fit.
     """
     options: dict[str, Any] = {"t_end": t_end, "solver": solver, "rtol": rtol, "atol": atol}
-    return sample_ode(model.eps_fn, model.sde, z, denoise=False, **options)[0][0]
+    images = sample_ode(model.eps_fn, model.sde, z, denoise=False, **options)[0][0]
+    check_finite("images of codes", [images], len(images), "Look at the codes and the weights")
+    return images
 
 
 def momentum_law(sde: LinearSDE, t: float) -> tuple[np.ndarray, np.ndarray]:
@@ -97,8 +102,7 @@ def start_state(model: Model, images: Array, keys: Array, t: float) -> blocks.St
     Raises:
       ValueError: for images that do not fit the model.
     """
-    images = jnp.asarray(images)
-    check_images("images", images, model.image_shape)
+    images = jnp.asarray(as_pixels("images", images, model.image_shape))
     sde = model.sde
     mean, cov = momentum_law(sde, t)
     transform = to_device(np.concatenate([mean, cholesky(cov)], axis=1), images.dtype)
@@ -124,6 +128,12 @@ def interpolate(sde: LinearSDE, a: blocks.State, b: blocks.State, weights: Seque
     Raises:
       ValueError: for states of more than one sample.
     """
+    check_array("weights", weights)
+    if not (isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == sde.num_blocks):
+        raise ValueError(f"interpolate takes two states of {sde.num_blocks} blocks, e.g. from psld_jax.encode")
+    for name, state in (("a", a), ("b", b)):
+        for leaf in state:
+            check_array(f"state {name}", leaf)
     if len(a[0]) != 1 or len(b[0]) != 1:
         raise ValueError(f"interpolate takes one sample each, got {len(a[0])} and {len(b[0])}")
     white, colour = np.linalg.inv(cholesky(sde.prior_cov())), cholesky(sde.prior_cov())

@@ -12,11 +12,12 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime import random, xla
+from psld_jax._runtime.checks import MIN_TIME, as_pixels, check_finite, check_number, check_seed
 from psld_jax._runtime.device import to_device
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Model
 from psld_jax.latent.codes import momentum_law, start_state
-from psld_jax.sampling.adaptive import check_solver, integrate, velocity
+from psld_jax.sampling.adaptive import MAX_STEPS, OdeProblem, check_reached, check_solver, integrate, velocity
 from psld_jax.sampling.states import evaluate
 from psld_jax.sde import LinearSDE
 
@@ -72,7 +73,7 @@ def log_likelihood(
     solver: str = "rk45",
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    max_steps: int = 4096,
+    max_steps: int = MAX_STEPS,
 ) -> Likelihood:
     """``log p(x)`` of images under the probability-flow ODE (Song et al., 2021, section 4.3).
 
@@ -100,9 +101,10 @@ def log_likelihood(
     check_counts(draws=draws)
     check_solver(solver, rtol, atol)
     check_choice("divergence", divergence, DIVERGENCES)
-    if not 0 < t_end < 1:
-        raise ValueError(f"need 0 < t_end < 1, got t_end={t_end}")
-    sde, images = model.sde, jnp.asarray(images)
+    check_counts(max_steps=max_steps)
+    check_number("t_end", t_end, MIN_TIME, 0.5)
+    seed, sde = check_seed(seed), model.sde
+    images = jnp.asarray(as_pixels("images", images, model.image_shape, levels=False))
     dims = int(np.prod(model.image_shape))
     keys = random.sample_keys(jax.random.key(seed), np.arange(len(images)))
     matrices = velocity(sde, t_end, 1.0)
@@ -115,12 +117,14 @@ def log_likelihood(
         z = start_state(model, images, draw_keys, t_end)
         signs = jax.tree.map(jnp.sign, random.normal_like(draw_keys, 0, z))
         options = {"divergence": divergence, "solver": solver, "max_steps": max_steps}
-        end, change, nfe = _flow(blocks.as_pytree(model.eps_fn), matrices, z, signs, times, **options)
+        end, change, nfe, reached = _flow(blocks.as_pytree(model.eps_fn), matrices, z, signs, times, **options)
+        check_reached(OdeProblem(matrices, None, times, solver, "sample", max_steps), reached, nfe)
         pulled = blocks.apply(inverse, end)
         quadratic = sum(jnp.sum(a * b, axis=tuple(range(1, a.ndim))) for a, b in zip(end, pulled, strict=True))
         values.append(np.asarray(log_scale - 0.5 * quadratic + change, np.float64) - _log_momentum(sde, z, t_end))
         counts.append(np.asarray(nfe))
     error = np.std(values, axis=0, ddof=1) / np.sqrt(draws) if draws > 1 else np.full(len(images), np.nan)
+    check_finite("log p", [np.stack(values, axis=1)], len(images), "Look at the weights, or take a larger t_end")
     return Likelihood(np.mean(values, axis=0), error, np.mean(counts, axis=0), dims)
 
 
@@ -138,7 +142,7 @@ def _log_momentum(sde: LinearSDE, z: blocks.State, t: float) -> np.ndarray:
 
 @partial(xla.jit, static_argnames=("divergence", "solver", "max_steps"))
 def _flow(eps_fn, matrices, z, signs, times, *, divergence: str, solver: str, max_steps: int):
-    """State at ``t = 1``, the integral of the divergence, and NFE, for each sample by itself."""
+    """State at ``t = 1``, the integral of the divergence, NFE and the time reached, for each sample by itself."""
 
     def field(t, carry, signs):
         z, _ = carry
@@ -174,8 +178,8 @@ def _flow(eps_fn, matrices, z, signs, times, *, divergence: str, solver: str, ma
     def solve(z, signs):
         start = (z, jnp.zeros((), z[0].dtype))
         options: dict[str, Any] = {"max_steps": max_steps, "first_step": 0.01 * times[0], "args": signs, "norm": norm}
-        (end, change), nfe = integrate(field, solver, times, start, **options)
-        return end, change, nfe
+        (end, change), nfe, reached = integrate(field, solver, times, start, **options)
+        return end, change, nfe, reached
 
-    end, change, nfe = jax.vmap(solve)(*jax.tree.map(lambda leaf: leaf[:, None], (z, signs)))
-    return jax.tree.map(lambda leaf: leaf[:, 0], end), change, nfe
+    end, change, nfe, reached = jax.vmap(solve)(*jax.tree.map(lambda leaf: leaf[:, None], (z, signs)))
+    return jax.tree.map(lambda leaf: leaf[:, 0], end), change, nfe, reached

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from psld_jax import blocks
 from psld_jax._runtime import xla
+from psld_jax._runtime.checks import MIN_TIME, check_number
 from psld_jax._runtime.device import TimeFunction, to_device
-from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.integrators.baselines import last_stage
 from psld_jax.sampling.states import EpsFn, check_state, evaluate
 from psld_jax.sde import LinearSDE
@@ -22,6 +24,9 @@ Array = Any
 
 #: Adaptive Runge-Kutta methods, and what diffrax calls them.
 SOLVERS = {"rk23": "Bosh3", "rk45": "Dopri5", "tsit5": "Tsit5", "dopri8": "Dopri8"}
+
+#: Steps of a solve at most, rejected ones included.
+MAX_STEPS = 4096
 
 
 def sample_ode(
@@ -36,7 +41,7 @@ def sample_ode(
     atol: float = 1e-4,
     denoise: bool | str = True,
     step_control: str = "sample",
-    max_steps: int = 4096,
+    max_steps: int = MAX_STEPS,
 ) -> tuple[blocks.State, Array]:
     """Solve the probability-flow ODE with an adaptive Runge-Kutta method (diffrax).
 
@@ -56,17 +61,19 @@ def sample_ode(
       The final state, and the true NFE of each sample, int ``[n]``.
 
     Raises:
-      ValueError: for an unknown solver, tolerances or times out of range, or a state that does not fit.
+      ValueError: for an unknown solver, tolerances or times out of range, or a state that does not fit; and for
+        tolerances that cannot be met. Inside ``jax.jit``, where nothing can be raised, such samples are NaN.
     """
     t_end = sde.t_end if t_end is None else t_end
-    check_solver(solver, rtol, atol)
+    _, dtype = check_state(z_T, sde.num_blocks)
+    check_solver(solver, rtol, atol, dtype)
+    check_counts(max_steps=max_steps)
     if step_control not in ("sample", "batch"):
         raise ValueError(f"step_control={step_control!r} must be one of sample, batch")
-    if not 0 < t_end < t_start <= 1:
-        raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
-    _, dtype = check_state(z_T, sde.num_blocks)
+    if not MIN_TIME <= t_end < t_start <= 1:
+        raise ValueError(f"need {MIN_TIME:g} <= t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
     problem = ode_problem(sde, dtype, t_start, t_end, solver, rtol, atol, denoise, step_control, max_steps)
-    return _solve(problem, blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z_T))
+    return _solved(problem, eps_fn, z_T)
 
 
 def encode_ode(
@@ -78,7 +85,7 @@ def encode_ode(
     solver: str = "rk45",
     rtol: float = 1e-4,
     atol: float = 1e-4,
-    max_steps: int = 4096,
+    max_steps: int = MAX_STEPS,
 ) -> tuple[blocks.State, Array]:
     """Follow the probability-flow ODE the other way, from ``t_end`` to 1.
 
@@ -94,19 +101,42 @@ def encode_ode(
       ValueError: as :func:`sample_ode`.
     """
     t_end = sde.t_end if t_end is None else t_end
-    check_solver(solver, rtol, atol)
-    if not 0 < t_end < 1:
-        raise ValueError(f"need 0 < t_end < 1, got t_end={t_end}")
     _, dtype = check_state(z, sde.num_blocks)
+    check_solver(solver, rtol, atol, dtype)
+    check_counts(max_steps=max_steps)
+    if not MIN_TIME <= t_end < 1:
+        raise ValueError(f"need {MIN_TIME:g} <= t_end < 1, got t_end={t_end}")
     problem = ode_problem(sde, dtype, t_end, 1.0, solver, rtol, atol, False, "sample", max_steps)
-    return _solve(problem, blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z))
+    return _solved(problem, eps_fn, z)
 
 
-def check_solver(solver: str, rtol: float, atol: float) -> None:
-    """Raise a ``ValueError`` for an unknown solver, or tolerances that are not > 0."""
+def check_solver(solver: str, rtol: float, atol: float, dtype: Any = np.float32) -> None:
+    """Raise a ``ValueError`` for an unknown solver, or tolerances that are not > 0 or that ``dtype`` cannot resolve."""
     check_choice("ODE solver", solver, SOLVERS)
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol={rtol} and atol={atol} must be > 0")
+    check_number("rtol", rtol, 0, strict=True)
+    check_number("atol", atol, 0, strict=True)
+    resolved = float(2 * jnp.finfo(dtype).eps)
+    if max(rtol, atol) < resolved:
+        raise ValueError(
+            f"{solver} with rtol={rtol:g} and atol={atol:g} asks for more than {np.dtype(dtype).name} resolves: one of "
+            f"them must be at least {resolved:.1e}"
+        )
+
+
+def check_reached(problem: OdeProblem, reached: Array, nfe: Array) -> None:
+    """Raise a ``ValueError`` for the first sample whose solve did not come to its end.
+
+    ``reached`` and ``nfe`` are ``[n]``, from :func:`solve_ode`.
+    """
+    start, end, rtol, atol = (float(value) for value in problem.times)
+    wrong = np.flatnonzero(np.asarray(reached) != np.asarray(problem.times)[1])
+    if len(wrong):
+        i = wrong[0]
+        raise ValueError(
+            f"{problem.solver} cannot meet rtol={rtol:g} and atol={atol:g} for {len(wrong)} of {len(reached)} samples: "
+            f"from t={start:g} to {end:g} it came to t={float(np.asarray(reached)[i]):.4g}, {int(nfe[i])} evaluations; "
+            f"take larger tolerances, or more steps than max_steps={problem.max_steps}"
+        )
 
 
 def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
@@ -144,7 +174,7 @@ def ode_problem(
     atol: float,
     denoise: bool | str,
     step_control: str = "sample",
-    max_steps: int = 4096,
+    max_steps: int = MAX_STEPS,
 ) -> OdeProblem:
     """The solve from time ``start`` to ``end``, in either direction; arguments as for :func:`sample_ode`."""
     last = last_stage(sde, end, denoise or True)
@@ -153,8 +183,11 @@ def ode_problem(
     return OdeProblem(velocity(sde, *sorted((start, end))), final, times, solver, step_control, max_steps)
 
 
-def solve_ode(problem: OdeProblem, eps_fn: Any, z: blocks.State) -> tuple[blocks.State, Array]:
-    """The solve as a function to be traced: a state, leaves ``[n, ...]``, at the end, and NFE ``[n]``."""
+def solve_ode(problem: OdeProblem, eps_fn: Any, z: blocks.State) -> tuple[blocks.State, Array, Array]:
+    """The solve as a function to be traced: a state, leaves ``[n, ...]``, at the end, NFE ``[n]`` and times ``[n]``.
+
+    The times are those that were reached; where that is not the end, the state is NaN.
+    """
 
     def field(t, z, _):
         matrix = problem.velocity(t)
@@ -163,21 +196,30 @@ def solve_ode(problem: OdeProblem, eps_fn: Any, z: blocks.State) -> tuple[blocks
         return blocks.add(blocks.apply(matrix[:, :k], z), blocks.apply(matrix[:, k:], eps))
 
     def solve(z):
-        z, nfe = integrate(field, problem.solver, problem.times, z, max_steps=problem.max_steps)
+        z, nfe, reached = integrate(field, problem.solver, problem.times, z, max_steps=problem.max_steps)
         if problem.final is not None:
             eps = evaluate(eps_fn, z, problem.times[1])
             z = blocks.add(blocks.apply(problem.final[0], z), blocks.apply(problem.final[1], eps))
             nfe = nfe + 1
-        return z, nfe
+        done = reached == problem.times[1]
+        return jax.tree.map(lambda leaf: jnp.where(done, leaf, jnp.nan), z), nfe, reached
 
     if problem.step_control == "batch":
-        z, nfe = solve(z)
-        return z, jnp.full(jax.tree.leaves(z)[0].shape[0], nfe)
-    z, nfe = jax.vmap(solve)(jax.tree.map(lambda leaf: leaf[:, None], z))
-    return jax.tree.map(lambda leaf: leaf[:, 0], z), nfe
+        z, nfe, reached = solve(z)
+        n = jax.tree.leaves(z)[0].shape[0]
+        return z, jnp.full(n, nfe), jnp.full(n, reached)
+    z, nfe, reached = jax.vmap(solve)(jax.tree.map(lambda leaf: leaf[:, None], z))
+    return jax.tree.map(lambda leaf: leaf[:, 0], z), nfe, reached
 
 
 _solve = xla.jit(solve_ode)
+
+
+def _solved(problem: OdeProblem, eps_fn: EpsFn, z: blocks.State) -> tuple[blocks.State, Array]:
+    z, nfe, reached = _solve(problem, blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z))
+    if not isinstance(reached, Tracer):
+        check_reached(problem, reached, nfe)
+    return z, nfe
 
 
 def integrate(
@@ -190,16 +232,20 @@ def integrate(
     first_step: Array | None = None,
     args: Any = None,
     norm: Callable[[Any], Array] | None = None,
-) -> tuple[Any, Array]:
+) -> tuple[Any, Array, Array]:
     """``dz/dt = field(t, z, args)`` from ``times[0]`` to ``times[1]`` at tolerances ``times[2:]``, by diffrax.
 
     ``times`` holds four scalars, ``z`` is a pytree. ``first_step`` is a hundredth of the interval if not given,
-    ``norm`` of a step's error the root mean square. Returns the end, and the evaluations of ``field``: the stages of
-    every step, of which FSAL methods reuse the last one in the next step.
+    ``norm`` of a step's error the root mean square. Returns the end; the evaluations of ``field``: the stages of every
+    step, of which FSAL methods reuse the last one in the next step; and the time that was reached. That is not
+    ``times[1]`` where ``max_steps`` were not enough, or where rounding alone is more than the tolerance, so that no
+    step would be small enough.
     """
     import diffrax  # here, since it takes a second that most samplers need not wait for
 
     t_start, t_end, rtol, atol = times
+    # A step below the rounding of the later time moves nothing.
+    smallest = 4 * jnp.finfo(t_start.dtype).eps * jnp.maximum(t_start, t_end)
     method = getattr(diffrax, SOLVERS[solver])()
     control: dict[str, Any] = {} if norm is None else {"norm": norm}
     solution = diffrax.diffeqsolve(
@@ -210,10 +256,12 @@ def integrate(
         0.01 * (t_end - t_start) if first_step is None else first_step,
         z,
         args=args,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, **control),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=smallest, **control),
         saveat=diffrax.SaveAt(t1=True),
         max_steps=max_steps,
+        throw=False,
     )
     steps, tableau = solution.stats["num_steps"], method.tableau
     end = jax.tree.map(lambda leaf: leaf[0], solution.ys)
-    return end, steps * tableau.num_stages - tableau.fsal * (steps - 1)
+    times_reached: Any = solution.ts
+    return end, steps * tableau.num_stages - tableau.fsal * (steps - 1), times_reached[0]

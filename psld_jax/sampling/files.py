@@ -16,7 +16,7 @@ from psld_jax._runtime import distributed
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax._runtime.journal import check_same, replace
 from psld_jax._runtime.levels import LEVELS, to_levels
-from psld_jax.sampling.generate import Sampler
+from psld_jax.sampling.generate import Sampler, batch_shape
 
 Array = Any
 
@@ -72,7 +72,7 @@ def write_samples(
     missing = [batch for batch in _batches(mine, batch_size) if not _files(batch, form) <= there]
     gathered: list[np.ndarray] = []
     for batch in progress(missing):
-        images = to_levels(sampler.draw(seed, batch, min(batch_size, PART, n)), levels)
+        images = to_levels(sampler.draw(seed, batch, batch_shape(n, min(batch_size, PART))), levels)
         if form == "png":
             for number, image in zip(batch, images, strict=True):
                 replace(directory / f"{number:06}.png", _png(image))

@@ -13,12 +13,14 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime import distributed, random, xla
-from psld_jax._runtime.errors import check_counts
+from psld_jax._runtime.checks import check_finite, check_flag, check_number, check_seed
+from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Model
 from psld_jax.conditioning.steering import Bound, Conditions, Steering
 from psld_jax.integrators import grids
+from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.integrators.tableau import Tableau
-from psld_jax.sampling.adaptive import SOLVERS, ode_problem, solve_ode
+from psld_jax.sampling.adaptive import MAX_STEPS, SOLVERS, check_reached, check_solver, ode_problem, solve_ode
 from psld_jax.sampling.loop import run_rows, sample
 from psld_jax.sampling.rows import padded, padded_known
 from psld_jax.sampling.settings import Setting, choose
@@ -68,7 +70,7 @@ def _solve_rows(eps_fn, conditions, rows, count, z_T, keys, arrays):
 
 
 def _solve_adaptively(eps_fn, conditions, problem, z_T, keys, arrays):
-    """A batch by an adaptive solver: the samples, and the NFE of each."""
+    """A batch by an adaptive solver: the samples, the NFE of each, and the time that each has reached."""
     return solve_ode(problem, conditions.eps_fn(eps_fn, arrays), z_T)
 
 
@@ -108,15 +110,17 @@ class Sampler:
         numbers = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
         own = self._own(key, numbers)
         if devices > 1:
-            z, counts = _on_all_devices(self.work, self._shared, own)
+            z, counts, *reached = _on_all_devices(self.work, self._shared, own)
         elif self.table is None:
-            z, counts = _solve_batch(*self._shared, *own)
+            z, counts, *reached = _solve_batch(*self._shared, *own)
         else:
             # The program of pj.sample itself.
             z_T, keys, arrays = own
             eps_fn, known = self._conditions.eps_fn(self.model.eps_fn, arrays), self._conditions.known_of(arrays)
             z = sample(eps_fn, self.table, z_T, keys, known=known)
-            counts = jnp.full(len(numbers), self.nfe or 0)
+            counts, reached = jnp.full(len(numbers), self.nfe or 0), []
+        if self.table is None:
+            check_reached(self._shared[-1], reached[0], counts)
         return jax.tree.map(lambda leaf: leaf[: len(indices)], z), counts[: len(indices)]
 
     def lowered(self, n: int) -> Any:
@@ -128,7 +132,7 @@ class Sampler:
         return *self._shared, *self._own(jax.random.key(0), np.arange(n))
 
     @property
-    def work(self) -> Callable[..., tuple[blocks.State, Array]]:
+    def work(self) -> Callable[..., Any]:
         """The function that draws a batch, to be traced."""
         return _solve_rows if self.table is not None else _solve_adaptively
 
@@ -144,9 +148,7 @@ class Sampler:
         if self.table is not None:
             return eps_fn, conditions, *padded(self.table, jnp.float32)
         a = self.adaptive
-        problem = ode_problem(
-            self.model.sde, jnp.float32, 1.0, a["t_end"], a["solver"], a["rtol"], a["atol"], a["denoise"]
-        )
+        problem = ode_problem(self.model.sde, jnp.float32, 1.0, a["t_end"], **{key: a[key] for key in _ADAPTIVE})
         return eps_fn, conditions, problem
 
     def _own(self, key: Array, indices: np.ndarray) -> tuple[Any, ...]:
@@ -180,8 +182,26 @@ class Sampler:
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(numbers)], z), np.asarray(counts)[: len(numbers)]
 
     def draw(self, seed: int, numbers: range, size: int) -> np.ndarray:
-        """Images of :meth:`batch`, float32 ``[n, H, W, C]`` in [-1, 1]."""
-        return np.clip(self.batch(seed, numbers, size)[0][0], -1, 1)
+        """Images of :meth:`batch`, float32 ``[n, H, W, C]`` in [-1, 1].
+
+        Raises:
+          NotFinite: as :meth:`check`.
+        """
+        state, _ = self.batch(seed, numbers, size)
+        self.check(state)
+        return np.clip(state[0], -1, 1)
+
+    def check(self, state: blocks.State) -> None:
+        """Raise ``NotFinite``, with sampler and budget, unless all of a state, leaves ``[n, ...]``, is finite."""
+        budget = "adaptive" if self.nfe is None else f"{self.nfe} evaluations"
+        name = self.adaptive["solver"] if self.setting is None else self.setting.describe()
+        check_finite(
+            f"samples of {name}, {budget}",
+            state,
+            len(state[0]),
+            "Take more evaluations (nfe), another sampler (auto, predictor_corrector) or a larger t_end, or look at "
+            "the weights; in Python check=False returns them as they are",
+        )
 
     def about(self) -> dict[str, Any]:
         """What the samples of a key depend on, besides the model, as JSON can hold it."""
@@ -204,6 +224,7 @@ def prepare(
     denoise: bool | str = True,
     rtol: float = 1e-4,
     atol: float = 1e-4,
+    max_steps: int = MAX_STEPS,
     **options: Any,
 ) -> Sampler:
     """The :class:`Sampler` that these arguments of :func:`generate` mean for ``model``; checks all of them.
@@ -215,6 +236,15 @@ def prepare(
     steering, hyper = Steering(**conditions), options
     if not model.image_shape:
         raise ValueError("the model does not know the shape of its images: give from_denoiser an image_shape")
+    check_counts(nfe=nfe, max_steps=max_steps)
+    nfe = int(nfe)
+    check_number("rho", rho, 0, strict=True)
+    if t_end is not None:
+        check_number("t_end", t_end, 0, 1, strict=True)
+    if isinstance(denoise, str):
+        check_choice("denoise", denoise, LAST_STEPS)
+    else:
+        check_flag("denoise", denoise)
     bound = steering.bind(model) if conditions else None
     if sigmas is not None or timesteps is not None:
         grid, nfe = _given_times(model, sampler, sigmas, timesteps, hyper, denoise)
@@ -232,7 +262,9 @@ def prepare(
         "rtol": rtol,
         "atol": atol,
         "denoise": denoise,
+        "max_steps": int(max_steps),
     }
+    check_solver(sampler, rtol, atol)
     return Sampler(model, None, None, adaptive, bound)
 
 
@@ -249,6 +281,7 @@ def _given_times(
     return tuple(times), Setting(sampler, hyper=hyper).integrator().nfe_per_step * (len(times) - 1) + bool(denoise)
 
 
+_ADAPTIVE = ("solver", "rtol", "atol", "denoise", "max_steps")
 _CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
 
 
@@ -275,6 +308,7 @@ def generate_states(
     n: int = 64,
     seed: int = 0,
     batch_size: int = 256,
+    check: bool = True,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     **options: Any,
 ) -> tuple[blocks.State, np.ndarray]:
@@ -287,10 +321,12 @@ def generate_states(
       ValueError: as :func:`generate`, and for labels, images or measurements that are neither one nor ``n``.
     """
     check_counts(n=n, batch_size=batch_size)
+    n, batch_size, seed = int(n), int(batch_size), check_seed(seed)
+    check_flag("check", check)
     prepared = prepare(model, sampler, **options)
     if prepared.steering is not None:
         prepared.steering.check(n)
-    size = min(batch_size, n)
+    size = batch_shape(n, batch_size)
     mine = distributed.share(n, size)
     batches = prepared.batches(seed, mine, size)
     parts = []
@@ -299,7 +335,18 @@ def generate_states(
         parts.append({"counts": counts, **{str(k): leaf for k, leaf in enumerate(state)}})
     everything = distributed.gather_arrays(_joined(parts) if parts else {})
     whole = _joined([theirs for theirs in everything if theirs])
-    return model.sde.state(*(whole[str(k)] for k in range(model.sde.num_blocks))), whole["counts"]
+    state = model.sde.state(*(whole[str(k)] for k in range(model.sde.num_blocks)))
+    if check:
+        prepared.check(state)
+    return state, whole["counts"]
+
+
+def batch_shape(n: int, batch_size: int) -> int:
+    """Samples that a program draws at a time where ``n`` are wanted, at most ``batch_size``.
+
+    A power of two up to 8 or a multiple of 8, so that few numbers of samples have a program of their own.
+    """
+    return min(batch_size, next((size for size in (1, 2, 4) if n <= size), -(-n // 8) * 8))
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -318,11 +365,13 @@ def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
         tuned for the model, see :func:`resolve`.
       options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid`` (a name or times), ``rho`` (of the power
         and edm grids), ``sigmas`` or ``timesteps`` (as given, in place of grid and budget), ``t_end``, ``denoise``,
-        ``batch_size``, ``rtol`` and ``atol`` (adaptive solvers), the sampler's hyper-parameters (``lam``, ``lam_s``,
+        ``batch_size``, ``rtol``, ``atol`` and ``max_steps`` (adaptive solvers), ``check`` (False returns samples that
+        are not finite), the sampler's hyper-parameters (``lam``, ``lam_s``,
         ...), and conditions: any field of :class:`psld_jax.Steering`, such as ``label`` and ``classifier``, ``known``
         and ``mask``, ``operator`` and ``measurement``.
 
     Raises:
-      ValueError: for anything unknown or out of range, before anything is compiled.
+      ValueError: for anything unknown or out of range, before anything is compiled; and (``NotFinite``) for samples
+        that hold NaN or infinite values.
     """
     return np.clip(generate_states(model, sampler, **options)[0][0], -1.0, 1.0)

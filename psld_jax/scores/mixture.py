@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
+from psld_jax._runtime.checks import MIN_TIME
 from psld_jax._runtime.device import TimeFunction
 from psld_jax.sde import LinearSDE, OneBlock
 
@@ -96,7 +97,7 @@ def _posterior_mean(score: MixtureScore, a: Array, precision: Array) -> Array:
 
 
 def mixture(
-    data: Array, bandwidth: float, sde: LinearSDE, *, t_min: float = 1e-6, data_block: int = 8192
+    data: Array, bandwidth: float, sde: LinearSDE, *, t_min: float = MIN_TIME, data_block: int = 8192
 ) -> MixtureScore:
     """Exact ``eps_fn`` of the data set smoothed with a Gaussian, for any K-block SDE.
 

@@ -1,8 +1,8 @@
-"""Linear diffusions in closed form, numpy float64: one file each, and the base of all.
+"""Linear diffusions, numpy float64: one file each, and the base of all.
 
-Phase space: :class:`PSLD`, :class:`CLD`. One block: :class:`VPSDE`, :class:`VESDE`, :class:`EDM`, :class:`SubVP`,
-:class:`Cosine`, :class:`Flow`, :class:`Discrete`, and :func:`path` of one's own functions. Every module here is
-discovered, none needs to be listed.
+Phase space: :class:`PSLD`, :class:`CLD`, :class:`ThirdOrder`. One block: :class:`VPSDE`, :class:`VESDE`,
+:class:`EDM`, :class:`SubVP`, :class:`Cosine`, :class:`Flow`, :class:`Discrete`; :func:`path` makes one of two functions of your own.
+Any functions ``F(t)``, ``D(t)``: :class:`VaryingSDE`. Every module here is discovered, none needs to be listed.
 """
 
 from psld_jax.sde._linear_algebra import cholesky, linear_flow
@@ -17,6 +17,8 @@ from psld_jax.sde.one_block import OneBlock
 from psld_jax.sde.own import path
 from psld_jax.sde.psld import PSLD
 from psld_jax.sde.subvp import SubVP
+from psld_jax.sde.third_order import ThirdOrder
+from psld_jax.sde.varying import VaryingSDE
 from psld_jax.sde.vesde import VESDE
 from psld_jax.sde.vpsde import VPSDE
 
@@ -32,6 +34,8 @@ __all__ = [
     "LinearSDE",
     "OneBlock",
     "SubVP",
+    "ThirdOrder",
+    "VaryingSDE",
     "available",
     "cholesky",
     "get",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from psld_jax._runtime.checks import MIN_TIME
 from psld_jax.sde._quadrature import NODES, MatrixFunction, collocate
 
-# Panels of equal length in log t. Twelve Gauss points on each give the rotation to 1e-13.
-_T_MIN = 1e-7
-_PANELS = 96
+# Panels of equal length in log t, six to a decade and more, from 1 to below MIN_TIME. Twelve Gauss points on each give
+# the rotation to 1e-13.
+_PANEL = np.log(1e-7) / 96
+_PANELS = int(np.ceil(np.log(MIN_TIME) / _PANEL))
 _POINTS = np.concatenate([[0.0], NODES])
 _BARYCENTRIC = 1 / np.prod(_POINTS[:, None] - _POINTS + np.eye(len(_POINTS)), axis=1)
 
@@ -25,7 +27,7 @@ class Rotation:
     """
 
     def __init__(self, skew: MatrixFunction):
-        self._log_edges = np.linspace(0.0, np.log(_T_MIN), _PANELS + 1)
+        self._log_edges = _PANEL * np.arange(_PANELS + 1)
         start, values = None, []
         for left, right in zip(self._log_edges[:-1], self._log_edges[1:], strict=True):
             t = np.exp(left + (right - left) * NODES)
@@ -38,10 +40,10 @@ class Rotation:
         self._values = np.stack(values)  # Q^T at _POINTS of each panel
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
-        """``Q(t)``, ``[..., K, K]``; ``ValueError`` for times outside ``[1e-7, 1]``."""
-        if not np.all((t >= _T_MIN) & (t <= 1)):
-            raise ValueError(f"the R-frame is defined for times in [{_T_MIN}, 1], got {np.min(t)} to {np.max(t)}")
-        u = np.log(t) / self._log_edges[-1] * _PANELS
+        """``Q(t)``, ``[..., K, K]``; ``ValueError`` for times outside ``[1e-9, 1]``."""
+        if not np.all((t >= MIN_TIME) & (t <= 1)):
+            raise ValueError(f"the R-frame is defined for times in [{MIN_TIME:g}, 1], got {np.min(t)} to {np.max(t)}")
+        u = np.log(t) / _PANEL
         panel = np.clip(np.floor(u), 0, _PANELS - 1).astype(int)
         difference = (u - panel)[..., None] - _POINTS
         exact = difference == 0

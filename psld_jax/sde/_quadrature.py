@@ -47,6 +47,17 @@ def collocate(generator: np.ndarray, length: float) -> tuple[np.ndarray, np.ndar
     return at_nodes, np.eye(k) + length * np.einsum("i,ijk,ikl->jl", WEIGHTS, at_nodes, generator)
 
 
+def collocate_many(generator: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`collocate` for m intervals: ``[m, n, K, K]`` and lengths ``[m]`` to ``[m, n, K, K]`` and ``[m, K, K]``."""
+    m, n, k = generator.shape[:3]
+    length = length[:, None, None]
+    system = np.eye(n * k) - length * np.einsum("ij,mjkl->mjkil", _Q, generator).reshape(m, n * k, n * k)
+    right = np.broadcast_to(np.tile(np.eye(k), (n, 1)), (m, n * k, k))
+    at_nodes = np.linalg.solve(np.swapaxes(system, -1, -2), right).reshape(m, n, k, k)
+    at_nodes = np.swapaxes(at_nodes, -1, -2)
+    return at_nodes, np.eye(k) + length * np.einsum("i,mijk,mikl->mjl", WEIGHTS, at_nodes, generator)
+
+
 def conjugate_flow(
     generator: MatrixFunction, forcing: MatrixFunction, t: float, s: float
 ) -> tuple[np.ndarray, np.ndarray]:

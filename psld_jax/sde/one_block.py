@@ -213,6 +213,16 @@ class OneBlock(LinearSDE):
             return -alpha / std, alpha**2 / (std * (alpha**2 + std**2))
         return (alpha / std**2, -1 / std**2) if self.prediction == "score" else (-alpha / std, 1 / std)
 
+    def training_target(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
+        """``p, q`` of ``out = p x_0 + q eps``, ``[...]``: what a network that is not preconditioned should find."""
+        alpha, std = self.alpha(t), self.std(t)
+        zero, one = np.zeros_like(alpha), np.ones_like(alpha)
+        if self.prediction == "flow":
+            return self.alpha_rate(t), self.std_rate(t)
+        return {"data": (one, zero), "velocity": (-std, alpha), "score": (zero, -1 / std)}.get(
+            self.prediction, (zero, one)
+        )
+
     def converted(self, t: Array, prediction: str) -> tuple[np.ndarray, np.ndarray]:
         """``U, V`` of ``U x_t + V out``: the other ``prediction``, made of what the network gives."""
         a, b, c, e = self._reading(t)

@@ -71,4 +71,7 @@ class VPSDE(OneBlock):
         return np.exp(-0.5 * (self.beta_integral(s) - self.beta_integral(t)))[..., None, None]
 
     def noise_cov(self, t: Array, s: Array = 0.0) -> np.ndarray:
-        return -np.expm1(self.beta_integral(s) - self.beta_integral(t))[..., None, None]
+        t, s = np.asarray(t, np.float64), np.asarray(s, np.float64)
+        # b(t) - b(s), whose terms do not cancel.
+        b = (t - s) * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * (t + s))
+        return -np.expm1(-b)[..., None, None]

@@ -19,8 +19,7 @@ import optax
 from psld_jax import blocks
 from psld_jax._runtime.errors import check_choice, unknown
 from psld_jax.scores.network import predicted_blocks
-from psld_jax.sde import LinearSDE
-from psld_jax.sde.base import cholesky
+from psld_jax.sde import LinearSDE, OneBlock, cholesky
 
 Array = Any
 #: ``network(images [n, H, W, in_ch], t [n]) -> [n, ...]``.
@@ -117,9 +116,10 @@ class _Perturbation:
 class ScoreLoss(_Perturbation):
     """Score matching: a norm of ``W (prediction(Cin z_t, t) - target)``.
 
-    The network predicts ``eps`` of ``z_t = mean + L_t eps``: all blocks, or the one whose score the diffusion needs
-    (Pandey & Mandt, 2023). The covariance ``L_t L_t^T`` is that of hybrid score matching (HSM: momentum at ``t = 0``
-    integrated out) or of denoising score matching (DSM: drawn, and known to the kernel).
+    The network predicts ``eps`` of ``z_t = mean + L_t eps``, or what a path of one block says that it does: all blocks,
+    or the one whose score the diffusion needs (Pandey & Mandt, 2023). The covariance ``L_t L_t^T`` is that of hybrid
+    score matching (HSM: momentum at ``t = 0`` integrated out) or of denoising score matching (DSM: drawn, and known to
+    the kernel).
 
     For a diffusion preconditioned in phase space (:meth:`psld_jax.sde.LinearSDE.preconditioned`) the target is what the
     Gaussian-optimal score leaves over, ``g (x_0 / data_std^2 - mu^T L_t^-T eps)``,
@@ -175,6 +175,8 @@ class ScoreLoss(_Perturbation):
     def _target(self, t: np.ndarray) -> np.ndarray:
         """``[n, P, 1 + D]``, see :class:`Coefficients`."""
         sde, k, data_std = self.sde, self.sde.num_blocks, self.sde.data_std
+        if data_std is None and isinstance(sde, OneBlock):
+            return np.stack(sde.training_target(t), axis=-1)[:, None]
         if data_std is None:
             rows = np.eye(1 + self.num_noise)[-k:][list(self.predicted)]
             return np.broadcast_to(rows, (len(t), *rows.shape))

@@ -1,0 +1,147 @@
+"""What is not finite, and what cannot be what is meant, is said where it enters or leaves."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+#: The smallest time for which coefficients are made on the device; grids and solves end no earlier. The splines in time
+#: that hold them cover [MIN_TIME, 1].
+MIN_TIME = 1e-9
+
+#: Images lie in [-1, 1]. What is dequantised, decoded or noisy lies a little outside; levels of 0 to 255 lie far.
+FARTHEST = 2.0
+
+
+class NotFinite(ValueError):
+    """Samples, codes or measures hold NaN or infinite values."""
+
+
+def count_not_finite(arrays: Iterable[Array]) -> int:
+    """How many entries of the leading axis of arrays ``[n, ...]`` hold NaN or infinite values in any of them."""
+    bad: set[Any] = set()
+    for array in map(np.asarray, arrays):
+        # One sum tells of a whole array, and is finite but where something is not.
+        if not np.isfinite(np.sum(array, dtype=np.float64)):
+            bad |= set(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
+    return len(bad)
+
+
+def check_finite(what: str, arrays: Iterable[Array], count: int, hint: str) -> None:
+    """Raise :class:`NotFinite` if entries of arrays ``[n, ...]`` are not finite: it says how many of ``count``."""
+    bad = count_not_finite(arrays)
+    if bad:
+        raise NotFinite(f"{what}: {bad} of {count} are not finite (NaN or infinite). {hint}")
+
+
+def check_array(what: str, values: Array) -> None:
+    """Raise a ``ValueError`` unless all ``values``, of any shape, are finite numbers."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
+        raise ValueError(f"{what} must be numbers, got dtype {values.dtype}")
+    bad = values.size - int(np.isfinite(values.astype(np.float32) if values.dtype.kind == "V" else values).sum())
+    if bad:
+        raise ValueError(f"{what}: {bad} of {values.size} values are not finite (NaN or infinite)")
+
+
+def check_seed(seed: Any) -> int:
+    """``seed`` as an integer; ``ValueError`` unless it is one from 0 to 2**32 - 1."""
+    try:
+        number = -1 if isinstance(seed, (bool, np.bool_)) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**32:
+        raise ValueError(f"seed={seed!r} must be an integer from 0 to 2**32 - 1")
+    return number
+
+
+def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, strict: bool = False) -> float:
+    """``value`` as a float; ``ValueError`` unless it is a finite number in ``[low, high]``, above ``low`` if strict."""
+    number = value if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else np.nan
+    above = number > low if strict else number >= low
+    if not (np.isfinite(number) and above and number <= high):
+        bounds = [f"{'>' if strict else '>='} {low:g}"] if low > -np.inf else []
+        bounds += [f"<= {high:g}"] if high < np.inf else []
+        raise ValueError(f"{name}={value!r} must be a finite number {' and '.join(bounds)}".rstrip())
+    return float(number)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` if it is True or False, else a ``ValueError``."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}={value!r} must be True or False")
+    return bool(value)
+
+
+def as_pixels(what: str, images: Array, image_shape: tuple[int, ...], *, levels: bool = True) -> np.ndarray:
+    """``images`` as floating ``[n, H, W, C]`` in [-1, 1], checked.
+
+    Levels 0 to 255 as uint8 are understood, where ``levels`` allows it: ``level / 127.5 - 1``.
+
+    Raises:
+      ValueError: for another shape or type, values that are not finite or lie far outside of [-1, 1].
+    """
+    try:
+        values = np.asarray(images)
+    except ValueError:
+        raise ValueError(f"{what} must be one array [n, {', '.join(map(str, image_shape))}]") from None
+    if values.ndim == 0 or values.shape[1:] != tuple(image_shape) or not len(values):
+        raise ValueError(f"{what} have shape {values.shape}, expected [n, {', '.join(map(str, image_shape))}]")
+    if values.dtype == np.uint8:
+        if not levels:
+            raise ValueError(f"{what} are levels 0 to 255; psld_jax.dequantize makes images of them")
+        return (values / np.float32(127.5) - 1).astype(np.float32)
+    return _check_range(what, values)
+
+
+def check_measurement(what: str, values: Array) -> np.ndarray:
+    """``values`` of any shape as an array; ``ValueError`` for what is not floating, not finite or far from [-1, 1]."""
+    values = np.asarray(values)
+    if values.dtype == np.uint8:
+        raise ValueError(f"{what} is uint8: measure images in [-1, 1], see psld_jax.normalise")
+    return _check_range(what, values, limit=100 * FARTHEST)
+
+
+def _check_range(what: str, values: np.ndarray, limit: float = FARTHEST) -> np.ndarray:
+    if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+        raise ValueError(
+            f"{what} have dtype {values.dtype}: they must be floating, in [-1, 1]; psld_jax.normalise makes them so"
+        )
+    check_array(what, values)
+    low, high = float(values.min()), float(values.max())
+    if max(-low, high) > limit:
+        raise ValueError(
+            f"{what} lie in {low:.4g} to {high:.4g}, not in [-1, 1]: psld_jax.normalise(images, low=0, high=255) makes "
+            "them so (psld_jax.dequantize for likelihoods)"
+        )
+    if limit == FARTHEST and low >= 0 and high > 0.5 and values.size > 16:
+        warnings.warn(
+            f"{what} lie in {low:.4g} to {high:.4g}: if that is a range of 0 to 1, psld_jax.normalise(images, low=0, "
+            "high=1) takes it to [-1, 1]",
+            stacklevel=4,
+        )
+    return values
+
+
+def normalise(images: Array, *, low: float = 0.0, high: float = 255.0) -> np.ndarray:
+    """Images in [-1, 1], float32, of images of any shape in ``[low, high]``: ``2 (x - low) / (high - low) - 1``.
+
+    Example: ``psld_jax.normalise(levels)`` for levels 0 to 255, ``normalise(images, high=1)`` for 0 to 1.
+
+    Raises:
+      ValueError: for values outside of the range, or not finite, or a range that is empty.
+    """
+    low, high = check_number("low", low), check_number("high", high)
+    if not low < high:
+        raise ValueError(f"need low < high, got low={low}, high={high}")
+    values = np.asarray(images)
+    check_array("images", values)
+    if values.size and (values.min() < low or values.max() > high):
+        raise ValueError(f"images lie in {values.min()} to {values.max()}, outside of low={low:g} to high={high:g}")
+    return (2 * (values.astype(np.float64) - low) / (high - low) - 1).astype(np.float32)
