@@ -245,14 +245,21 @@ def _choose(unet: Path) -> Path:
 
 
 def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping.Tensor], bool]:
-    """The tensors by name without a wrapper's prefix, and whether they are averages."""
+    """The tensors by name without a wrapper's prefix, and whether they are averages.
+
+    Where there are both, the averages are taken. Counters and measures keep their whole names.
+    """
     source = stack.enter_context(SafeTensors(file) if file.suffix == ".safetensors" else read_checkpoint(file))
     found: dict[bool, dict[str, mapping.Tensor]] = {}
+    beside: dict[str, mapping.Tensor] = {}
     for name, tensor in source.items():
         prefix, rest = naming.split(name)
-        found.setdefault(naming.is_average(prefix), {})[rest] = tensor
+        if naming.is_buffer(name):
+            beside[name] = tensor
+        else:
+            found.setdefault(naming.is_average(prefix), {})[rest] = tensor
     average = True in found
-    return found.get(average, {}), average
+    return {**found.get(average, {}), **beside}, average
 
 
 def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict[str, mapping.Tensor], list[str]]:
@@ -268,4 +275,4 @@ def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict
             raise ValueError(f"it has {clip(name)} twice, by an old name and by today's")
         else:
             renamed[new] = tensor
-    return renamed, left_out
+    return renamed, sorted(left_out)
