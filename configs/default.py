@@ -146,6 +146,7 @@ def get_config() -> ConfigDict:
     config.sampler.hyper.eta = 1.0  # ancestral: 0 (deterministic) to 1
     config.sampler.rtol = 1e-4  # adaptive solvers only
     config.sampler.atol = 1e-4
+    config.sampler.max_steps = 4096  # of adaptive solvers, rejected ones included
 
     config.steer = ConfigDict()  # conditions on the samples, for --mode sample
     config.steer.labels = ()  # classes; sample i has labels[i % len(labels)]

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from psld_jax import assets, blocks, scores
+from psld_jax._runtime.checks import check_array
 from psld_jax._runtime.errors import check_choice, is_count, unknown
 from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
@@ -163,6 +164,8 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
       ValueError: if the arrays are not those of that network, by name and shape.
     """
     check_weights(config, params, "the weights")
+    for path, array in checkpoint.flatten(params).items():
+        check_array(f"weights {path!r}", array)
     sde = build_sde(config)
     graph, state = nnx.split(abstract_network(config))
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))

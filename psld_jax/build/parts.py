@@ -161,7 +161,7 @@ def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
 def sampler_options(config: Any) -> dict[str, Any]:
     """What ``config`` says of the sampler, as keyword arguments of :func:`psld_jax.generate_states`."""
     c = config.sampler
-    options = {name: c[name] for name in ("nfe", "grid", "rho", "rtol", "atol")}
+    options = {name: c[name] for name in ("nfe", "grid", "rho", "rtol", "atol", "max_steps")}
     options |= {name: tuple(c[name]) for name in ("sigmas", "timesteps") if c[name]}
     options |= {"t_end": c.t_end or None, "denoise": last_step(config)}
     return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}

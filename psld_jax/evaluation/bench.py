@@ -95,7 +95,9 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
             seconds, nfe = seconds + extra, nfe + last.nfe
         images = np.asarray(z[0])
         finite = bool(np.isfinite(images).all())
-        rmse = None if integrator.stochastic else float(np.sqrt(np.mean((undenoised - exact) ** 2)))
+        rmse = None
+        if not integrator.stochastic:
+            rmse = float(np.sqrt(np.mean((undenoised - exact) ** 2))) if finite else float("inf")
         distance = metrics.frechet_distance(*metrics.statistics(images), *law) if finite else float("inf")
         values = (name, grid, int(budget), nfe, rmse, float(distance), seconds, hyper)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
@@ -139,6 +141,12 @@ def write_tables(rows: list[dict[str, Any]], directory: Path) -> None:
     (directory / "bench.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
+def _text(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if np.isfinite(value) else "not finite"
+
+
 def rich_table(result: dict[str, Any], column: str, title: str) -> Table:
     """``column`` of the rows as a table, budgets across, the best sampler (by geometric mean) first."""
     rows = [row for row in result["rows"] if row[column] is not None]
@@ -153,5 +161,5 @@ def rich_table(result: dict[str, Any], column: str, title: str) -> Table:
         name = row["sampler"] if len(grids_used) == 1 else f"{row['sampler']}, {row['grid']}"
         cells.setdefault(name, {})[row["budget"]] = row[column]
     for name in sorted(cells, key=lambda name: float(np.mean(np.log(list(cells[name].values()))))):
-        table.add_row(name, *(f"{cells[name][b]:.3g}" if b in cells[name] else "-" for b in budgets))
+        table.add_row(name, *(_text(cells[name].get(b)) for b in budgets))
     return table

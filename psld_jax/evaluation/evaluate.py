@@ -15,12 +15,13 @@ import numpy as np
 
 from psld_jax import integrators, metrics
 from psld_jax._runtime import distributed
+from psld_jax._runtime.checks import count_not_finite
 from psld_jax._runtime.errors import check_counts
 from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model, sampler_hyper, to_images
 from psld_jax.data import Dataset
 from psld_jax.sampling.adaptive import SOLVERS
-from psld_jax.sampling.generate import Sampler, prepare
+from psld_jax.sampling.generate import Sampler, batch_shape, prepare
 from psld_jax.sampling.settings import Setting, Tuned, nearest
 
 Array = Any
@@ -78,10 +79,11 @@ class Cell:
       sampler: what it is called in the sweep: ``"auto"`` stays ``"auto"``.
       seed, num_samples: of the samples.
       budget: evaluations allowed, 0 for an adaptive solver; ``nfe`` those used, on average.
-      distance: Frechet distance of the features to the reference.
+      distance: Frechet distance of the features to the reference; infinite if there are samples that are not finite.
       seconds: for all samples, compilation included.
       setting: what was run; ``None`` for an adaptive solver.
       others: other measures by name, of the first samples.
+      not_finite: samples that hold NaN or infinite values; their distance is infinite.
     """
 
     sampler: str
@@ -93,6 +95,14 @@ class Cell:
     seconds: float
     setting: dict[str, Any] | None
     others: dict[str, float] = dataclasses.field(default_factory=dict)
+    not_finite: int = 0
+
+    def describe(self) -> str:
+        """How it did, for people."""
+        name = f"{self.sampler}, {self.nfe:.0f} NFE, seed {self.seed}"
+        if not np.isfinite(self.distance):
+            return f"{name}: {self.not_finite} of {self.num_samples} samples are not finite"
+        return f"{name}: distance {self.distance:.4g}" + "".join(f", {k} {v:.4g}" for k, v in self.others.items())
 
 
 def jobs(
@@ -109,7 +119,7 @@ def jobs(
     Raises:
       ValueError: for an unknown sampler, or options that make no sense.
     """
-    common = {name: options[name] for name in ("t_end", "denoise", "rtol", "atol")}
+    common = {name: options[name] for name in ("t_end", "denoise", "rtol", "atol", "max_steps")}
     samplers, budgets = tuple(samplers), tuple(budgets)
     check_counts(**{f"nfe[{i}]": budget for i, budget in enumerate(budgets)})
     for name in (name for name in samplers if name in SOLVERS):
@@ -167,20 +177,25 @@ def evaluate(
 
     def run(name: str, budget: int, sampler: Images, seed: int) -> Cell:
         start, moments, evaluations, first = time.perf_counter(), metrics.Moments(num_kept), 0.0, np.zeros(0)
-        size = min(batch_size, num_samples)
+        size, bad = batch_shape(num_samples, batch_size), 0
         for _, state, counts in sampler.batches(seed, distributed.share(num_samples, size), size):
+            bad += count_not_finite(state)
             images = np.clip(state[0], -1, 1)
             first = first if len(first) else images[:_PICTURE]
             moments.add(features(images))
             evaluations += float(counts.sum())
-        everything = distributed.gather_arrays({**moments.arrays(), "evaluations": np.array(evaluations)})
+        everything = distributed.gather_arrays(
+            {**moments.arrays(), "evaluations": np.array(evaluations), "bad": np.array(bad)}
+        )
         moments = metrics.Moments.joined(everything, num_kept)
         evaluations = float(sum(theirs["evaluations"] for theirs in everything))
-        distance = moments.gaussian().distance(reference) if moments.finite else float("inf")
+        bad = int(sum(theirs["bad"] for theirs in everything))
+        finite = moments.finite and not bad
+        distance = moments.gaussian().distance(reference) if finite else float("inf")
         setting, seconds = _json(sampler), time.perf_counter() - start
-        more = others(moments.kept()) if num_kept and moments.finite else {}
-        cell = Cell(name, budget, seed, num_samples, evaluations / num_samples, distance, seconds, setting, more)
-        if seed == seeds[0] and distributed.is_first():
+        more = others(moments.kept()) if num_kept and finite else {}
+        cell = Cell(name, budget, seed, num_samples, evaluations / num_samples, distance, seconds, setting, more, bad)
+        if seed == seeds[0] and finite and distributed.is_first():
             picture(cell, first)
         return cell
 
@@ -198,7 +213,10 @@ def _json(sampler: Images) -> dict[str, Any] | None:
 
 
 def summary(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """One row for each sampler and budget: mean and spread (standard deviation) of the distance over the seeds."""
+    """One row for each sampler and budget: mean and spread (standard deviation) of the distance over the seeds.
+
+    Where samples are not finite, distance and spread are ``None``, and ``not_finite`` says how many there are.
+    """
     rows: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         rows.setdefault((cell.sampler, cell.budget), []).append(cell)
@@ -207,16 +225,26 @@ def summary(cells: Iterable[Cell]) -> list[dict[str, Any]]:
             "sampler": name,
             "budget": budget,
             "nfe": float(np.mean([cell.nfe for cell in row])),
-            "distance": float(np.mean([cell.distance for cell in row])),
-            "spread": float(np.std([cell.distance for cell in row])),
+            "distance": _over_seeds(np.mean, row),
+            "spread": _over_seeds(np.std, row),
+            "not_finite": sum(cell.not_finite for cell in row),
             "seeds": len(row),
             "num_samples": row[0].num_samples,
             "seconds": float(np.mean([cell.seconds for cell in row])),
             "setting": row[0].setting,
-            **{key: float(np.mean([cell.others[key] for cell in row])) for key in row[0].others},
+            **{
+                key: float(np.mean([cell.others[key] for cell in row]))
+                for key in row[0].others
+                if all(key in cell.others for cell in row)
+            },
         }
         for (name, budget), row in rows.items()
     ]
+
+
+def _over_seeds(reduce: Callable[[list[float]], Any], cells: list[Cell]) -> float | None:
+    distances = [cell.distance for cell in cells]
+    return float(reduce(distances)) if np.isfinite(distances).all() else None
 
 
 Published = Sequence[tuple[str, int, float]]
@@ -229,17 +257,25 @@ def markdown(rows: list[dict[str, Any]], real: tuple[float, float] | None, publi
     """
     theirs = {(name, nfe): value for name, nfe, value in published}
     budgets = sorted({row["budget"] for row in rows})
-    best = {budget: min(row["distance"] for row in rows if row["budget"] == budget) for budget in budgets}
+    distances = {b: [row["distance"] for row in rows if row["budget"] == b] for b in budgets}
+    best = {b: min((d for d in of_budget if d is not None), default=None) for b, of_budget in distances.items()}
     lines = ["| | " + " | ".join(f"{b} NFE" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
     for name in dict.fromkeys(row["sampler"] for row in rows):
         cells = {row["budget"]: row for row in rows if row["sampler"] == name}
         texts = []
         for budget in budgets:
             row = cells.get(budget)
-            text = "-" if row is None else f"{row['distance']:.3g} ± {row['spread']:.2g}"
+            if row is None:
+                text = "-"
+            elif row["distance"] is None:
+                text = f"not finite ({row['not_finite']} of {row['num_samples'] * row['seeds']})"
+            else:
+                text = f"{row['distance']:.3g} ± {row['spread']:.2g}"
             if (name, budget) in theirs:
                 text += f" [{theirs[name, budget]:g}]"
-            texts.append(f"**{text}**" if row is not None and row["distance"] == best[budget] else text)
+            texts.append(
+                f"**{text}**" if row and row["distance"] is not None and row["distance"] == best[budget] else text
+            )
         lines.append(f"| `{name}` | " + " | ".join(texts) + " |")
     notes = [] if real is None else [f"As many real images: {real[0]:.3g} ± {real[1]:.2g}."]
     notes += ["In brackets: as published."] if published else []

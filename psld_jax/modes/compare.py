@@ -15,6 +15,7 @@ from rich.progress import track
 
 from psld_jax import build, metrics
 from psld_jax._runtime import distributed
+from psld_jax._runtime.checks import NotFinite
 from psld_jax._runtime.journal import Journal
 from psld_jax.data import open_dataset
 from psld_jax.evaluation import bench, evaluate, plots
@@ -104,8 +105,7 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
     pictures = workdir / "pictures"
 
     def tell(cell: evaluate.Cell) -> None:
-        others = "".join(f", {name} {value:.4g}" for name, value in cell.others.items())
-        console.print(f"{cell.sampler}, {cell.nfe:.0f} NFE, seed {cell.seed}: distance {cell.distance:.4g}{others}")
+        console.print(cell.describe())
 
     def picture(cell: evaluate.Cell, images: np.ndarray) -> None:
         pictures.mkdir(exist_ok=True)
@@ -136,6 +136,8 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
         picture=picture,
     )
     rows, real = evaluate.summary(cells), reference.real
+    if cells and all(row["distance"] is None for row in rows):
+        raise NotFinite(f"no cell has finite samples; the first: {cells[0].describe()}. Look at the weights and t_end")
     title = f"{features.name} features, {c.num_samples:,} samples a seed"
     report = {"rows": rows, "real": real, "features": features.name}
     if not distributed.is_first():
@@ -143,7 +145,7 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
     evaluate.write(workdir, rows, real, title, c.published)
     labels = {"distance": f"Frechet distance, {features.name} features"}
     floors = {} if real is None else {"distance": real[0]}
-    curves = [{**row, "grid": ""} for row in rows]
+    curves = [{**row, "grid": ""} for row in rows if row["distance"] is not None]
     plots.save_curves(workdir / "evaluation.png", curves, labels, floors, "real images")
     console.print((workdir / "evaluation.md").read_text())
     return report

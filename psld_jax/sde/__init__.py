@@ -1,7 +1,7 @@
 """Linear diffusions, numpy float64: one file each, and the base of all.
 
-Phase space: :class:`PSLD`, :class:`CLD`, :class:`ThirdOrder`. One block: :class:`VPSDE`, :class:`VESDE`,
-:class:`EDM`, :class:`SubVP`, :class:`Cosine`, :class:`Flow`, :class:`Discrete`; :func:`path` makes one of two functions of your own.
+Phase space: :class:`PSLD`, :class:`CLD`, :class:`ThirdOrder`. One block: :class:`VPSDE`, :class:`VESDE`, :class:`EDM`,
+:class:`SubVP`, :class:`Cosine`, :class:`Flow`, :class:`Discrete`; :func:`path` makes one of two functions of your own.
 Any functions ``F(t)``, ``D(t)``: :class:`VaryingSDE`. Every module here is discovered, none needs to be listed.
 """
 

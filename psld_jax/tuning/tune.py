@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from psld_jax import build, integrators, metrics
+from psld_jax._runtime.checks import NotFinite, as_pixels, check_seed
 from psld_jax._runtime.errors import check_counts
 from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model
@@ -117,6 +120,9 @@ def tune(
     check_counts(8, num_samples=num_samples)
     check_counts(candidates=candidates)
     check_counts(0, gradient_steps=gradient_steps)
+    seed = check_seed(seed)
+    if target is not None:
+        target = as_pixels("target", target, model.image_shape)
     t_end = model.sde.t_end if t_end is None else t_end
     names = applicable(samplers, model.sde)
     belongs_to = build.tuned_for(model.config, model.sde)
@@ -145,7 +151,13 @@ def tune(
             key = ["refine", best.to_json(), budget]
             refined = trials.get(key, lambda: refine(best, trainer, budget, gradient_steps).to_json())
             best = min((best, Setting.from_json(refined)), key=lambda setting: trial(setting, num_samples).loss)
-        return Row(budget, best, trial(best, 2 * num_samples, judge))
+        row = Row(budget, best, trial(best, 2 * num_samples, judge))
+        if not np.isfinite(row.score.distance):
+            raise NotFinite(
+                f"no setting of {name} with {budget} evaluations has finite samples: leave the sampler or the budget "
+                "out, or look at the weights and t_end"
+            )
+        return row
 
     rows: list[Row] = []
     for name in names:
