@@ -29,6 +29,7 @@ _SUPPORTED = (
     "UNet2DModel (unconditional, or told a class) is supported; text-to-image U-Nets, transformers and VAEs are not"
 )
 _MAX_JSON = 16 * 2**20
+_MAX_LAYERS, _MAX_LEVELS, _MAX_NUMBER = 100, 12, 2**24
 #: Attention before diffusers 0.12, and now.
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
@@ -164,6 +165,8 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The options of a ``config.json``, and the names of those that ``UNet2DModel`` does not have."""
     options: dict[str, Any] = {}
     unknown = []
+    if type(layers := stored.get("layers_per_block")) is int and layers > _MAX_LAYERS:
+        raise ValueError(f"layers_per_block={layers} in its config.json must be at most {_MAX_LAYERS}")
     for key, value in stored.items():
         if key.startswith("_"):
             continue
@@ -192,13 +195,15 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _value(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         kind = type(default[0])
-        if type(value) is list and len(value) <= 64 and all(type(part) is kind for part in value):
+        few = type(value) is list and len(value) <= _MAX_LEVELS and all(type(part) is kind for part in value)
+        if few and (kind is str or all(abs(part) <= _MAX_NUMBER for part in value)):
             return tuple(value)
-    elif isinstance(default, float) and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
+    elif isinstance(default, float):
+        if type(value) in (int, float) and abs(value) < math.inf:
+            return float(value)
     elif isinstance(default, int) and not isinstance(default, bool) and type(value) is float and value.is_integer():
         return int(value)
-    elif type(value) is type(default):
+    elif type(value) is type(default) and not (type(value) is int and abs(value) > _MAX_NUMBER):
         return value
     raise ValueError(f"{key}={clip(str(value))} in its config.json must be of the kind of {default!r}")
 
@@ -245,14 +250,21 @@ def _choose(unet: Path) -> Path:
 
 
 def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping.Tensor], bool]:
-    """The tensors by name without a wrapper's prefix, and whether they are averages."""
+    """The tensors by name without a wrapper's prefix, and whether they are averages.
+
+    Where there are both, the averages are taken. Counters and measures keep their whole names.
+    """
     source = stack.enter_context(SafeTensors(file) if file.suffix == ".safetensors" else read_checkpoint(file))
     found: dict[bool, dict[str, mapping.Tensor]] = {}
+    beside: dict[str, mapping.Tensor] = {}
     for name, tensor in source.items():
         prefix, rest = naming.split(name)
-        found.setdefault(naming.is_average(prefix), {})[rest] = tensor
+        if naming.is_buffer(name):
+            beside[name] = tensor
+        else:
+            found.setdefault(naming.is_average(prefix), {})[rest] = tensor
     average = True in found
-    return found.get(average, {}), average
+    return {**found.get(average, {}), **beside}, average
 
 
 def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict[str, mapping.Tensor], list[str]]:
@@ -268,4 +280,4 @@ def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict
             raise ValueError(f"it has {clip(name)} twice, by an old name and by today's")
         else:
             renamed[new] = tensor
-    return renamed, left_out
+    return renamed, sorted(left_out)

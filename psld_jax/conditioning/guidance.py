@@ -150,9 +150,7 @@ class ClassifierFree:
         return jax.lax.cond(acts, guided, lambda: labelled)
 
 
-def classifier_free(
-    eps_fn: Any, labels: Array, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
-) -> ClassifierFree:
+def classifier_free(eps_fn: Any, labels: Array, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> Any:
     """``eps_fn`` of ``p(z) (p(z | y) / p(z))^scale`` for a network that takes labels.
 
     Two evaluations of the network, or one outside of ``interval`` and for scale 1.
@@ -162,7 +160,14 @@ def classifier_free(
       labels: integers ``[n]``.
       scale: 1 is the law of the label, 0 the unconditional one.
       interval: forward times between which the guidance acts.
+
+    Raises:
+      ValueError: for a scale other than 1 of a network that was never trained without labels, as those of diffusers.
     """
+    if getattr(eps_fn, "needs_labels", False):
+        if scale != 1:
+            raise ValueError(f"guidance={scale} needs a network that was also trained without labels: it must be 1")
+        return eps_fn.with_labels(labels)
     low, high = (jnp.asarray(t, jnp.float32) for t in interval)
     told, free = blocks.as_pytree(eps_fn.with_labels(labels)), blocks.as_pytree(eps_fn)
     return ClassifierFree(told, free, jnp.asarray(scale, jnp.float32), (low, high))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from flax import nnx
 
 from psld_jax.models import families
@@ -23,6 +25,7 @@ _SUBMODULES = {
 _LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "frequencies": "weight", "embedding": "weight"}
 
 
+@functools.lru_cache(8)
 def source_parameters(config: UNet2DConfig) -> tuple[SourceParameter, ...]:
     """All parameters, in the order of the network's modules; each on either side occurs exactly once.
 

@@ -8,22 +8,9 @@ from psld_jax._runtime.errors import check_choice
 from psld_jax.models.structure import groups
 
 #: Kinds of blocks; diffusers' older names begin with ``UNetRes``.
-DOWN_BLOCKS = (
-    "DownBlock2D",
-    "AttnDownBlock2D",
-    "SkipDownBlock2D",
-    "AttnSkipDownBlock2D",
-    "ResnetDownsampleBlock2D",
-    "KDownBlock2D",
-)
-UP_BLOCKS = (
-    "UpBlock2D",
-    "AttnUpBlock2D",
-    "SkipUpBlock2D",
-    "AttnSkipUpBlock2D",
-    "ResnetUpsampleBlock2D",
-    "KUpBlock2D",
-)
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D")
+DOWN_BLOCKS += ("ResnetDownsampleBlock2D", "KDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D", "ResnetUpsampleBlock2D", "KUpBlock2D")
 #: Channels of an image in the skips of the original, whatever the network's are.
 _SKIP_CHANNELS = 3
 _K_GROUP = 32  # channels in a group of the K blocks' norms
@@ -163,6 +150,11 @@ class UNet2DConfig:
     def labels(self) -> str:
         """What labels are: ``"index"``, ``"timestep"``, ``"identity"``, or ``""`` if there are none."""
         return self.class_embed_type or ("index" if self.num_class_embeds else "")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether every image must have a label: there is none for "any"."""
+        return bool(self.labels)
 
     @property
     def temb_dim(self) -> int:

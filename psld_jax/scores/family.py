@@ -55,15 +55,21 @@ class FamilyScore:
       network: the network as a function.
       clock: function of time: what the network is told.
       scale: function of time, by which images are multiplied first, or ``None``.
+      needs_labels: whether the network has no label for "any".
     """
 
     network: FamilyNetwork
     clock: Any
     scale: TimeFunction | None = None
+    needs_labels: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def with_labels(self, labels: Array) -> FamilyScore:
         """The same for samples of these classes, integers ``[n]``, or whatever labels the network takes."""
         return dataclasses.replace(self, network=dataclasses.replace(self.network, labels=jnp.asarray(labels)))
+
+    def bind(self, eps_fn: Any, own: dict[str, Array]) -> Any:
+        """Another ``eps_fn`` with the classes ``own["labels"]``, integers ``[n]``: guidance of strength 1."""
+        return eps_fn.with_labels(own["labels"])
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
         """What the network predicts at ``(z, t)``, for a state of one array ``[n, H, W, C]`` and scalar ``t``.
@@ -119,7 +125,7 @@ def family(net: nnx.Module, sde: LinearSDE, options: Options, *, tile: int | Non
     # A network that is told a noise level means that of data which keep their size.
     scaled = options.clock == "sigma" and not isinstance(sde, (EDM, VESDE))
     scale = TimeFunction(lambda t: 1 / sde.alpha(t)) if scaled else None
-    return FamilyScore(network, _clock(options.clock, sde), scale)
+    return FamilyScore(network, _clock(options.clock, sde), scale, bool(getattr(options, "needs_labels", False)))
 
 
 def told(clock: str, sde: OneBlock, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,397 @@
+"""One door: a file or directory tells where it is from and what it holds; what cannot be read is refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import convert_files as files
+import jax.numpy as jnp
+import models_support
+import numpy as np
+import pytest
+from psld_jax.convert import cache as cache_module
+from psld_jax.convert import convert, diffusers, mapping, naming, read_checkpoint, read_converted, read_index, written
+from psld_jax.convert.__main__ import main
+from psld_jax.convert.origins import Asked, origins, recognise
+from safetensors.numpy import load_file, save_file
+
+import psld_jax as pj
+from psld_jax import scores
+from psld_jax.checkpoints.directory import flatten
+from psld_jax.scores.family import IndexClock
+
+GOLDEN = Path(__file__).parent / "golden_neighbours"
+CASE = GOLDEN / "diffusers_class_sample"
+FLAT = GOLDEN / "diffusers_ddpm_flat"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("door") / "model"
+    convert(CASE, "", out)
+    return out
+
+
+def copied(tmp_path, source=FLAT):
+    shutil.copytree(source, tmp_path / "in")
+    return tmp_path / "in"
+
+
+def test_every_origin_has_its_own_files():
+    known = origins()
+    assert set(known) == {"cld-sgm", "diffusers", "edm", "lightning", "psld_jax", "score_sde"}
+    golden = Path(__file__).parent / "golden"
+    for path, name in {
+        GOLDEN / "edm_skip_skip.pkl": "edm",
+        GOLDEN / "vpsde_mixed.pth": "cld-sgm",
+        CASE: "diffusers",
+        CASE / "unet": "diffusers",
+        FLAT / WEIGHTS: "diffusers",
+        golden / "lightning_clf_tiny.ckpt": "lightning",
+    }.items():
+        found = recognise(path)
+        assert name == found.NAME
+
+
+def test_what_is_no_checkpoint_is_refused_with_what_is_accepted(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match="no checkpoint that can be read. Accepted are cld-sgm: .*; diffusers: "):
+        recognise(tmp_path / "notes.txt")
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
+        recognise(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="unknown origin 'emd'. Did you mean 'edm'"):
+        recognise(CASE, "emd")
+
+
+def test_the_command_says_what_it_found(tmp_path, capsys):
+    assert main(["--checkpoint", str(FLAT), "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "is of diffusers",
+        "UNet2DModel, 103,875 parameters, positional",
+        "1000 levels, alphas_cumprod 0.9999 to 4.04e-05, of DDPMScheduler",
+        "predicts eps",
+        "images: 16 x 16 x 3",
+        "labels: none",
+        "whether they are an average (EMA), the file does not say",
+        "clips x_0",
+    ):
+        assert text in printed
+    index = read_index(tmp_path / "out")
+    assert index["source"]["origin"] == "diffusers" and len(index["notes"]) == 7
+    sources = [entry["source"] for entry in index["parameters"]["online"].values()]
+    assert "mid_block.attentions.0.query.weight" in sources  # as the file names it
+    assert load_file(FLAT / WEIGHTS).keys() == set(sources)
+
+
+def test_a_converted_model_gives_the_original_s_numbers(converted):
+    model, data = pj.load(converted), np.load(CASE.with_suffix(".npz"))
+    assert (model.image_shape, model.n_classes, model.sde.prediction) == ((8, 8, 1), 10, "data")
+    eps_fn = model.eps_fn.with_labels(data["class_labels"])
+    x, i = jnp.moveaxis(jnp.asarray(data["x"]), 2, -1), 3
+    run = models_support.jit(lambda eps_fn, x, t: eps_fn((x,), t)[0])
+    got = run(eps_fn, x[i], jnp.float32(model.sde.time_of(data["t"][i])))
+    np.testing.assert_allclose(np.moveaxis(np.asarray(got), -1, 1), data["unet"][i], atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [10, 1000, 4000])
+def test_the_time_of_a_level_is_told_as_that_level(steps):
+    sde = pj.sde.Discrete(num_steps=steps)
+    index = np.arange(steps)
+    told = IndexClock(steps)(jnp.asarray(sde.time_of(index), jnp.float32))
+    np.testing.assert_array_equal(told, index)
+    between = IndexClock(steps)(jnp.asarray((index[1:] + 0.5) / steps, jnp.float32))
+    np.testing.assert_allclose(between, index[1:] - 0.5, atol=1e-3)  # float32 of numbers up to 4000
+
+
+def test_a_class_is_given_to_a_network_that_has_none_for_any(converted):
+    model = pj.load(converted)
+    with pytest.raises(ValueError, match="none for 'any'"):
+        pj.generate(model, sampler="ddim", nfe=3, n=2)
+    with pytest.raises(ValueError, match="guidance=2.0 needs a network that was also trained without labels"):
+        pj.generate(model, sampler="ddim", nfe=8, n=2, label=1, guidance=2.0)
+    images = pj.generate(model, sampler="ddim", nfe=3, n=2, label=[1, 2], seed=0)
+    assert images.shape == (2, 8, 8, 1) and np.isfinite(images).all()
+    assert isinstance(scores.classifier_free(model.eps_fn, jnp.array([1, 2])), scores.FamilyScore)
+
+
+# What is refused, and what is left out.
+
+
+def change_json(path, **values):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **values}))
+
+
+def change_weights(path, change):
+    tensors = load_file(path / WEIGHTS)
+    change(tensors)
+    save_file(tensors, path / WEIGHTS)
+
+
+def rename(old, new):
+    return lambda tensors: tensors.update({new: tensors.pop(old)})
+
+
+def damaged(value):
+    def change(tensors):
+        tensors["conv_in.weight"] = tensors["conv_in.weight"].copy()
+        tensors["conv_in.weight"][1, 2, 0, 1] = value
+
+    return change
+
+
+BAD = {
+    "class": (
+        lambda d: change_json(d / "config.json", _class_name="UNet2DConditionModel"),
+        "is of 'UNet2DConditionModel'. UNet2DModel .* is supported; text-to-image U-Nets",
+    ),
+    "transformer": (lambda d: change_json(d / "config.json", _class_name="DiTTransformer2DModel"), "DiTTransformer2D"),
+    "scheduler": (
+        lambda d: change_json(d / "scheduler_config.json", _class_name="KarrasVeScheduler"),
+        "the scheduler 'KarrasVeScheduler' is not supported; DDIM",
+    ),
+    "no scheduler": (
+        lambda d: (d / "scheduler_config.json").unlink(),
+        "has no scheduler_config.json.* --set sde.name=",
+    ),
+    "no weights": (lambda d: (d / WEIGHTS).unlink(), "holds no weights: diffusion_pytorch_model.safetensors or .bin"),
+    "no size": (lambda d: change_json(d / "config.json", sample_size=None), "sample_size is null"),
+    "type": (
+        lambda d: change_json(d / "config.json", layers_per_block="2"),
+        "layers_per_block='2'.* must be of the kind",
+    ),
+    "block": (
+        lambda d: change_json(d / "config.json", down_block_types=["DownBlock2D", "KDown", "DownBlock2D"]),
+        "unknown block in down_block_types 'KDown'. Did you mean 'KDownBlock2D'",
+    ),
+    "no JSON": (lambda d: (d / "config.json").write_text("{"), "config.json is no JSON"),
+    "a list": (lambda d: (d / "config.json").write_text("[]"), "config.json holds no table"),
+    "missing": (lambda d: change_weights(d, lambda t: t.pop("conv_in.bias")), "conv_in.bias"),
+    "unknown": (lambda d: change_weights(d, rename("conv_in.bias", "conv_into.bias")), "conv_into.bias"),
+    "shape": (lambda d: change_json(d / "config.json", in_channels=2, out_channels=3), "of different shape"),
+    "nan": (lambda d: change_weights(d, damaged(np.nan)), r"conv_in.weight \(8, 3, 3, 3\) has 1 values that are NaN"),
+    "infinite": (lambda d: change_weights(d, damaged(np.inf)), "conv_in.weight .* NaN or infinite"),
+    "cut off": (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-1]), "damaged or cut off"),
+    "variants": (
+        lambda d: (
+            [shutil.copy(d / WEIGHTS, d / f"diffusion_pytorch_model.{v}.safetensors") for v in ("a", "b")]
+            and (d / WEIGHTS).unlink()
+        ),
+        "several variants of its weights, diffusion_pytorch_model.a.safetensors, .*: give one of these",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path, kind):
+    change, message = BAD[kind]
+    path = copied(tmp_path)
+    change(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        convert(path, "", tmp_path / "out")
+    assert str(path) in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_text_to_image_pipeline_is_refused_by_name(tmp_path):
+    parts = {"_class_name": "PixArtAlphaPipeline", "transformer": ["diffusers", "PixArtTransformer2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    with pytest.raises(
+        ValueError, match="holds PixArtTransformer2DModel, and no folder unet.*UNet2DModel .* is supported"
+    ):
+        convert(tmp_path, "", tmp_path / "out")
+
+
+def test_counters_and_measures_are_left_out_and_named(tmp_path):
+    path = copied(tmp_path)
+    extra = {"ema.num_updates": np.array(7), "metrics.fid": np.ones(3, np.float32), "step": np.array([3])}
+    change_weights(path, lambda tensors: tensors.update(extra))
+    change_json(path / "config.json", num_head_channels=4)
+    notes = diffusers.read(path, Asked()).notes
+    assert "left out, no part of the network: ema.num_updates, metrics.fid, step" in notes
+    assert "options that UNet2DModel does not have, left out: num_head_channels" in notes
+
+
+def test_what_the_file_does_not_tell_can_be_given(tmp_path):
+    path = copied(tmp_path)
+    (path / "scheduler_config.json").unlink()
+    given = ["sde.name=discrete", "sde.num_steps=500", "model.unet2d.predicts=velocity"]
+    convert(path, "", tmp_path / "out", overrides=given)
+    model = pj.load(tmp_path / "out")
+    assert model.sde.num_steps == 500 and model.sde.prediction == "velocity"
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "average"),
+    [
+        ("all_modules.0.weight", "", False),
+        ("module.all_modules.0.weight", "module.", False),
+        ("score_fn.module._orig_mod.all_modules.0.weight", "score_fn.module._orig_mod.", False),
+        ("ema_model.net.conv_in.weight", "ema_model.net.", True),
+        ("model.ema.conv_in.bias", "model.ema.", True),
+        ("module", "", False),
+    ],
+)
+def test_prefixes_of_wrappers_come_off(name, prefix, average):
+    assert naming.split(name) == (prefix, name.removeprefix(prefix))
+    assert naming.is_average(prefix) is average
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "model.", "net.", "score_fn.module.", "module.model.net."]
+)
+@pytest.mark.parametrize("level", ["", "model_state_dict", "state_dict", "params", "net"])
+def test_state_dicts_one_level_down_are_found(tmp_path, prefix, level):
+    stored = files.tensor(files.storage("0", 4), (4,))
+    state = files.mapping(
+        {f"{prefix}all_modules.0.weight": stored, "step": files.integer(9), "epoch": files.integer(1)}
+    )
+    (tmp_path / "f.pt").write_bytes(
+        files.zip_file(files.program(files.mapping({level: state}) if level else state), {"0": bytes(16)})
+    )
+    with read_checkpoint(tmp_path / "f.pt") as source:
+        assert mapping.networks(source)["online"].keys() == {"all_modules.0.weight"}
+        assert source.left_out == ("epoch", "step")
+
+
+def test_averages_one_level_down_are_the_average(tmp_path):
+    stored = files.tensor(files.storage("0", 4), (4,))
+    both = {key: files.mapping({"module.all_modules.0.weight": stored}) for key in ("net", "ema")}
+    (tmp_path / "f.pt").write_bytes(files.zip_file(files.program(files.mapping(both)), {"0": bytes(16)}))
+    with read_checkpoint(tmp_path / "f.pt") as source:
+        assert {key: set(value) for key, value in mapping.networks(source).items()} == {
+            "online": {"all_modules.0.weight"},
+            "ema": {"all_modules.0.weight"},
+        }
+
+
+# Sharded files, files of torch, and the cache.
+
+
+def sharded(path, **changes):
+    tensors = load_file(path / WEIGHTS)
+    names, places = sorted(tensors), {}
+    for i, part in enumerate((names[::2], names[1::2])):
+        file = f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, path / file)
+        places |= dict.fromkeys(part, file)
+    (path / WEIGHTS).unlink()
+    index = {"metadata": {}, "weight_map": {**places, **changes}}
+    (path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    return tensors
+
+
+def test_sharded_files_are_one_network(tmp_path):
+    path = copied(tmp_path)
+    sharded(path)
+    parts, whole = (flatten(diffusers.read(place, Asked()).weights["online"]) for place in (path, FLAT))
+    assert parts.keys() == whole.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv_in.bias": "../secret.safetensors"}, "names '../secret.safetensors', which is no file beside it"),
+        ({"conv_in.bias": "missing.safetensors"}, "which is no file beside it"),
+        ({"conv_in.bias": 3}, "has no weight_map"),
+        ({"other.bias": "diffusion_pytorch_model-00001-of-00002.safetensors"}, "'other.bias' is not in the file"),
+    ],
+)
+def test_an_index_that_is_wrong_is_refused(tmp_path, changes, message):
+    path = copied(tmp_path)
+    sharded(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        convert(path, "", tmp_path / "out")
+
+
+def test_files_of_torch_with_a_prefix_are_read(tmp_path):
+    path = copied(tmp_path)
+    tensors = load_file(path / WEIGHTS)
+    (path / WEIGHTS).unlink()
+    stored = {
+        f"module.{k}": files.tensor(files.storage(str(i), v.size), v.shape) for i, (k, v) in enumerate(tensors.items())
+    }
+    content = files.program(files.mapping({"ema_model": files.mapping(stored, ordered=True)}))
+    data = {str(i): v.tobytes() for i, v in enumerate(tensors.values())}
+    (path / "diffusion_pytorch_model.bin").write_bytes(files.zip_file(content, data))
+    read = diffusers.read(path, Asked())
+    assert list(read.weights) == ["ema"]
+    kernel = read.weights["ema"]["layers"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["conv_in.weight"].transpose(2, 3, 1, 0))
+
+
+def test_a_file_opens_as_it_is_and_is_converted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    counted = []
+    monkeypatch.setattr(cache_module, "convert", lambda *args, **kwargs: counted.append(1) or convert(*args, **kwargs))
+    path = copied(tmp_path)
+    for opened in (path, path, path / WEIGHTS):
+        assert pj.load(opened).image_shape == (16, 16, 3)
+    assert len(counted) == 1  # the file with what is beside it is what is in the directory
+    assert len(list((tmp_path / "psld_jax" / "converted").iterdir())) == 1
+    change_json(path / "scheduler_config.json", prediction_type="sample")
+    assert pj.load(path).sde.prediction == "data" and len(counted) == 2
+    assert pj.load(path, {"model.unet2d.predicts": "eps"}).sde.prediction == "eps" and len(counted) == 3
+    with pytest.raises(ValueError, match="UNet2DConditionModel"):
+        change_json(path / "config.json", _class_name="UNet2DConditionModel")
+        pj.load(path)
+
+
+# Back again.
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["diffusers_class_sample", "iddpm_adm_heads.pkl", pytest.param("edm_skip_skip.pkl", marks=pytest.mark.slow)],
+)
+def test_what_is_written_opens_again_with_the_same_numbers(tmp_path, source):
+    convert(GOLDEN / source, "", tmp_path / "in")
+    to = "diffusers" if source.startswith("diffusers") else "edm-state-dict"
+    file = tmp_path / "f.safetensors"
+    assert main(["--checkpoint", str(tmp_path / "in"), "--to", to, "--output", str(file)]) == 0
+    convert(file, "", tmp_path / "out")
+    (first, one), (second, other) = read_converted(tmp_path / "in"), read_converted(tmp_path / "out")
+    assert (first["sde"], first["model"]["name"]) == (second["sde"], second["model"]["name"])
+    one, other = flatten(one), flatten(other)
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+    assert str(tmp_path) not in file.read_bytes()[:100_000].decode(errors="replace")
+    if to == "diffusers":
+        original = load_file(CASE / "unet" / WEIGHTS)
+        back = load_file(file)
+        assert original.keys() == back.keys() and all(np.array_equal(original[k], back[k]) for k in original)
+
+
+def test_a_directory_written_for_diffusers_is_one(tmp_path, converted):
+    written.write(converted, "diffusers", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS, "scheduler_config.json"]
+    options, unknown = diffusers._options(json.loads((tmp_path / "out" / "config.json").read_text()))
+    before, _ = diffusers._options(json.loads((CASE / "unet" / "config.json").read_text()))
+    assert options == before and unknown == []
+    convert(tmp_path / "out", "", tmp_path / "again", origin="diffusers")
+    levels = [np.array(read_converted(p)[0]["sde"]["alphas_cumprod"]) for p in (converted, tmp_path / "again")]
+    np.testing.assert_allclose(*levels, rtol=1e-6)  # quotients of levels and their products, in float32
+
+
+@pytest.mark.parametrize(
+    ("to", "output", "message"),
+    [
+        (
+            "edm-state-dict",
+            "f.safetensors",
+            "is a network 'unet2d', which cannot be written as edm-state-dict; --to diff",
+        ),
+        ("torch", "f.pt", "must be a file that ends in .safetensors"),
+        ("keras", "f.safetensors", "unknown --to 'keras'"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, converted, to, output, message):
+    with pytest.raises(ValueError, match=message):
+        written.write(converted, to, tmp_path / output)
+    (tmp_path / "there.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="exists already"):
+        written.write(converted, "torch", tmp_path / "there.safetensors")
