@@ -69,8 +69,9 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     # digits: 1,797 handwritten digits of 8 x 8 pixels, embedded | mnist | fashion_mnist: a directory with the four IDX
-    # files | cifar10: a directory or .tar.gz, python or binary | arrays: a .npy or .npz | folder: images, recursive;
-    # its subdirectories train, and test or val, are the splits if they exist
+    # files | cifar10: a directory or .tar.gz, python or binary | arrays: a .npy or .npz | folder: a directory or .zip
+    # of images, recursive; its subdirectories train, and test or val, are the splits if they exist; labels are those of
+    # dataset.json, or subdirectories
     config.data.name = "digits"
     config.data.path = ""
     config.data.num_points = 0  # 0: all; else the first so many

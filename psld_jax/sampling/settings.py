@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax import integrators
-from psld_jax._runtime.errors import check_counts, is_count, unknown
+from psld_jax._runtime.errors import check_counts, is_count, unknown, why
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
 from psld_jax.sampling.adaptive import SOLVERS
@@ -154,4 +154,4 @@ def read_tuned(path: Path, which: str = "best") -> tuple[str, tuple[Tuned, ...]]
         rows = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"])) for row in content[which])
         return content["model"], rows
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of tuned samplers ({error}); --mode tune writes one") from None
+        raise ValueError(f"{path} is no file of tuned samplers ({why(error)}); --mode tune writes one") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.errors import why
 from psld_jax.sde._quadrature import NODES, WEIGHTS
 from psld_jax.sde.one_block import OneBlock
 
@@ -127,7 +128,7 @@ def _checked(name: str, fn: Function) -> Function:
     try:
         call(np.array([0.25, 0.5]))
     except Exception as error:
-        raise ValueError(f"{name} failed for times of [0, 1]: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{name} failed for times of [0, 1]: {type(error).__name__}: {why(error)}") from error
     return call
 
 
