@@ -1,0 +1,98 @@
+"""SA-Solver: stochastic Adams methods for the reverse SDE with any part of its noise (Xue et al., 2023). Any K."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from psld_jax.integrators._noise_frame import evaluated, sigma
+from psld_jax.integrators.base import Stage, choice, real_number, register
+from psld_jax.integrators.exponential import Prediction, exponential_step, make_prediction
+from psld_jax.sde import LinearSDE, cholesky
+from psld_jax.sde._quadrature import conjugate_flow
+
+
+def _dynamics(sde: LinearSDE, tau: float) -> Prediction:
+    """The drift of ``dz = (F z - (1 + tau^2) / 2 D score) dt + tau G dw`` in data prediction."""
+    data, weight = make_prediction(sde, "data"), 1.0 + tau**2
+    # For the ODE, tau = 0, H = F + D Sigma^-1 / 2: what is beyond F grows with the weight, and N does.
+    return data._replace(
+        H=lambda t: sde.drift(t) + weight * (data.H(t) - sde.drift(t)),
+        N=lambda t: weight * data.N(t),
+    )
+
+
+def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float) -> np.ndarray:
+    """Covariance of the noise that a step gathers, ``tau^2 int_s^t E(s, u) D_u E(s, u)^T du``, ``[K, K]``."""
+    k = sde.num_blocks
+    one = np.eye(k)
+
+    def generator(u: np.ndarray) -> np.ndarray:
+        h = -dynamics.H(u)
+        # A (x) A solves the equation with this generator if A solves that with h.
+        return (h[:, :, None, :, None] * one[:, None, :] + one[:, None, :, None] * h[:, None, :, None, :]).reshape(
+            len(u), k * k, k * k
+        )
+
+    def forcing(u: np.ndarray) -> np.ndarray:
+        return sde.diffusion(u).reshape(len(u), k * k, 1)
+
+    square, gathered = conjugate_flow(generator, forcing, t, s)
+    cov = -(tau**2) * np.linalg.solve(square, gathered).reshape(k, k)
+    return (cov + cov.T) / 2
+
+
+@register("sa_solver", order=lambda hyper: min(hyper["order"], 2), aliases=("SA-Solver",), source="Xue et al., 2023")
+def sa_solver(
+    sde: LinearSDE,
+    t: float,
+    s: float,
+    past: tuple[float, ...],
+    *,
+    order: int = 3,
+    corrector: int = 3,
+    tau: float = 1.0,
+    sigma_min: float = 0.0,
+    sigma_max: float = np.inf,
+) -> list[Stage]:
+    """SA-Solver: Adams predictor and corrector in data prediction for the SDE with noise ``tau`` (Xue et al., 2023).
+
+    ``z_s = E z_t + sum_j B_j D_j + noise``: the linear part and the noise of ``dz = (F z - (1 + tau^2) / 2 D score) dt
+    + tau G dw`` are exact, ``D`` is interpolated in log-SNR. For K = 1, ``E = sigma_s / sigma_t e^(-tau^2 h)`` and the
+    variance of the noise is ``sigma_s^2 (1 - e^(-2 tau^2 h))``. The corrector repeats the step with the evaluation at
+    its end and the same noise, as part of the next step. Weak order 2, NFE 1, one draw (none for ``tau=0``), any K.
+
+    Args:
+      order: evaluations that the predictor uses, 1 to 3.
+      corrector: evaluations that the corrector uses, the new one included, 1 to 4, or 0 for none.
+      tau: 0 for the probability-flow ODE, 1 for the reverse SDE, more for more noise.
+      sigma_min, sigma_max: steps that begin with a ``sigma`` outside are taken without noise.
+
+    Raises:
+      ValueError: for another order or corrector, or a ``tau`` or bound that is negative or NaN.
+    """
+    choice("order", order, (1, 2, 3))
+    choice("corrector", corrector, (0, 1, 2, 3, 4))
+    tau, low = real_number("tau", tau, 0.0), real_number("sigma_min", sigma_min, 0.0)
+    high = np.inf if sigma_max == np.inf else real_number("sigma_max", sigma_max, 0.0)
+
+    def strength(u: float) -> float:
+        return tau if low <= sigma(sde, u) <= high else 0.0
+
+    now = strength(t)
+    dynamics = _dynamics(sde, now)
+    e, b = exponential_step(sde, dynamics, "log_snr", t, s, (t, *past[: order - 1]))
+    root = cholesky(_noise(sde, dynamics, now, t, s)) if tau else None
+    step = Stage(e, b, root)
+    if not (past and corrector):
+        return [evaluated(sde, step, t, "data")]
+    before = _dynamics(sde, strength(past[0]))
+    used, nodes = past[:order], (t, *past[: corrector - 1])
+    _, old = exponential_step(sde, before, "log_snr", past[0], t, used)
+    _, new = exponential_step(sde, before, "log_snr", past[0], t, nodes)
+    weights = [np.zeros((sde.num_blocks,) * 2) for _ in range(max(len(nodes), 1 + len(used)))]
+    for i, weight in enumerate(new):
+        weights[i] = weights[i] + weight
+    for i, weight in enumerate(old, start=1):
+        weights[i] = weights[i] - weight
+    correction = Stage(np.eye(sde.num_blocks), tuple(weights))
+    return [evaluated(sde, correction, t, "data"), step]
