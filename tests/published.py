@@ -1,7 +1,8 @@
 """Published samplers in plain numpy, written from their formulas for ``x_0 + sigma eps`` and a denoiser ``D(x, sigma)``.
 
-Nothing here knows of the library: no tables, no paths, no frames. Every function takes the denoiser, the first state ``y``,
-noise levels that fall (``[N + 1]``, the last above 0), and the noise to use, one array a step where there is any.
+Nothing here knows of the library: no tables, no paths, no frames. Every function takes the denoiser, the first state
+``y``, noise levels that fall (``[N + 1]``, the last above 0), and the noise to use, one array a step where there is
+any.
 """
 
 import numpy as np
@@ -60,7 +61,7 @@ def dpm2(denoise, y, sigmas):
 def lms(denoise, y, sigmas, order):
     """Integrals of the Lagrange polynomials in sigma, by numpy's polynomials."""
     seen = []
-    for i, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
         seen = [(now, slope(denoise, y, now)), *seen][:order]
         for j, (at, d) in enumerate(seen):
             basis = np.poly1d([1.0])

@@ -1,6 +1,5 @@
 """Samplers by the names that their users know, against their published formulas written out in plain numpy."""
 
-import jax
 import numpy as np
 import published
 import pytest
