@@ -1,4 +1,4 @@
-"""Published samplers in plain numpy, written from their formulas for ``x_0 + sigma eps`` and a denoiser ``D(x, sigma)``.
+"""Published samplers in plain numpy, from their formulas for ``x_0 + sigma eps`` and a denoiser ``D(x, sigma)``.
 
 Nothing here knows of the library: no tables, no paths, no frames. Every function takes the denoiser, the first state
 ``y``, noise levels that fall (``[N + 1]``, the last above 0), and the noise to use, one array a step where there is

@@ -93,3 +93,28 @@ def test_ddim_with_noise_is_the_published_rule(eta, rng):
     alpha_bar = np.array([alpha(VP, t) ** 2 for t in grid])
     expected = published.ddim(DENOISE, y * alpha(VP, grid[0]), alpha_bar, noise, eta)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9)
+
+
+# --- one diffusion in other units ------------------------------------------------------------------------------
+
+PATHS = [
+    VP,
+    pj.sde.get("edm"),
+    pj.sde.get("edm").preconditioned(),
+    pj.sde.get("vesde"),
+    pj.sde.get("flow"),
+    pj.sde.get("cosine"),
+    pj.sde.get("subvp"),
+]
+
+
+@pytest.mark.parametrize("case", [*CASES, "ancestral"])
+def test_samples_are_the_same_under_every_path(case, rng):
+    """At the same noise levels VP, VE, EDM, flow and the others are one diffusion in other units."""
+    sigmas = np.geomspace(30.0, 0.05, 6)
+    y, noise = rng.normal(size=SHAPE) * sigmas[0], rng.normal(size=(12, *SHAPE))
+    integrator = pj.integrators.get(case.split("-")[0], **CASES.get(case, ({},))[0])
+    first, *others = (run(integrator, sde, sde.time(sigmas), y, noise) for sde in PATHS)
+    for sde, other in zip(PATHS[1:], others, strict=True):
+        # 1e-8: sigma = exp(-log_snr / 2) of a time that was found for it is good to 1e-12 or so.
+        np.testing.assert_allclose(other, first, rtol=0, atol=1e-8, err_msg=repr(sde))

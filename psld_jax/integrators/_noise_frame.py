@@ -12,6 +12,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import brentq
 
 from psld_jax.integrators.base import Place, Stage, real_number
 from psld_jax.integrators.exponential import make_prediction
@@ -19,6 +20,20 @@ from psld_jax.sde import LinearSDE, cholesky
 
 #: Largest part of sigma that churn adds in one step (Karras et al., 2022, algorithm 2).
 _MOST = np.sqrt(2.0) - 1.0
+#: A ``sigma`` above this is infinite but for rounding.
+_NO_SIGNAL = 1e12
+#: The finest relative tolerance that scipy's root finder takes.
+_EXACT = 4 * np.finfo(float).eps
+
+
+def gone(sde: LinearSDE, t: float) -> bool:
+    """Whether nothing of the data is left at ``t``, where ``sigma`` is infinite: a flow at ``t = 1``."""
+    return bool(sde.sigma(np.float64(t)) > _NO_SIGNAL)
+
+
+def regular(sde: LinearSDE, past: tuple[float, ...]) -> tuple[float, ...]:
+    """The earlier times whose evaluations a multistep method can use: those where some signal is left."""
+    return tuple(u for u in past if not gone(sde, u))
 
 
 def noise_step(sde: LinearSDE, t: float, s: float) -> tuple[np.ndarray, np.ndarray]:
@@ -30,24 +45,51 @@ def noise_step(sde: LinearSDE, t: float, s: float) -> tuple[np.ndarray, np.ndarr
     return psi, sde.frame(s) - psi @ sde.frame(t)
 
 
+def data_step(sde: LinearSDE, t: float, s: float) -> tuple[np.ndarray, np.ndarray]:
+    """``G``, ``P`` of ``z_s = G z_t + P q``, exact for a constant ``x_0`` in the first block of ``q``; ``[K, K]`` each.
+
+    ``G = R_s R_t^-1`` and ``P = mu_s - G mu_t``; for K = 1, ``alpha_s (1 - e^-h)`` with ``h`` half of the gain in
+    log-SNR.
+    """
+    gain = sde.frame(s) @ np.linalg.inv(sde.frame(t))
+    return gain, (sde.mean(s) - gain @ sde.mean(t)) @ np.eye(sde.num_blocks)[:1]
+
+
+def first_order(sde: LinearSDE, t: float, s: float) -> Stage:
+    """The step that is exact for a constant prediction, with its evaluation at ``t``.
+
+    The prediction is ``eps_R``, or ``x_0`` if need be. Both are the same step, but where no signal is left the noise
+    says nothing of ``x_0``.
+    """
+    if gone(sde, t):
+        gain, pull = data_step(sde, t, s)
+        return evaluated(sde, Stage(gain, (pull,)), t, "data")
+    e, b = noise_step(sde, t, s)
+    return evaluated(sde, Stage(e, (b,)), t)
+
+
 def evaluated(sde: LinearSDE, stage: Stage, tau: float, kind: str = "eps_r") -> Stage:
     """``stage`` preceded by an evaluation at ``tau``, of which it takes the prediction ``kind``."""
     prediction, u = make_prediction(sde, kind), np.float64(tau)
     return dataclasses.replace(stage, tau=float(tau), U=prediction.U(u), V=prediction.V(u))
 
 
-def sigma(sde: LinearSDE, t: float) -> float:
-    """``SNR^-1/2``: for K = 1 the noise level ``sigma / alpha``, for K blocks the one that tells as much of ``x_0``."""
-    return float(np.exp(-0.5 * sde.log_snr(np.float64(t))))
-
-
 def time_between(sde: LinearSDE, level: float, t: float, s: float) -> float:
     """The time between ``t`` and ``s < t`` at which ``sigma`` is ``level``, or the nearer end."""
-    low, high = s, t
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sigma(sde, middle) < level else (low, middle)
-    return (low + high) / 2
+
+    def lack(u: float) -> float:
+        return level / float(sde.sigma(np.float64(u))) - 1.0
+
+    if lack(t) >= 0:
+        return t
+    return s if lack(s) <= 0 else float(np.asarray(brentq(lack, s, t, xtol=1e-300, rtol=_EXACT)))
+
+
+def half_way(sde: LinearSDE, t: float, s: float) -> float:
+    """The time half way in ``log sigma``; in time, where ``sigma`` is infinite."""
+    if gone(sde, t):
+        return (t + s) / 2
+    return time_between(sde, float(np.sqrt(sde.sigma(np.float64(t)) * sde.sigma(np.float64(s)))), t, s)
 
 
 class Churn(NamedTuple):
@@ -76,15 +118,12 @@ class Churn(NamedTuple):
         """
         if not self.S_churn:
             return t, []
-        level = sigma(sde, t)
+        level = float(sde.sigma(np.float64(t)))
         gain = min(self.S_churn / place.num_steps, _MOST) if self.S_min <= level <= self.S_max else 0.0
         higher = t
         if gain:
             higher = time_between(sde, level * (1 + gain), 1.0, t)
+        if higher == t:
+            return t, [Stage(np.eye(sde.num_blocks), R=np.zeros((sde.num_blocks,) * 2))]
         psi, cov = sde.transition(higher, t), sde.noise_cov(higher, t)
         return higher, [Stage(psi, R=self.S_noise * cholesky(cov))]
-
-
-def regular(sde: LinearSDE, t: float, past: tuple[float, ...]) -> tuple[float, ...]:
-    """Those of the earlier times whose evaluations a multistep method can use at ``t``."""
-    return past

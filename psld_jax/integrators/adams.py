@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psld_jax.integrators._noise_frame import evaluated, noise_step, regular
+from psld_jax.integrators._noise_frame import evaluated, first_order, gone, noise_step, regular
 from psld_jax.integrators.base import Stage, choice, register
 from psld_jax.integrators.exponential import VARIABLES, exponential_step, make_prediction
 from psld_jax.sde import LinearSDE
@@ -18,10 +18,9 @@ _WEIGHTS = {
 
 def _interpolated(sde: LinearSDE, t: float, s: float, past: tuple[float, ...], order: int, variable: str) -> Stage:
     """The step that is exact for ``eps_R`` a polynomial in that variable through the last ``order`` evaluations."""
-    nodes = (t, *regular(sde, t, past)[: order - 1])
+    nodes = (t, *regular(sde, past)[: order - 1])
     if len(nodes) == 1:
-        e, b = noise_step(sde, t, s)
-        return evaluated(sde, Stage(e, (b,)), t)
+        return first_order(sde, t, s)
     e, weights = exponential_step(sde, make_prediction(sde, "eps_r"), variable, t, s, nodes)
     return evaluated(sde, Stage(e, weights), t)
 
@@ -71,6 +70,8 @@ def ipndm(sde: LinearSDE, t: float, s: float, past: tuple[float, ...], *, order:
       ValueError: for another order.
     """
     choice("order", order, (1, 2, 3, 4))
+    if gone(sde, t):
+        return [first_order(sde, t, s)]
     e, b = noise_step(sde, t, s)
-    weights = _WEIGHTS[1 + len(regular(sde, t, past)[: order - 1])]
+    weights = _WEIGHTS[1 + len(regular(sde, past)[: order - 1])]
     return [evaluated(sde, Stage(e, tuple(weight * b for weight in weights)), t)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax.integrators._noise_frame import evaluated, noise_step
+from psld_jax.integrators._noise_frame import first_order
 from psld_jax.integrators.ancestral import ancestral
 from psld_jax.integrators.base import PAPER, Stage, real_number, register
 from psld_jax.sde import LinearSDE, OneBlock
@@ -75,8 +75,7 @@ def ddim(sde: LinearSDE, t: float, s: float, *, eta: float = 0.0) -> list[Stage]
         return list(ancestral(sde, t, s, (), order=1, eta=eta))
     if sde.num_blocks == 1:
         # eps is the noise, also where the network is preconditioned and predicts something else.
-        e, b = noise_step(sde, t, s)
-        return [evaluated(sde, Stage(e, (b,)), t)]
+        return [first_order(sde, t, s)]
     return [conjugate_stage(sde, t, s, np.zeros((sde.num_blocks,) * 2)).at(t)]
 
 

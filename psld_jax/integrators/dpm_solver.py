@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from psld_jax.integrators._noise_frame import evaluated, sigma, time_between
-from psld_jax.integrators.ancestral import ancestral, bridge
+from psld_jax.integrators._noise_frame import data_step, evaluated, half_way, regular
+from psld_jax.integrators.ancestral import ancestral
 from psld_jax.integrators.base import Place, Stage, choice, register
 from psld_jax.integrators.exponential import exponential_step, interpolation_variable, make_prediction
 from psld_jax.sde import LinearSDE
 
 RULES = ("exact", "original")
-
-
-def data_step(sde: LinearSDE, t: float, s: float) -> tuple[np.ndarray, np.ndarray]:
-    """``G``, ``P`` of ``z_s = G z_t + P q`` for a constant ``x_0`` in the first block of ``q``; ``[K, K]`` each."""
-    gain = bridge(sde, t, s, 0.0)[0]
-    return gain, (sde.mean(s) - gain @ sde.mean(t)) @ np.eye(sde.num_blocks)[:1]
 
 
 @register("dpm_solver_pp_2m", order=2, aliases=("DPM-Solver++(2M)", "dpmpp_2m"), source="Lu et al., 2022")
@@ -59,7 +53,7 @@ def dpm_solver_pp_2s(sde: LinearSDE, t: float, s: float) -> list[Stage]:
 
     ``u = G' z_t + P' D(z_t, t)`` at ``m``, then ``z_s = G z_t + P D(u, m)``. Order 2, NFE 2, deterministic, any K.
     """
-    middle = time_between(sde, np.sqrt(sigma(sde, t) * sigma(sde, s)), t, s)
+    middle = half_way(sde, t, s)
     half, pull = data_step(sde, t, middle)
     gain, whole = data_step(sde, t, s)
     back = gain @ np.linalg.inv(half)
@@ -106,10 +100,11 @@ def dpm_solver_pp_3m(
     choice("rule", rule, RULES)
     choice("lower_order_final", lower_order_final, (False, True))
     left = place.num_steps - place.step
-    order = min(3, 1 + len(past), left if lower_order_final else 3)
+    usable = regular(sde, past)
+    order = min(3, 1 + len(usable), left if lower_order_final else 3)
     if order < 3:
         return list(dpm_solver_pp_2m(sde, t, s, past[: order - 1]))
-    nodes = (t, *past[:2])
+    nodes = (t, *usable[:2])
     e, weights = exponential_step(sde, make_prediction(sde, "data"), "log_snr", t, s, nodes)
     if rule == "original":
         weights = _published_third(sde, weights, nodes)

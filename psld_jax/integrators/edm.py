@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from psld_jax.integrators._noise_frame import Churn, evaluated, noise_step, sigma, time_between
+from psld_jax.integrators._noise_frame import (
+    Churn,
+    data_step,
+    evaluated,
+    first_order,
+    gone,
+    half_way,
+    noise_step,
+    time_between,
+)
 from psld_jax.integrators.base import Place, Stage, choice, real_number, register
 from psld_jax.integrators.baselines import euler_stage
 from psld_jax.sde import LinearSDE
@@ -20,8 +29,7 @@ def _euler(sde: LinearSDE, t: float, s: float, clock: str) -> Stage:
     """Euler's step of the probability-flow ODE in that variable, with its evaluation at ``t``."""
     if clock == "t":
         return euler_stage(sde, t, t - s)
-    e, b = noise_step(sde, t, s)
-    return evaluated(sde, Stage(e, (b,)), t)
+    return first_order(sde, t, s)
 
 
 @register("euler_edm", order=1, source="Karras et al., 2022")
@@ -87,12 +95,14 @@ def edm_heun(
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha={alpha} must lie in (0, 1]")
     start, noise = Churn(S_churn, S_min, S_max, S_noise).check()(sde, t, place)
-    if clock == "t":
-        middle = start - alpha * (start - s)
-    elif alpha == 1:
+    infinite = clock == "sigma" and gone(sde, start)
+    if alpha == 1:
         middle = s
+    elif clock == "t" or infinite:
+        middle = start - alpha * (start - s)
     else:
-        middle = time_between(sde, (1 - alpha) * sigma(sde, start) + alpha * sigma(sde, s), start, s)
+        levels = float(sde.sigma(np.float64(start))), float(sde.sigma(np.float64(s)))
+        middle = time_between(sde, (1 - alpha) * levels[0] + alpha * levels[1], start, s)
     predictor = _euler(sde, start, middle, clock)
     # z_t is recovered from the predicted state: z_t = E'^-1 (z' - B' q).
     back, late = np.linalg.inv(predictor.A), 1 / (2 * alpha)
@@ -103,9 +113,10 @@ def edm_heun(
         early = (1 - late) * whole.B[0] - keep @ predictor.B[0]
         corrector = Stage(keep + late * (slope.A - one), (late * slope.B[0], early)).at(middle)
     else:
-        e, b = noise_step(sde, start, s)
+        # From an infinite sigma the same rule in data prediction.
+        e, b = data_step(sde, start, s) if infinite else noise_step(sde, start, s)
         corrector = Stage(e @ back, (late * b, (1 - late) * b - e @ back @ predictor.B[0]))
-        corrector = evaluated(sde, corrector, middle)
+        corrector = evaluated(sde, corrector, middle, "data" if infinite else "eps_r")
     return [*noise, predictor, corrector]
 
 
@@ -131,8 +142,9 @@ def dpm2(
       ValueError: for churn that is negative or NaN.
     """
     start, noise = Churn(S_churn, S_min, S_max, S_noise).check()(sde, t, place)
-    middle = time_between(sde, np.sqrt(sigma(sde, start) * sigma(sde, s)), start, s)
-    predictor = _euler(sde, start, middle, "sigma")
-    e, b = noise_step(sde, start, s)
+    middle, infinite = half_way(sde, start, s), gone(sde, start)
+    predictor = first_order(sde, start, middle)
+    e, b = data_step(sde, start, s) if infinite else noise_step(sde, start, s)
     back = e @ np.linalg.inv(predictor.A)
-    return [*noise, predictor, evaluated(sde, Stage(back, (b, -back @ predictor.B[0])), middle)]
+    corrector = Stage(back, (b, -back @ predictor.B[0]))
+    return [*noise, predictor, evaluated(sde, corrector, middle, "data" if infinite else "eps_r")]

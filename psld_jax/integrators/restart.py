@@ -9,7 +9,7 @@ import numpy as np
 
 from psld_jax._runtime.errors import is_count
 from psld_jax.integrators import base as registry
-from psld_jax.integrators._noise_frame import sigma, time_between
+from psld_jax.integrators._noise_frame import time_between
 from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage, real_number, register
 from psld_jax.sde import LinearSDE, cholesky
 
@@ -39,7 +39,7 @@ def _checked(intervals: Any) -> tuple[Interval, ...]:
 
 def _spaced(sde: LinearSDE, top: float, s: float, steps: int, rho: float) -> np.ndarray:
     """Times from ``top`` to ``s``, equal steps in ``sigma^(1/rho)``, ``[steps + 1]``."""
-    levels = np.linspace(sigma(sde, top) ** (1 / rho), sigma(sde, s) ** (1 / rho), steps + 1) ** rho
+    levels = np.linspace(float(sde.sigma(top)) ** (1 / rho), float(sde.sigma(s)) ** (1 / rho), steps + 1) ** rho
     return np.array([top, *(time_between(sde, level, top, s) for level in levels[1:-1]), s])
 
 
@@ -50,10 +50,11 @@ def _again(
     if intervals is None:
         return [np.array([t, s])] * repeats
     walks: list[np.ndarray] = []
-    low, high = sigma(sde, s), sigma(sde, t)
+    low, high = float(sde.sigma(s)), float(sde.sigma(t))
     for sigma_min, sigma_max, steps, times in intervals:
-        if sigma_max > sigma(sde, 1.0):
-            raise ValueError(f"sigma_max={sigma_max} of an interval is above that of the prior, {sigma(sde, 1.0):.6g}")
+        if sigma_max > sde.sigma(1.0):
+            most = float(sde.sigma(1.0))
+            raise ValueError(f"sigma_max={sigma_max} of an interval is above that of the prior, {most:.6g}")
         if low <= sigma_min < high:
             walks += [_spaced(sde, time_between(sde, sigma_max, 1.0, s), s, steps, rho)] * times
     return walks
@@ -88,9 +89,9 @@ def restart(
 
     ``z_top = Psi(top, s) z_s + noise`` (for K = 1, ``x / alpha`` gains noise of variance ``sigma_top^2 - sigma_s^2``),
     then the base sampler from ``top`` to ``s``, and this several times: errors of earlier steps shrink with each (Xu et
-    al., NeurIPS 2023, algorithm 1). Without ``intervals`` every step is walked ``repeats + 1`` times: Weak order 2, NFE
-    4, one draw with the default base; in general the order of the base (1 if it is multistep, as it starts anew in each
-    step). Any K that the base takes.
+    al., NeurIPS 2023, algorithm 1). Without ``intervals`` every step is walked ``repeats + 1`` times.
+    Weak order 2, NFE 4, one draw with the default base; in general the order of the base (1 if it is multistep, as it
+    starts anew in each step). Any K that the base takes.
 
     Args:
       base: name of an integrator, or with hyper-parameters ``("ipndm", ("order", 3))``.

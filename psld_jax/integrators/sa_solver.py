@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
-from psld_jax.integrators._noise_frame import evaluated, sigma
+from psld_jax.integrators._noise_frame import data_step, evaluated, gone
 from psld_jax.integrators.base import Stage, choice, real_number, register
 from psld_jax.integrators.exponential import Prediction, exponential_step, make_prediction
 from psld_jax.sde import LinearSDE, cholesky
@@ -23,6 +25,8 @@ def _dynamics(sde: LinearSDE, tau: float) -> Prediction:
 
 def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float) -> np.ndarray:
     """Covariance of the noise that a step gathers, ``tau^2 int_s^t E(s, u) D_u E(s, u)^T du``, ``[K, K]``."""
+    if sde.num_blocks == 1:
+        return -np.expm1(tau**2 * (sde.log_snr(np.float64(t)) - sde.log_snr(np.float64(s)))) * sde.cov(s)
     k = sde.num_blocks
     one = np.eye(k)
 
@@ -39,6 +43,18 @@ def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float)
     square, gathered = conjugate_flow(generator, forcing, t, s)
     cov = -(tau**2) * np.linalg.solve(square, gathered).reshape(k, k)
     return (cov + cov.T) / 2
+
+
+def _step(
+    sde: LinearSDE, tau: float, t: float, s: float, nodes: tuple[float, ...]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """``E`` and ``B`` with the predictions interpolated through ``nodes``, in log-SNR."""
+    if not gone(sde, t):
+        return exponential_step(sde, _dynamics(sde, tau), "log_snr", t, s, nodes)
+    # With noise, nothing of a state without signal is kept; what was predicted there is infinitely far away.
+    e, b = data_step(sde, t, s) if tau == 0 else (np.zeros((1, 1)), sde.mean(s))
+    nearest = min(nodes)
+    return e, tuple(b if u == nearest else np.zeros_like(b) for u in nodes)
 
 
 @register("sa_solver", order=lambda hyper: min(hyper["order"], 2), aliases=("SA-Solver",), source="Xue et al., 2023")
@@ -76,23 +92,18 @@ def sa_solver(
     high = np.inf if sigma_max == np.inf else real_number("sigma_max", sigma_max, 0.0)
 
     def strength(u: float) -> float:
-        return tau if low <= sigma(sde, u) <= high else 0.0
+        return tau if low <= float(sde.sigma(np.float64(u))) <= high else 0.0
 
     now = strength(t)
-    dynamics = _dynamics(sde, now)
-    e, b = exponential_step(sde, dynamics, "log_snr", t, s, (t, *past[: order - 1]))
-    root = cholesky(_noise(sde, dynamics, now, t, s)) if tau else None
+    e, b = _step(sde, now, t, s, (t, *past[: order - 1]))
+    root = cholesky(_noise(sde, _dynamics(sde, now), now, t, s)) if tau else None
     step = Stage(e, b, root)
     if not (past and corrector):
         return [evaluated(sde, step, t, "data")]
-    before = _dynamics(sde, strength(past[0]))
-    used, nodes = past[:order], (t, *past[: corrector - 1])
-    _, old = exponential_step(sde, before, "log_snr", past[0], t, used)
-    _, new = exponential_step(sde, before, "log_snr", past[0], t, nodes)
-    weights = [np.zeros((sde.num_blocks,) * 2) for _ in range(max(len(nodes), 1 + len(used)))]
-    for i, weight in enumerate(new):
-        weights[i] = weights[i] + weight
-    for i, weight in enumerate(old, start=1):
-        weights[i] = weights[i] - weight
-    correction = Stage(np.eye(sde.num_blocks), tuple(weights))
+    before = strength(past[0])
+    new = _step(sde, before, past[0], t, (t, *past[: corrector - 1]))[1]
+    old = _step(sde, before, past[0], t, past[:order])[1]
+    zero = np.zeros((sde.num_blocks,) * 2)
+    weights = tuple(a - b for a, b in itertools.zip_longest(new, (zero, *old), fillvalue=zero))
+    correction = Stage(np.eye(sde.num_blocks), weights)
     return [evaluated(sde, correction, t, "data"), step]

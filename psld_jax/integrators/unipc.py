@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from psld_jax.integrators._noise_frame import evaluated
+from psld_jax.integrators._noise_frame import data_step, evaluated, gone
 from psld_jax.integrators.base import Stage, choice, register
-from psld_jax.integrators.dpm_solver import data_step
 from psld_jax.integrators.exponential import exponential_step, make_prediction
 from psld_jax.sde import LinearSDE
 
@@ -24,8 +23,9 @@ def _half_rule(
     """
     gain, pull = data_step(sde, t, s)
     at_t, at_s, at_other = (float(sde.log_snr(np.float64(u))) for u in (t, s, other))
-    share = pull if variant == "bh2" else 0.5 * (at_s - at_t) * _rate(sde, s)
-    slope = 0.5 * share * (at_s - at_t) / (at_t - at_other)
+    # From where no signal is left h is infinite, and only bh2 has a limit.
+    share = pull if variant == "bh2" or gone(sde, t) else 0.5 * (at_s - at_t) * _rate(sde, s)
+    slope = -0.5 * share if other == s else 0.5 * share * (at_s - at_t) / (at_t - at_other)
     return gain, (pull + slope, -slope)
 
 
