@@ -162,8 +162,8 @@ def tune(
         n_steps = (budget - bool(denoise) - integrator.nfe_once) // integrator.nfe_per_step
         if n_steps > _FINE_STEPS:
             return []
-        times = trials.get(["gits", n_steps], lambda: fine[cheapest(costs(), n_steps)].tolist())
-        return [tuple(map(float, times))]
+        found = trials.get(["gits", n_steps], lambda: {"times": fine[cheapest(costs(), n_steps)].tolist()})
+        return [tuple(found["times"])]
 
     def best_of(name: str, budget: int, inherited: list[Setting]) -> Row:
         stochastic, grids = integrators.get(name).stochastic, chosen_grids(name, budget)
