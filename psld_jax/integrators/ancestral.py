@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 from scipy.linalg import schur
 
-from psld_jax.integrators._noise_frame import gone
 from psld_jax.integrators.base import Stage, choice, real_number, register
 from psld_jax.integrators.exponential import Projection, make_prediction
 from psld_jax.sde import LinearSDE, cholesky
@@ -22,10 +21,6 @@ def bridge(sde: LinearSDE, t: float, s: float, eta: float) -> tuple[np.ndarray, 
     ``G G^T = I - eta^2 R_s^-1 S R_s^-T`` keeps the covariance of ``z_s`` at ``Sigma_s`` for every ``eta``. What this
     leaves open is a rotation on the right of ``G``: that of ``eta = 1``, to the power ``eta``.
     """
-    if gone(sde, t):
-        # z_t says nothing of x_0: only what it has of the noise can be kept.
-        kept = np.sqrt(1 - eta**2) * sde.frame(s) @ np.linalg.inv(sde.frame(t))
-        return kept, eta**2 * sde.cov(s)
     psi, end = sde.transition(t, s), sde.cov(s)
     full = end @ np.linalg.solve(sde.cov(t), psi).T
     # Joseph's form, a sum of positive terms: the difference would cancel for small steps.

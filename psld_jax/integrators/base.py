@@ -133,7 +133,8 @@ class Integrator:
     @property
     def stochastic(self) -> bool:
         """Whether the method draws noise."""
-        return any(stage.R is not None for stage in self._probe)
+        # What happens once a run is not in every step; it begins with noise.
+        return self.nfe_once > 0 or any(stage.R is not None for stage in self._probe)
 
 
 @dataclasses.dataclass(frozen=True)

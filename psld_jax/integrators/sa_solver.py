@@ -11,6 +11,7 @@ from psld_jax.integrators.base import Stage, choice, real_number, register
 from psld_jax.integrators.exponential import Prediction, exponential_step, make_prediction
 from psld_jax.sde import LinearSDE, cholesky
 from psld_jax.sde._quadrature import conjugate_flow
+from psld_jax.sde.one_block import OneBlock
 
 
 def _dynamics(sde: LinearSDE, tau: float) -> Prediction:
@@ -20,6 +21,7 @@ def _dynamics(sde: LinearSDE, tau: float) -> Prediction:
     return data._replace(
         H=lambda t: sde.drift(t) + weight * (data.H(t) - sde.drift(t)),
         N=lambda t: weight * data.N(t),
+        scale=(lambda t: sde.std(t) * sde.sigma(t) ** tau**2) if isinstance(sde, OneBlock) else None,
     )
 
 
