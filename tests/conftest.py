@@ -32,9 +32,3 @@ def key(request):
 def digits_model():
     """The embedded digits with their exact score."""
     return pj.load("digits")
-
-
-@pytest.fixture
-def rng(request):
-    """Random numbers of the test's own, the same in every order and on every machine."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))

@@ -18,14 +18,15 @@ STEPS = (200, 400)
 # These begin with steps of lower order. The error of the start is of the stated order, however small; until it shows,
 # the error falls faster. Their own order is for test_after_a_start_in_small_steps_the_order_is_that_of_the_steps.
 RISING = ("deis", "dpm_solver_pp_3m", "ipndm", "lms", "sa_solver", "unipc")
-# The same steps as others that are tested with an upper factor.
+# The same frames and predictions as others.
 SAME = (*RISING, "dpm2", "dpm_solver_pp_2m", "dpm_solver_pp_2m_sde", "dpm_solver_pp_2s", "euler_ancestral", "restart")
 
 
 def cases():
     for name in pj.integrators.available():
         integrator = pj.integrators.get(name)
-        yield pytest.param(integrator, PHASE, id=f"{name}-psld")
+        # Two blocks are four times the work. For these, which are others in other words, one will do.
+        yield pytest.param(integrator, PHASE, id=f"{name}-psld", marks=[pytest.mark.slow] * (name in SAME))
         if not closed_forms.is_splitting(name):
             yield pytest.param(integrator, VP, id=f"{name}-vp")
             if name not in SAME:

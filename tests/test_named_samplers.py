@@ -69,7 +69,7 @@ CASES = {
     "euler_ancestral": ({}, published.euler_ancestral, {"eta": 1.0, "noise": True}),
     "euler_ancestral-half": ({"eta": 0.5}, published.euler_ancestral, {"eta": 0.5, "noise": True}),
     "restart": (
-        {"intervals": ((0.3, 2.0, 3, 2),), "S_noise": 1.01, "rho": 5.0},
+        {"intervals": ((0.3, 2.0, 3, 2),), "S_noise": 1.01, "interval_rho": 5.0},
         published.restart,
         {"interval": (0.3, 2.0, 3, 2), "scale": 1.01, "rho": 5.0, "noise": True},
     ),

@@ -83,7 +83,7 @@ def restart(
     intervals: Any = None,
     repeats: int = 1,
     S_noise: float = 1.0,
-    rho: float = 7.0,
+    interval_rho: float = 7.0,
 ) -> list[Stage]:
     """Restart: when the base sampler has come to ``s``, the forward process leads back up, and the way is walked again.
 
@@ -100,7 +100,7 @@ def restart(
         steps do not get shorter with those of the grid.
       repeats: without intervals, how often each step is walked again.
       S_noise: factor of the noise.
-      rho: steps in an interval are equal in ``sigma^(1/rho)``.
+      interval_rho: steps in an interval are equal in ``sigma^(1 / interval_rho)``.
 
     Raises:
       ValueError: for an unknown base, intervals that are none, counts below 1, or a negative ``S_noise``.
@@ -109,7 +109,7 @@ def restart(
     ways = None if intervals is None else _checked(intervals)
     if not is_count(repeats):
         raise ValueError(f"repeats={repeats!r} must be an integer >= 1")
-    scale, rho = real_number("S_noise", S_noise, 0.0), real_number("rho", rho, 1.0)
+    scale, rho = real_number("S_noise", S_noise, 0.0), real_number("interval_rho", interval_rho, 1.0)
     walks = _again(sde, t, s, ways, repeats, rho)
     # What a multistep base remembers when this step begins: the latest walk's times, if there was one since.
     nodes: list[float] = []
