@@ -80,6 +80,7 @@ class Integrator:
       fn: the host function; :meth:`stages` calls it.
       placed: whether a step depends on its place in the run.
       nfe_once: network evaluations of a run beyond those of its steps.
+      ode: whether its steps solve the ODE, though noise is added between them: then so does the denoising step.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Integrator:
     fn: StepFn = dataclasses.field(repr=False)
     placed: bool = False
     nfe_once: int = 0
+    ode: bool = False
 
     def stages(
         self, sde: LinearSDE, t: float, s: float, past: Sequence[float] = (), place: Place = _ALONE
@@ -144,6 +146,7 @@ class _Entry:
     aliases: tuple[str, ...]
     source: str
     once: Callable[[dict[str, Any]], int]
+    ode: bool
 
 
 _REGISTRY: Registry[_Entry] = Registry("integrator", "psld_jax.integrators")
@@ -156,6 +159,7 @@ def register(
     aliases: tuple[str, ...] = (),
     source: str = "",
     once: Callable[[dict[str, Any]], int] = lambda hyper: 0,
+    ode: bool = False,
 ) -> Callable[[StepFn], StepFn]:
     """Decorator: make ``fn(sde, t, s, *, hyper=default, ...)`` available as integrator ``name``.
 
@@ -169,7 +173,7 @@ def register(
     """
 
     def decorate(fn: StepFn) -> StepFn:
-        _REGISTRY.add(name, _Entry(fn, order, aliases, source, once))
+        _REGISTRY.add(name, _Entry(fn, order, aliases, source, once, ode))
         return fn
 
     return decorate
@@ -228,7 +232,7 @@ def get(name: str, **hyper: Any) -> Integrator:
     integrator = Integrator(key, 0, hyper, "past" in arguments, entry.fn, "place" in arguments)
     _ = integrator.nfe_per_step  # runs one step on the host, so that bad values are reported now
     order = entry.order(hyper) if callable(entry.order) else entry.order
-    return dataclasses.replace(integrator, order=order, nfe_once=entry.once(hyper))
+    return dataclasses.replace(integrator, order=order, nfe_once=entry.once(hyper), ode=entry.ode)
 
 
 def check_stationary(sde: LinearSDE, method: str) -> None:

@@ -32,7 +32,7 @@ def _euler(sde: LinearSDE, t: float, s: float, clock: str) -> Stage:
     return first_order(sde, t, s)
 
 
-@register("euler_edm", order=1, source="Karras et al., 2022")
+@register("euler_edm", order=1, ode=True, source="Karras et al., 2022")
 def euler_edm(
     sde: LinearSDE,
     t: float,
@@ -58,7 +58,7 @@ def euler_edm(
     return [*noise, _euler(sde, start, s, clock)]
 
 
-@register("edm_heun", order=2, source="Karras et al., 2022")
+@register("edm_heun", order=2, ode=True, source="Karras et al., 2022")
 def edm_heun(
     sde: LinearSDE,
     t: float,
@@ -120,7 +120,7 @@ def edm_heun(
     return [*noise, predictor, corrector]
 
 
-@register("dpm2", order=2, source="Karras et al., 2022")
+@register("dpm2", order=2, ode=True, source="Karras et al., 2022")
 def dpm2(
     sde: LinearSDE,
     t: float,

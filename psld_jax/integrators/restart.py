@@ -71,7 +71,7 @@ def _order(hyper: dict[str, Any]) -> int:
     return 1 if integrator.multistep and hyper["intervals"] is None else integrator.order
 
 
-@register("restart", order=_order, once=_evaluations, source="Xu et al., 2023")
+@register("restart", order=_order, once=_evaluations, ode=True, source="Xu et al., 2023")
 def restart(
     sde: LinearSDE,
     t: float,
