@@ -16,10 +16,18 @@ T_END = 0.05
 STEPS = (200, 400)
 
 
+# These begin with steps of lower order. The error of the start is of the stated order, however small; until it shows,
+# the error falls faster. Their own order is for test_after_a_start_in_small_steps_the_order_is_that_of_the_steps.
+RISING = ("deis", "dpm_solver_pp_3m", "ipndm", "lms", "sa_solver", "unipc")
+# The same frames and predictions as others.
+SAME = (*RISING, "dpm2", "dpm_solver_pp_2m", "dpm_solver_pp_2m_sde", "dpm_solver_pp_2s", "euler_ancestral", "restart")
+
+
 def cases():
     for name in pj.integrators.available():
         integrator = pj.integrators.get(name)
-        yield pytest.param(integrator, PHASE, id=f"{name}-psld")
+        # Two blocks are four times the work. For these, which are others in other words, one will do.
+        yield pytest.param(integrator, PHASE, id=f"{name}-psld", marks=[pytest.mark.slow] * (name in SAME))
         if not closed_forms.is_splitting(name):
             yield pytest.param(integrator, VP, id=f"{name}-vp")
             yield pytest.param(integrator, PHASE_UPPER, id=f"{name}-psld-upper", marks=pytest.mark.slow)
@@ -51,8 +59,47 @@ def test_global_error_falls_at_the_stated_order(integrator, sde):
     errors = np.array(errors)
     errors = errors[:, errors[0] > 1e-12]  # a mean that is exact has no order: what is left is rounding
     assert errors.size
+    slopes = np.log2(errors[0] / errors[1])
     # At 200 to 400 steps the next order is still visible: a few percent of the slope.
-    np.testing.assert_allclose(np.log2(errors[0] / errors[1]), integrator.order, atol=0.12)
+    if integrator.name in RISING:
+        assert np.all(slopes > integrator.order - 0.12)
+    else:
+        np.testing.assert_allclose(slopes, integrator.order, atol=0.12)
+
+
+def errors_after_small_steps(name, hyper):
+    """Of 320 and 640 steps on VP. The first ones double up to their length, which hides the error of the start."""
+    data, none, errors = closed_forms.GaussianData(VP), np.zeros((1, 1)), []
+    matrix, _ = data.ode_flow(0.9, T_END)
+    for n in (320, 640):
+        start = 0.9 - (0.9 - T_END) / n * 2.0 ** np.arange(-9, 1)
+        grid = np.concatenate([[0.9], start, np.linspace(start[-1], T_END, n)[1:]])
+        made = pj.tabulate(pj.integrators.get(name, **hyper), VP, grid, denoise=False)
+        errors.append(abs(pj.analysis.propagate(made, data.jacobian, np.ones(1), none)[0][0] - matrix[0, 0]))
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "order"),
+    [
+        ("deis", {"order": 3}, 3),
+        ("lms", {}, 4),
+        ("ipndm", {"order": 2}, 2),
+        ("unipc", {"order": 2}, 3),
+        ("unipc", {"order": 3}, 4),
+    ],
+)
+def test_after_a_start_in_small_steps_the_order_is_that_of_the_steps(name, hyper, order):
+    first, second = errors_after_small_steps(name, hyper)
+    # The next order is still to be seen; for lms it is the larger part.
+    assert order - 0.2 < np.log2(first / second) < order + 0.5
+
+
+def test_the_published_third_order_rule_of_dpm_solver_pp_is_of_second():
+    """Half of the second difference is missing in it, and with it the order."""
+    first, second = errors_after_small_steps("dpm_solver_pp_3m", {"rule": "original"})
+    assert np.log2(first / second) == pytest.approx(2, abs=0.05)
+    assert errors_after_small_steps("dpm_solver_pp_3m", {})[1] < second / 50
 
 
 def test_the_oracle_is_the_law_of_the_forward_process():
