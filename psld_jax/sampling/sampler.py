@@ -79,7 +79,11 @@ class Sampler:
     steering: Bound | None = None
 
     def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, Array]:
-        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on all local devices."""
+        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on all local devices.
+
+        Raises:
+          ValueError: for a tolerance that an adaptive solver cannot meet.
+        """
         devices = jax.local_device_count()
         numbers = np.resize(np.asarray(indices), -(-len(indices) // devices) * devices)
         own = self._own(key, numbers)
@@ -166,7 +170,11 @@ class Sampler:
         return np.clip(state[0], -1, 1)
 
     def check(self, state: blocks.State) -> None:
-        """Raise ``NotFinite``, with sampler and budget, unless all of a state, leaves ``[n, ...]``, is finite."""
+        """Check that all of a state, leaves ``[n, ...]``, is finite.
+
+        Raises:
+          NotFinite: with sampler, budget and how many samples are not.
+        """
         budget = "adaptive" if self.nfe is None else f"{self.nfe} evaluations"
         name = self.adaptive["solver"] if self.setting is None else self.setting.describe()
         check_finite(
