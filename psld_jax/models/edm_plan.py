@@ -214,7 +214,11 @@ class Piece:
 
 
 def plan(config: EDMConfig) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """The modules of the way down and of the way up, in order; needs no arrays."""
+    """The modules of the way down and of the way up, in order; needs no arrays.
+
+    Raises:
+      ValueError: for another number of ``num_heads`` than there are blocks.
+    """
     down = tuple(_encoder(config))
     up = tuple(_decoder(config, down))
     if not config.num_heads:
