@@ -16,7 +16,7 @@ from psld_jax.models.edm_plan import EDMConfig, Piece, plan
 
 
 class EDM(nn.Module):
-    """``D(x, sigma)`` of networks without labels, preconditioned as ``edm``; parameters are named as in a state dict."""
+    """``D(x, sigma)`` of networks without labels, preconditioned as ``edm``; names are those of a state dict."""
 
     def __init__(self, config: EDMConfig, weights: dict[str, np.ndarray]):
         if config.precondition != "edm" or config.label_dim:

@@ -67,8 +67,6 @@ def test_a_discrete_process_is_trained_at_its_levels():
     t = loss.times(np.array([1e-5, 1.2e-3, 0.5, 1.0]))
     np.testing.assert_allclose(t, [0.001, 0.002, 0.5, 1.0])
     np.testing.assert_allclose(loss.coefficients(t).t, [0, 1, 499, 999], atol=1e-9)
-    with pytest.raises(ValueError, match="weighting='edm' is for networks of EDM"):
-        build.build_loss(build.override(config, {"train.weighting": "edm"}))
     with pytest.raises(ValueError, match="unknown distribution of noise levels 'normal'"):
         build.build_loss(build.override(config, {"train.noise": "normal"}))
 
@@ -102,7 +100,6 @@ def test_training_goes_on_from_a_converted_network(tmp_path):
         "data.path": str(tmp_path / "images.npy"),
         "train.steps": 30,
         "train.batch_size": 32,
-        "train.weighting": "edm",
         "train.noise": "log_normal",
         "train.time_sampling": "stratified",
         "train.lr": 3e-3,

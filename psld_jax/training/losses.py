@@ -27,7 +27,7 @@ Array = Any
 Network = Callable[[Array, Array], Array]
 
 OBJECTIVES = ("hsm", "dsm")
-WEIGHTINGS = ("fid", "nll", "edm")
+WEIGHTINGS = ("fid", "nll")
 NORMS = ("l2", "l1")
 TIME_SAMPLINGS = ("uniform", "stratified")
 NOISE_LEVELS = ("time", "log_normal")
@@ -148,19 +148,19 @@ class ScoreLoss(_Perturbation):
       sde: the diffusion.
       in_ch, out_ch: channels of the network; they tell which blocks it predicts.
       objective: ``"hsm"`` or ``"dsm"`` (the same thing for K = 1).
-      weighting: ``"fid"``: none. ``"nll"``: ``W = G^T C``, the likelihood weighting (Song et al., 2021); for VP, a
-        factor ``beta / std^2`` on the squared error of eps. ``"edm"``: ``W^2`` is ``level_weight``.
+      weighting: ``"fid"``: none, or ``level_weight``. ``"nll"``: ``W = G^T C``, the likelihood weighting (Song et al., 2021); for VP, a
+        factor ``beta / std^2`` on the squared error of eps.
       norm: ``"l2"`` (squared error) or ``"l1"``.
       reduce_mean: take means, over the elements of a sample here and over the batch in training; else sums, in both.
       noise: ``"time"``: the times are those drawn. ``"log_normal"``: they are drawn by :func:`log_normal_times`.
       told: from times ``[n]`` to what the network is told, and to what its input is multiplied by; ``None``: the times
         themselves, and 1.
-      level_weight: from noise levels ``sigma [n]`` to the weight of the squared error ``[n]``, of a network that
-        returns the image.
+      level_weight: from noise levels ``sigma [n]`` to ``W^2 [n]``, for a network that returns the image: without it the
+        highest levels would be all that counts.
 
     Raises:
-      ValueError: for an unknown choice, channels that do not fit the diffusion, ``"nll"`` with ``"l1"``, DSM with
-        preconditioning, or ``"edm"`` for a network that has no such weight.
+      ValueError: for an unknown choice, channels that do not fit the diffusion, ``"nll"`` with ``"l1"``, or DSM with
+        preconditioning.
     """
 
     def __init__(
@@ -180,10 +180,6 @@ class ScoreLoss(_Perturbation):
         super().__init__(sde, objective)
         check_choice("loss weighting", weighting, WEIGHTINGS)
         check_choice("distribution of noise levels", noise, NOISE_LEVELS)
-        if weighting == "edm" and level_weight is None:
-            raise ValueError(
-                "weighting='edm' is for networks of EDM, which return the image; it must be 'fid' or 'nll'"
-            )
         self.noise, self.told, self.level_weight = noise, told, level_weight
         check_choice("loss norm", norm, NORMS)
         if (weighting, norm) == ("nll", "l1"):
@@ -210,8 +206,7 @@ class ScoreLoss(_Perturbation):
         if self.told is not None:
             told, scale = self.told(t)
             inputs = scale[:, None, None]
-        if self.weighting == "edm":
-            assert self.level_weight is not None
+        if self.weighting == "fid" and self.level_weight is not None:
             weight = np.sqrt(self.level_weight(self.sde.sigma(t)))[:, None, None]
         if self.weighting == "nll":
             columns = self.sde.score_matrix(t, self.start_cov)[..., list(self.predicted)]
