@@ -96,7 +96,8 @@ class Discrete(OneBlock):
         self._log_t = np.log(np.arange(1, self.num_steps + 1) / self.num_steps)
         values = np.arcsinh(alpha / std)
         # No curvature at the first level, where the straight line goes on.
-        spline = CubicSpline(self._log_t, values, bc_type=("natural", "not-a-knot")) if self.num_steps > 3 else None
+        ends: Any = ("natural", "not-a-knot")
+        spline = CubicSpline(self._log_t, values, bc_type=ends) if self.num_steps > 3 else None
         fine = np.linspace(self._log_t[:-1], self._log_t[1:], 9).ravel()
         if spline is None or np.any(spline(fine, 1) >= 0):
             spline = PchipInterpolator(self._log_t, values)
