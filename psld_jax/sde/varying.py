@@ -18,6 +18,8 @@ _RTOL = 1e-13
 _MOST_PANELS = 2**12
 # The first panels: each half as long as the next, since noise near t = 0 grows as powers of t.
 _FIRST_EDGES = np.concatenate([[0.0], 2.0 ** np.arange(-24, 1)])
+# A power of t that is no integer is not resolved at 0; what is left of it from there to here is nothing.
+_EARLIEST = 1e-18
 # Times are rounded to float32 on the device: beyond the last one the matrices are what they are there.
 _SLACK = 1e-5
 
@@ -140,11 +142,11 @@ class VaryingSDE(LinearSDE):
                 np.abs(a - b).max(axis=(1, 2)) > _RTOL * np.abs(b).max(axis=(1, 2)) + np.finfo(float).tiny
                 for a, b in zip(whole, halves, strict=True)
             ]
-            coarse = moved[0] | moved[1]
+            coarse = (moved[0] | moved[1]) & (right > _EARLIEST)
             if not coarse.any():
                 return edges
             edges = np.sort(np.concatenate([edges, middle[coarse]]))
-            if len(edges) > _MOST_PANELS or np.min(np.diff(edges)) < 1e-14:
+            if len(edges) > _MOST_PANELS or np.any(np.diff(edges) < 1e-14 * edges[1:]):
                 at = middle[coarse][0]
                 raise ValueError(
                     f"the transition does not converge near t={at:.6g}; drift and diffusion must be smooth on "
