@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -63,13 +64,31 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results; made
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags; an override that the configuration refuses ends with one line that names the nearest field."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return app.parse_flags_with_usage(_last_of_each(argv))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         try:
             build.check_overrides(argv)
         except ValueError as better:
             sys.exit(f"error: {better}")
         sys.exit(f"error: {error}")
+
+
+def _last_of_each(argv: list[str]) -> list[str]:
+    """The arguments without a field of the configuration that is set again later.
+
+    ml_collections joins the values of a tuple that is set twice; for every other field the last one counts.
+    """
+    kept, seen = [], set()
+    for i in range(len(argv) - 1, 0, -1):
+        name, equals, _ = argv[i].partition("=")
+        if re.fullmatch(r"--?config\.[\w.]+", name):
+            if name.lstrip("-") in seen:
+                if not equals and kept and not kept[-1].startswith("-"):
+                    kept.pop()  # its value, an argument of its own
+                continue
+            seen.add(name.lstrip("-"))
+        kept.append(argv[i])
+    return [*argv[:1], *reversed(kept)]
 
 
 def _quiet() -> None:

@@ -26,6 +26,7 @@ from psld_jax.sde import LinearSDE, OneBlock
 
 MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", *families.available(), "saved")
 # Fields of config.model that do not belong to the stored weights: a network may be run in another precision.
+_OF_THE_PLACE = ("name", "checkpoint", "weights")  # where a network is, and which of its weights are taken
 _RUN_TIME = ("dtype", "dropout")
 
 
@@ -131,11 +132,29 @@ def _saved_model(config: Any) -> Model | Classifier:
                 f"the configuration disagrees with {m.checkpoint}: {'; '.join(differences)}. "
                 "config.model.name='saved' takes what is stored"
             )
+    else:
+        default = load_config("default")
+        names = ((section, key) for section in ("model", "sde") for key in config[section])
+        told = {f"{s}.{key}": config[s][key] for s, key in names if config[s].get(key) != default[s].get(key)}
+        _check_told(stored, told, m.checkpoint)
     merged = config.copy_and_resolve_references()
     with merged.unlocked():
         merged.model, merged.sde = stored.model, stored.sde
         merged.model.dtype = m.dtype
     return network_model(merged.lock(), params)
+
+
+def _check_told(stored: Any, told: dict[str, Any], place: str) -> None:
+    """Raise a ``ValueError`` for a field of network or diffusion that was set to something else than is stored."""
+    for name, value in told.items():
+        section, _, key = name.partition(".")
+        if section not in ("model", "sde") or key in (*_RUN_TIME, *_OF_THE_PLACE) or key not in stored[section]:
+            continue
+        if stored[section][key] != value:
+            raise ValueError(
+                f"config.{name}={value!r} contradicts {place}, which was trained with {stored[section][key]!r}: a "
+                "network runs as it was trained. Leave the field out"
+            )
 
 
 def open_network(directory: str, weights: str, overrides: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -343,4 +362,6 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     overrides = overrides or {}
     stored, params = open_network(str(name), overrides.get("model.weights", ""), overrides)
     overrides = {key: value for key, value in overrides.items() if key != "model.checkpoint"}
-    return network_model(override(stored, overrides), params)
+    config = override(stored, overrides)
+    _check_told(stored, overrides, str(name))
+    return network_model(config, params)

@@ -15,6 +15,7 @@ from psld_jax._runtime.checks import as_pixels, check_array, check_finite, check
 from psld_jax._runtime.device import to_device
 from psld_jax.build import Model
 from psld_jax.sampling.adaptive import encode_ode, sample_ode
+from psld_jax.sampling.states import check_state
 from psld_jax.sde import LinearSDE, cholesky
 
 Array = Any
@@ -129,9 +130,8 @@ def interpolate(sde: LinearSDE, a: blocks.State, b: blocks.State, weights: Seque
       ValueError: for states of more than one sample.
     """
     check_array("weights", weights)
-    if not (isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == sde.num_blocks):
-        raise ValueError(f"interpolate takes two states of {sde.num_blocks} blocks, e.g. from psld_jax.encode")
     for name, state in (("a", a), ("b", b)):
+        check_state(state, sde.num_blocks)
         for leaf in state:
             check_array(f"state {name}", leaf)
     if len(a[0]) != 1 or len(b[0]) != 1:

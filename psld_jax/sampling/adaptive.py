@@ -64,7 +64,7 @@ def sample_ode(
       ValueError: for an unknown solver, tolerances or times out of range, or a state that does not fit; and for
         tolerances that cannot be met. Inside ``jax.jit``, where nothing can be raised, such samples are NaN.
     """
-    t_end = sde.t_end if t_end is None else t_end
+    t_end = sde.t_end if t_end is None else check_number("t_end", t_end)
     _, dtype = check_state(z_T, sde.num_blocks)
     check_solver(solver, rtol, atol, dtype)
     check_counts(max_steps=max_steps)
@@ -100,7 +100,7 @@ def encode_ode(
     Raises:
       ValueError: as :func:`sample_ode`.
     """
-    t_end = sde.t_end if t_end is None else t_end
+    t_end = sde.t_end if t_end is None else check_number("t_end", t_end)
     _, dtype = check_state(z, sde.num_blocks)
     check_solver(solver, rtol, atol, dtype)
     check_counts(max_steps=max_steps)

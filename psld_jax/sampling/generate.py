@@ -59,7 +59,12 @@ def _is(grid: Any, name: str) -> bool:
 
 
 def _times(grid: Any) -> str | tuple[float, ...]:
-    return grid if isinstance(grid, str) else tuple(map(float, grid))
+    if isinstance(grid, str):
+        return grid
+    try:
+        return tuple(map(float, grid))
+    except TypeError:
+        raise ValueError(f"grid={grid!r} must be a name or falling times, e.g. (1.0, 0.5, 1e-3)") from None
 
 
 def _solve_rows(eps_fn, conditions, rows, count, z_T, keys, arrays):
@@ -239,12 +244,7 @@ def prepare(
     check_counts(nfe=nfe, max_steps=max_steps)
     nfe = int(nfe)
     check_number("rho", rho, 0, strict=True)
-    if t_end is not None:
-        check_number("t_end", t_end, 0, 1, strict=True)
-    if isinstance(denoise, str):
-        check_choice("denoise", denoise, LAST_STEPS)
-    else:
-        check_flag("denoise", denoise)
+    check_end(t_end, denoise)
     bound = steering.bind(model) if conditions else None
     if sigmas is not None or timesteps is not None:
         grid, nfe = _given_times(model, sampler, sigmas, timesteps, hyper, denoise)
@@ -279,6 +279,16 @@ def _given_times(
     from_list = grids.from_sigmas if timesteps is None else grids.from_timesteps
     times = from_list(model.sde, sigmas if timesteps is None else timesteps)
     return tuple(times), Setting(sampler, hyper=hyper).integrator().nfe_per_step * (len(times) - 1) + bool(denoise)
+
+
+def check_end(t_end: Any, denoise: Any) -> None:
+    """Raise a ``ValueError`` unless ``t_end`` is ``None`` or a time, and ``denoise`` a flag or a last step's name."""
+    if t_end is not None:
+        check_number("t_end", t_end, 0, 1, strict=True)
+    if isinstance(denoise, str):
+        check_choice("denoise", denoise, LAST_STEPS)
+    else:
+        check_flag("denoise", denoise)
 
 
 _ADAPTIVE = ("solver", "rtol", "atol", "denoise", "max_steps")

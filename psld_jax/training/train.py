@@ -145,6 +145,14 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         where += ", state split over them" if c.split_state else ""
         console.print(f"{data.describe()}; {size:,} parameters; {where}; starting at step {start}")
 
+        if start > c.steps:
+            console.print(f"config.train.steps={c.steps} is below the saved step {start}: nothing is trained")
+        if c.warmup > c.steps:
+            console.print(
+                f"config.train.warmup={c.warmup} is longer than the run of config.train.steps={c.steps}: the learning "
+                f"rate ends at {c.steps / c.warmup:.2g} of config.train.lr"
+            )
+
         step_fn = configured_step(config, net, loss, transformation, rate, devices, state)
         held_out = None if held_out_data is None else _HeldOut(net, loss, held_out_data, config, devices)
         del held_out_data  # the images that count are on the devices

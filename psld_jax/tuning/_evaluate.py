@@ -12,6 +12,7 @@ import numpy as np
 
 from psld_jax import metrics
 from psld_jax._runtime import random
+from psld_jax._runtime.checks import check_finite
 from psld_jax.build import Model
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.loop import sample
@@ -59,6 +60,11 @@ def excess(distance: Array, floor: Array) -> Array:
     """What a distance is above ``floor``, but no less than is noise; scalars, or equal shapes."""
     above, noise = distance - floor, _NOISE * floor
     return above * (above > noise) + noise * (above <= noise)
+
+
+def _check(images: np.ndarray) -> None:
+    what = f"the fine solution by {FINE.sampler} with {FINE_NFE} evaluations"
+    check_finite(what, [images], len(images), "Look at the weights, or take a larger t_end")
 
 
 class Evaluator:
@@ -120,13 +126,16 @@ class Evaluator:
         if missing:
             table = self._table(FINE, FINE_NFE)
             self._exact = np.concatenate([self._exact, *(self._run(table, start, self._key) for start in missing)])
+            _check(self._exact)
         return self._exact[:n]
 
     def _make_target(self, images: Array | None, key: Any) -> metrics.FrechetTarget:
         if images is None:
             table, other = self._table(FINE, FINE_NFE), jax.random.split(key)[1]
             starts = range(0, _NUM_TARGET, self.batch_size)
-            images = np.clip(np.concatenate([self._run(table, start, other) for start in starts]), -1, 1)
+            images = np.concatenate([self._run(table, start, other) for start in starts])
+            _check(images)
+            images = np.clip(images, -1, 1)
         return metrics.FrechetTarget.of(self.features(images))
 
     def floor(self, n: int) -> float:

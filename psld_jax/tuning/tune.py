@@ -15,6 +15,7 @@ from psld_jax._runtime.checks import NotFinite, as_pixels, check_seed
 from psld_jax._runtime.errors import check_counts
 from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model
+from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.tuning._evaluate import Evaluator, Score
 from psld_jax.tuning._gradient import refine
@@ -74,6 +75,15 @@ class Tuning:
         replace(path, json.dumps(content, indent=1) + "\n")
 
 
+def _budgets(nfe: Any) -> set[int]:
+    if isinstance(nfe, str) or not isinstance(nfe, Iterable):
+        raise ValueError(f"nfe={nfe!r} must be several budgets, e.g. (5, 10)")
+    budgets = list(nfe)
+    for budget in budgets:
+        check_counts(nfe=budget)
+    return set(map(int, budgets))
+
+
 def tune(
     model: Model,
     nfe: Iterable[int] = (5, 10, 20, 50),
@@ -114,9 +124,8 @@ def tune(
     Raises:
       ValueError: for unknown samplers, counts out of range, or a log of another tuning.
     """
-    budgets = sorted(set(nfe))
-    for budget in budgets:
-        check_counts(nfe=budget)
+    budgets = sorted(_budgets(nfe))
+    check_end(t_end, denoise)
     check_counts(8, num_samples=num_samples)
     check_counts(candidates=candidates)
     check_counts(0, gradient_steps=gradient_steps)
