@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks import measure, report
 from benchmarks.network import convolution, network, train_step
-from benchmarks.networks import CONFIGS
+from benchmarks.networks import CONFIGS, EDM_CONFIGS
 from benchmarks.pipeline import pipeline
 from benchmarks.samplers import linear, recompile, samplers
 from benchmarks.start import start
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser = measure.Parser("python -m benchmarks", description="Measure what psld_jax costs.")
     parser.add_argument("--output", default="runs/bench.json", help="JSON file to write (runs/bench.json)")
     parser.add_argument("--only", nargs="+", default=list(GROUPS), help=f"groups: {', '.join(GROUPS)}")
-    parser.add_argument("--configs", nargs="+", help=f"networks: {', '.join(CONFIGS)}")
+    parser.add_argument("--configs", nargs="+", help=f"networks: {', '.join(CONFIGS + EDM_CONFIGS)}")
     parser.add_argument("--batch", nargs="+", type=int, help="batch sizes of networks (1 4)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="in network and train_step")
     parser.add_argument("--rounds", type=int, help="rounds of every timing (9; 3 with --small)")
@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     chosen.rounds = (3 if chosen.small else 9) if chosen.rounds is None else chosen.rounds
     try:
         check_counts(rounds=chosen.rounds, **{f"batch {value}": value for value in chosen.batch})
-        for what, names, allowed in (("group", chosen.only, GROUPS), ("config", chosen.configs, CONFIGS)):
+        for what, names, allowed in (("group", chosen.only, GROUPS), ("config", chosen.configs, CONFIGS + EDM_CONFIGS)):
             for name in names:
                 if name not in allowed:
                     raise unknown(what, name, allowed)

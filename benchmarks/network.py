@@ -16,6 +16,7 @@ from benchmarks import measure
 from benchmarks.networks import load_config, random_network
 from psld_jax import build, scores
 from psld_jax._runtime import winograd
+from psld_jax.models import families
 from psld_jax.training import losses
 from psld_jax.training.step import create_state, make_train_step
 
@@ -82,7 +83,10 @@ def evaluation(config: Any, batch: int) -> tuple[Any, Any, Any]:
     sde = build.build_sde(config)
     size, channels = config.model.image_size, config.model.in_ch // sde.num_blocks
     z = sde.prior_sample(jax.random.key(1), (batch, size, size, channels))
-    return scores.network(random_network(config), sde), z, jnp.float32(0.5)
+    net = random_network(config)
+    if config.model.name in families.available():
+        return scores.family(net, sde, build.network_options(config)), z, jnp.float32(0.5)
+    return scores.network(net, sde), z, jnp.float32(0.5)
 
 
 def step_inputs(config: Any, batch: int) -> tuple[Any, ...]:

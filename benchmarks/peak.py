@@ -7,7 +7,7 @@ held when everything was imported, JAX and PyTorch on both sides.
 from __future__ import annotations
 
 from benchmarks import measure
-from benchmarks.networks import CONFIGS, load_config
+from benchmarks.networks import CONFIGS, EDM_CONFIGS, load_config
 from benchmarks.torch_baseline import KINDS, SIDES
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     parser = measure.Parser("python -m benchmarks.peak")
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("config", choices=CONFIGS)
+    parser.add_argument("config", choices=CONFIGS + EDM_CONFIGS)
     parser.add_argument("batch", type=int)
     parser.add_argument("--small", action="store_true")
     chosen = parser.parse_args()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import measure, network, start
+from benchmarks import measure, network, start, torch_edm
 from benchmarks.networks import load_config, random_network
 from benchmarks.torch_ncsnpp import from_flax
 from psld_jax import blocks, build
@@ -43,6 +43,8 @@ def forward(side: str, config: Any, batch: int) -> measure.Program:
     if side == "jax":
         program, _ = measure.compiled(_predicted, eps_fn, z, t)
         return functools.partial(program, eps_fn, z, t)
+    if config.model.name == "edm":
+        return _denoise(_network(side, config).eval(), z[0], float(build.build_sde(config).sigma(float(t))))
     fed = z if eps_fn.inputs is None else blocks.apply(eps_fn.inputs(t), z)
     net = _network(side, config).eval()
     images, times = _channels_first(jnp.concatenate(fed, axis=-1)), torch.full((batch,), float(t))
@@ -50,6 +52,17 @@ def forward(side: str, config: Any, batch: int) -> measure.Program:
     def run() -> Tensor:
         with torch.inference_mode():
             return net(images, times).permute(0, 2, 3, 1)
+
+    return run
+
+
+def _denoise(net: Any, z: Any, sigma: float) -> measure.Program:
+    """Expected images of EDM's network, which is told the noise level."""
+    images, levels = _channels_first(z), torch.full((len(z),), sigma)
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return net(images, levels).permute(0, 2, 3, 1)
 
     return run
 
@@ -71,6 +84,8 @@ class Training:
 
     def __init__(self, net: Any, config: Any, batch: int):
         c = config.train
+        if config.model.name == "edm":
+            raise ValueError("the training step in PyTorch is that of NCSN++: leave out torch_train_step for EDM")
         if (c.weighting, c.norm, c.optimizer, c.weight_decay) != ("fid", "l2", "adam", 0) or not c.reduce_mean:
             raise ValueError("the training step in PyTorch is that of the published configurations: l2, fid, adam")
         self.net, self.config, self.count = net, c, 0
@@ -145,11 +160,14 @@ def _peaks(kind: str, name: str, batch: int, small: bool) -> dict[str, float]:
 def _predicted(eps_fn: Any, z: Any, t: Any) -> Any:
     """The blocks that the network predicts, side by side."""
     eps = eps_fn(z, t)
+    if len(z) == 1:
+        return eps[0]
     return jnp.concatenate([eps[k] for k in eps_fn.predicted], axis=-1)
 
 
 def _network(side: str, config: Any) -> Any:
-    net = from_flax(random_network(config))
+    net = random_network(config)
+    net = torch_edm.from_flax(net) if config.model.name == "edm" else from_flax(net)
     return torch.compile(net) if side == "compiled" else net
 
 

@@ -90,7 +90,8 @@ def get_config() -> ConfigDict:
     config.train.init = ""  # begin with the weights of this network, a directory or mnist; what it lacks is new
     config.train.label_dropout = 0.1  # of a network with labels: samples whose label it is not told
     config.train.objective = "hsm"  # hsm | dsm
-    config.train.weighting = "fid"  # fid | nll
+    config.train.weighting = "fid"  # fid (for networks of EDM: as they have it) | nll
+    config.train.noise = "time"  # noise levels in training: time (as times are drawn) | log_normal (EDM's)
     config.train.norm = "l2"  # l2 | l1
     config.train.reduce_mean = True  # means over an image and over the batch, else sums
     config.train.t_min = 1e-5  # the earliest time that is drawn

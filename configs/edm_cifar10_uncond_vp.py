@@ -26,4 +26,5 @@ def get_config() -> ConfigDict:
     config.train.batch_size, config.train.steps = 512, 390_625  # 200 million images
     config.train.lr, config.train.warmup = 1e-3, 19_531  # 10 million images
     config.train.grad_clip = 0.0
+    config.train.noise = "log_normal"
     return config

@@ -285,7 +285,8 @@ def _tensors(network: Record, kind: str) -> dict[str, TensorRef]:
 def state_dict(config: EDMConfig, weights: dict[str, Any]) -> dict[str, np.ndarray]:
     """The state dict that the original's network loads, of weights as :class:`Converted` has them; float32.
 
-    Names are those of the preconditioned network, ``model.enc.32x32_conv.weight``, with the filters of resampling.
+    Names are those of the preconditioned network, such as ``model.enc.32x32_conv.weight``, shaped ``[out, in, 3, 3]``.
+    Filters of resampling are among them.
     """
     flat = flatten(weights)
     state = {array.source: array.invert(np.asarray(flat["/".join(array.path)])) for array in source_arrays(config)}

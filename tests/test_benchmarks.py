@@ -135,6 +135,24 @@ def test_network_in_pytorch_is_that_of_flax(name):
     np.testing.assert_allclose(result.permute(0, 2, 3, 1), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.EDM_CONFIGS)
+@pytest.mark.parametrize("architecture", ["song", "dhariwal"])
+def test_networks_of_edm_in_pytorch_are_those_of_flax(name, architecture):
+    torch = pytest.importorskip("torch")
+    from benchmarks.torch_edm import from_flax
+
+    config = networks.load_config(name, small=True)
+    options = {"model.edm.architecture": architecture, "model.edm.channels_per_head": 8}
+    net = networks.random_network(networks.build.override(config, options))
+    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3), np.float32)
+    sigma = np.array([0.02, 9.0], np.float32)
+    with torch.inference_mode():
+        result = from_flax(net).eval()(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(sigma))
+    # Two float32 implementations of some ten layers: a few roundings of numbers up to 4.
+    np.testing.assert_allclose(result.permute(0, 2, 3, 1), run_network(net, x, sigma), atol=1e-4, rtol=0)
+
+
 def test_training_in_pytorch_is_that_of_jax():
     """Three steps with a rate that moves the weights: losses, gradients and with them Adam and clipping agree."""
     pytest.importorskip("torch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from psld_jax.data import Dataset, open_dataset
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.models import NCSNppConfig, abstract, families
 from psld_jax.sampling.adaptive import SOLVERS
+from psld_jax.scores.family import told as told_by
 from psld_jax.sde import LinearSDE, OneBlock, named
 from psld_jax.training import losses, optim
 
-TRAINABLE = ("ncsnpp", "ncsnpp_clf")
+TRAINABLE = ("ncsnpp", "ncsnpp_clf", *families.available())
 
 
 def build_sde(config: Any) -> LinearSDE:
@@ -123,15 +125,15 @@ def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
     c, m, sde = config.train, config.model, build_sde(config)
     if m.name == "ncsnpp_clf":
         return losses.ClassifierLoss(sde, objective=c.objective, reduce_mean=c.reduce_mean)
-    return losses.ScoreLoss(
-        sde,
-        m.in_ch,
-        network_options(config).returned_ch,
-        objective=c.objective,
-        weighting=c.weighting,
-        norm=c.norm,
-        reduce_mean=c.reduce_mean,
-    )
+    options = network_options(config)
+    choices = {"objective": c.objective, "weighting": c.weighting, "norm": c.norm, "reduce_mean": c.reduce_mean}
+    choices["noise"] = c.noise
+    if m.name not in families.available():
+        return losses.ScoreLoss(sde, m.in_ch, options.returned_ch, **choices)
+    channels, weight = options.image_shape[-1], getattr(options, "level_weight", None)
+    assert isinstance(sde, OneBlock)  # as build_sde says
+    told = functools.partial(told_by, options.clock, sde)
+    return losses.ScoreLoss(sde, channels, channels, **choices, told=told, level_weight=weight)
 
 
 def build_optimizer(config: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:

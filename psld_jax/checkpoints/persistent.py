@@ -21,7 +21,8 @@ import ml_dtypes
 import numpy as np
 
 from psld_jax.checkpoints.pickle_names import Opaque, StorageRef, TensorRef, clip
-from psld_jax.checkpoints.pickle_vm import MAX_BYTES, Machine
+from psld_jax.checkpoints.pickle_vm import MAX_BYTES
+from psld_jax.checkpoints.pickle_vm import _Machine as _PickleMachine
 from psld_jax.checkpoints.reader import MAX_SHARING, open_legacy, read_view
 
 #: Longer strings are source code, or nothing that is needed; longer bytes are storages.
@@ -32,14 +33,14 @@ _SCALARS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b
 
 
 class Blob(NamedTuple):
-    """A bytes object that stays in the file."""
+    """A bytes object that stays in the file: ``size`` bytes from ``start`` on."""
 
     start: int
     size: int
 
 
 class ScalarType(NamedTuple):
-    """A type of numpy's scalars, little-endian."""
+    """A type of numpy's scalars, little-endian; ``code`` as in ``numpy.dtype(code)``."""
 
     code: str
 
@@ -69,7 +70,7 @@ class _Window:
         return data
 
 
-class _Machine(Machine):
+class _Machine(_PickleMachine):
     """Reads from a file, leaves what is long in it, and knows persistent records and numpy's scalars."""
 
     needs = (
@@ -162,7 +163,7 @@ class _Machine(Machine):
 
 
 _Machine.constructors = {
-    **Machine.constructors,
+    **_PickleMachine.constructors,
     "torch_utils.persistence._reconstruct_persistent_obj": _Machine.record,
     "torch.nn.modules.container.ModuleDict": _Machine.container,
     "torch.storage._load_from_bytes": _Machine.storage,
@@ -188,7 +189,7 @@ class PersistentPickle:
         self._left = MAX_SHARING * machine.end
 
     def read(self, ref: TensorRef) -> np.ndarray:
-        """The values of a tensor, C-contiguous, in its shape and dtype.
+        """The values of a tensor, C-contiguous, of its shape and dtype.
 
         Raises:
           ValueError: if the tensors read so far share storages without bound, or the file has become shorter.

@@ -38,11 +38,11 @@ def unpickle(data: bytes, start: int = 0) -> tuple[Any, int, dict[str, StorageRe
     Raises:
       ValueError: for anything malformed, not accepted, or beyond ``MAX_BYTES`` or ``MAX_OPCODES``.
     """
-    machine = Machine(data, start)
+    machine = _Machine(data, start)
     return machine.run(), machine.at, machine.storages
 
 
-class Machine:
+class _Machine:
     """Runs one pickle; what it may name is a choice of the class.
 
     Args:
@@ -281,19 +281,19 @@ class Machine:
         return TensorRef(storage, dtype, offset, shape, strides)
 
 
-Machine.constructors = {
-    "collections.OrderedDict": Machine.ordered_dict,
-    "torch.Size": Machine.size,
-    "torch._utils._rebuild_parameter": Machine.parameter,
-    "torch._utils._rebuild_parameter_with_state": Machine.parameter,
-    "torch._utils._rebuild_tensor": Machine.tensor,
-    "torch._utils._rebuild_tensor_v2": Machine.tensor,
-    "torch._utils._rebuild_tensor_v3": Machine.tensor_v3,
+_Machine.constructors = {
+    "collections.OrderedDict": _Machine.ordered_dict,
+    "torch.Size": _Machine.size,
+    "torch._utils._rebuild_parameter": _Machine.parameter,
+    "torch._utils._rebuild_parameter_with_state": _Machine.parameter,
+    "torch._utils._rebuild_tensor": _Machine.tensor,
+    "torch._utils._rebuild_tensor_v2": _Machine.tensor,
+    "torch._utils._rebuild_tensor_v3": _Machine.tensor_v3,
 }
 
-_OPCODES: dict[bytes, Callable[[Machine], Any]] = {
-    b"\x80": Machine.protocol,
-    b"\x95": Machine.frame,
+_OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
+    b"\x80": _Machine.protocol,
+    b"\x95": _Machine.frame,
     b"(": lambda m: m.marks.append(len(m.stack)),
     b"0": lambda m: m.pop(),
     b"1": lambda m: m.pop_mark(),
@@ -339,10 +339,10 @@ _OPCODES: dict[bytes, Callable[[Machine], Any]] = {
     b"\x94": lambda m: m.put(len(m.memo)),
     # Names and what is made from them.
     b"c": lambda m: m.find(m.line(), m.line()),
-    b"\x93": Machine.stack_global,
+    b"\x93": _Machine.stack_global,
     b"R": lambda m: m.construct(*m.pop_tuple(2)),
     b"\x81": lambda m: m.construct(*m.pop_tuple(2)),
-    b"\x92": Machine.new_ex,
+    b"\x92": _Machine.new_ex,
     b"b": lambda m: m.build(),
-    b"Q": Machine.persistent,
+    b"Q": _Machine.persistent,
 }

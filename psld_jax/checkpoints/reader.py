@@ -64,7 +64,7 @@ class Tensor:
 
 
 def read_view(ref: TensorRef, dtype: np.dtype, read: Callable[[int, int], bytes]) -> np.ndarray:
-    """The tensor ``ref`` describes, C-contiguous and read-only; ``read(start, stop)`` gives bytes of its storage."""
+    """What ``ref`` describes, of its shape, C-contiguous and read-only; ``read(start, stop)``: bytes of its storage."""
     size = dtype.itemsize
     if not math.prod(ref.shape):
         return np.zeros(ref.shape, dtype)
@@ -239,6 +239,9 @@ def open_legacy(file: Any, file_size: int, max_head: int = MAX_BYTES) -> tuple[A
     """The same for the format before torch 1.6: five pickles, in ``max_head`` bytes, then size and data of storages.
 
     ``file`` needs to ``seek`` from its start and ``read``.
+
+    Raises:
+      ValueError: for a file that is damaged, or written on a big-endian machine.
     """
     file.seek(0)
     head = file.read(max_head)

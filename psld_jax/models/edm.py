@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,7 +135,13 @@ class EDM(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Array:
-        """``F(c_in x, c_noise)``, what the network inside returns, ``[n, H, W, out_channels]``; as for calling it."""
+        """``F(c_in x, c_noise)``, what the network inside returns, ``[n, H, W, out_channels]``.
+
+        Arguments are those of a call.
+
+        Raises:
+          ValueError: as for a call.
+        """
         c, dtype = self.config, self.model.param_dtype
         if x.ndim != 4 or x.shape[1:] != c.image_shape:
             raise ValueError(f"x has shape {x.shape}, expected [n, {', '.join(map(str, c.image_shape))}]")
@@ -193,7 +200,10 @@ class SourceArray:
     heads: int = 0
 
     def convert(self, array: np.ndarray) -> np.ndarray:
-        """The original's array in our layout. Its queries, keys and values alternate; ours follow one another."""
+        """The original's array, of ``source_shape``, in our layout, of shape ``shape``.
+
+        Its queries, keys and values alternate; ours follow one another.
+        """
         if self.heads:
             rest = array.shape[1:]
             array = array.reshape(self.heads, -1, 3, *rest)
@@ -203,7 +213,7 @@ class SourceArray:
         return array.reshape(self.shape)
 
     def invert(self, array: np.ndarray) -> np.ndarray:
-        """Our array in the original's layout: the inverse of :meth:`convert`."""
+        """Our array, of ``shape``, in the original's layout, of ``source_shape``: the inverse of :meth:`convert`."""
         if len(self.source_shape) > 1:
             array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(self.source_shape)
         if self.heads:
@@ -218,6 +228,7 @@ _POINTWISE = ("skip", "qkv", "proj")
 _LEAVES = {"kernel": "weight", "scale": "weight"}
 
 
+@functools.lru_cache(maxsize=8)
 def source_arrays(config: EDMConfig) -> tuple[SourceArray, ...]:
     """All arrays of the network but the filters of resampling, each once on either side; nothing is allocated."""
     network = nnx.eval_shape(lambda: EDM(config, rngs=nnx.Rngs(0)))

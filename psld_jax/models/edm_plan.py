@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from psld_jax._runtime.errors import check_choice
 
 PRECONDITIONS = ("edm", "vp", "ve", "iddpm")
@@ -163,6 +165,16 @@ class EDMConfig:
         """What it takes for the time: the noise level."""
         return "sigma"
 
+    def level_weight(self, sigma: np.ndarray) -> np.ndarray:
+        """Weight of the squared error of the image in training at noise levels ``sigma``, of the same shape.
+
+        ``1 / c_out^2``: ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2`` for ``edm``, else ``1 / sigma^2`` (Karras
+        et al., 2022, table 1).
+        """
+        if self.precondition == "edm":
+            return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        return sigma**-2.0
+
     @property
     def taps(self) -> tuple[float, ...]:
         """The filter of resampling: for ``dhariwal`` means of 2x2, and nearest neighbours."""
@@ -214,7 +226,11 @@ class Piece:
 
 
 def plan(config: EDMConfig) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """The modules of the way down and of the way up, in order; needs no arrays."""
+    """The modules of the way down and of the way up, in order; needs no arrays.
+
+    Raises:
+      ValueError: for another number of ``num_heads`` than there are blocks.
+    """
     down = tuple(_encoder(config))
     up = tuple(_decoder(config, down))
     if not config.num_heads:

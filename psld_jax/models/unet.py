@@ -49,10 +49,11 @@ class Init(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What differs between the two architectures in a block; ``first``, ``attend`` and ``last`` say how weights begin.
+    """What differs between the two architectures in a block.
 
-    ``adaptive``: the embedding scales and shifts what ``norm1`` returns; else it is added before.
-    ``project``: a block that resamples has a 1x1 convolution beside it, also without new channels.
+    ``eps``: of group norm; ``scale``: of sums. ``adaptive``: the embedding scales and shifts what ``norm1`` returns;
+    else it is added before. ``project``: a block that resamples has a 1x1 convolution beside it, new channels or not.
+    ``first``, ``attend`` and ``last`` say how weights begin.
     """
 
     eps: float
@@ -121,7 +122,7 @@ def upsample(x: Array, taps: tuple[float, ...]) -> Array:
 
 
 def resample(x: Array, direction: str, taps: tuple[float, ...]) -> Array:
-    """:func:`upsample` for ``"up"``, :func:`downsample` for ``"down"``, else ``x``."""
+    """:func:`upsample` for ``"up"``, :func:`downsample` for ``"down"``, else ``x``; ``[n, H, W, C]``."""
     if not direction:
         return x
     return (upsample if direction == "up" else downsample)(x, taps)

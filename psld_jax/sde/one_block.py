@@ -219,6 +219,9 @@ class OneBlock(LinearSDE):
         zero, one = np.zeros_like(alpha), np.ones_like(alpha)
         if self.prediction == "flow":
             return self.alpha_rate(t), self.std_rate(t)
+        if self.prediction == "mixed":
+            total = alpha**2 + std**2
+            return -alpha * std / total, alpha**2 / total
         return {"data": (one, zero), "velocity": (-std, alpha), "score": (zero, -1 / std)}.get(
             self.prediction, (zero, one)
         )

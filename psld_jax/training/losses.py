@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import ndtri
 
 from psld_jax import blocks
 from psld_jax._runtime.errors import check_choice, unknown
 from psld_jax.scores.network import predicted_blocks
-from psld_jax.sde import LinearSDE, OneBlock, cholesky
+from psld_jax.sde import Discrete, LinearSDE, OneBlock, cholesky
 
 Array = Any
 #: ``network(images [n, H, W, in_ch], t [n]) -> [n, ...]``.
@@ -29,6 +30,9 @@ OBJECTIVES = ("hsm", "dsm")
 WEIGHTINGS = ("fid", "nll")
 NORMS = ("l2", "l1")
 TIME_SAMPLINGS = ("uniform", "stratified")
+NOISE_LEVELS = ("time", "log_normal")
+#: Mean and standard deviation of log sigma in training (Karras et al., 2022, table 1).
+_LOG_SIGMA = (-1.2, 1.2)
 
 
 def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str = "uniform") -> np.ndarray:
@@ -51,13 +55,24 @@ def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str 
     return u * (1 - t_min) + t_min
 
 
+def log_normal_times(u: np.ndarray, sde: LinearSDE) -> np.ndarray:
+    """Times at which ``log sigma`` is normal, for uniform ``u [n]`` in (0, 1], float64 ``[n]``.
+
+    ``log sigma ~ N(-1.2, 1.2^2)`` (Karras et al., 2022, table 1), kept within the levels that ``sde`` has.
+    """
+    mean, std = _LOG_SIGMA
+    sigma = np.exp(mean + std * ndtri(np.clip(u, 1e-12, 1 - 1e-12)))
+    low, high = sde.sigma(np.array([1e-6, 1.0]))
+    return sde.time(np.clip(sigma, low, high))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
     """What a loss needs to know about the times of a batch; made by its ``coefficients(t)``.
 
     Attributes:
-      t: ``[n]``, forward times.
+      t: ``[n]``, what the network is told: forward times, as a rule.
       kernel: ``[n, K, 1 + D]``: ``z_t = kernel (x_0, noise_1, ..., noise_D)`` for D standard normal images.
       inputs: ``[n, K, K]``, ``Cin``: the network sees ``Cin z_t``; ``None`` for the identity.
       target: ``[n, P, 1 + D]``: the target of the P predicted blocks is ``target (x_0, noise)``; ``None`` for a
@@ -92,6 +107,10 @@ class _Perturbation:
     """The kernel ``p(z_t | x_0)``, or ``p(z_t | z_0)`` with ``z_0`` drawn, that both losses are taken over."""
 
     reduce_mean: bool
+
+    def times(self, u: np.ndarray) -> np.ndarray:
+        """The times, ``[n]``, that numbers ``u [n]`` from :func:`draw_times` stand for."""
+        return u
 
     def __init__(self, sde: LinearSDE, objective: str):
         check_choice("training objective", objective, OBJECTIVES)
@@ -129,10 +148,15 @@ class ScoreLoss(_Perturbation):
       sde: the diffusion.
       in_ch, out_ch: channels of the network; they tell which blocks it predicts.
       objective: ``"hsm"`` or ``"dsm"`` (the same thing for K = 1).
-      weighting: ``"fid"``: none. ``"nll"``: ``W = G^T C``, the likelihood weighting (Song et al., 2021); for VP, a
+      weighting: ``"fid"``: none, or ``level_weight``. ``"nll"``: ``W = G^T C``, the likelihood weighting (Song et al., 2021); for VP, a
         factor ``beta / std^2`` on the squared error of eps.
       norm: ``"l2"`` (squared error) or ``"l1"``.
       reduce_mean: take means, over the elements of a sample here and over the batch in training; else sums, in both.
+      noise: ``"time"``: the times are those drawn. ``"log_normal"``: they are drawn by :func:`log_normal_times`.
+      told: from times ``[n]`` to what the network is told, and to what its input is multiplied by; ``None``: the times
+        themselves, and 1.
+      level_weight: from noise levels ``sigma [n]`` to ``W^2 [n]``, for a network that returns the image: without it the
+        highest levels would be all that counts.
 
     Raises:
       ValueError: for an unknown choice, channels that do not fit the diffusion, ``"nll"`` with ``"l1"``, or DSM with
@@ -149,9 +173,14 @@ class ScoreLoss(_Perturbation):
         weighting: str = "fid",
         norm: str = "l2",
         reduce_mean: bool = True,
+        noise: str = "time",
+        told: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+        level_weight: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         super().__init__(sde, objective)
         check_choice("loss weighting", weighting, WEIGHTINGS)
+        check_choice("distribution of noise levels", noise, NOISE_LEVELS)
+        self.noise, self.told, self.level_weight = noise, told, level_weight
         check_choice("loss norm", norm, NORMS)
         if (weighting, norm) == ("nll", "l1"):
             raise ValueError("weighting='nll' weights squared errors: norm='l1' must be 'l2'")
@@ -163,14 +192,26 @@ class ScoreLoss(_Perturbation):
         self.predicted = predicted_blocks(sde, in_ch, out_ch)
         self.weighting, self.norm, self.reduce_mean = weighting, norm, reduce_mean
 
+    def times(self, u: np.ndarray) -> np.ndarray:
+        """The times, ``[n]``, that numbers ``u [n]`` from :func:`draw_times` stand for."""
+        if self.noise == "log_normal":
+            return log_normal_times(u, self.sde)
+        # A discrete process is trained at its levels.
+        return np.ceil(u * self.sde.num_steps) / self.sde.num_steps if isinstance(self.sde, Discrete) else u
+
     def coefficients(self, t: np.ndarray) -> Coefficients:
         """Everything the loss needs at the times ``t [n]``, float64."""
         inputs = None if self.sde.data_std is None else self.sde.input_matrix(t)
-        weight = None
+        told, weight = t, None
+        if self.told is not None:
+            told, scale = self.told(t)
+            inputs = scale[:, None, None]
+        if self.weighting == "fid" and self.level_weight is not None:
+            weight = np.sqrt(self.level_weight(self.sde.sigma(t)))[:, None, None]
         if self.weighting == "nll":
             columns = self.sde.score_matrix(t, self.start_cov)[..., list(self.predicted)]
             weight = np.swapaxes(self.sde.dispersion(t), -1, -2) @ columns
-        return Coefficients(t, self.kernel(t), inputs, self._target(t), weight)
+        return Coefficients(told, self.kernel(t), inputs, self._target(t), weight)
 
     def _target(self, t: np.ndarray) -> np.ndarray:
         """``[n, P, 1 + D]``, see :class:`Coefficients`."""
@@ -178,8 +219,11 @@ class ScoreLoss(_Perturbation):
         if data_std is None and isinstance(sde, OneBlock):
             return np.stack(sde.training_target(t), axis=-1)[:, None]
         if data_std is None:
-            rows = np.eye(1 + self.num_noise)[-k:][list(self.predicted)]
-            return np.broadcast_to(rows, (len(t), *rows.shape))
+            rows = np.eye(1 + self.num_noise)[-k:]
+            skip = sde.score_skip(t)
+            if np.any(skip):  # a mixed score: the network predicts what is left
+                rows = rows - np.linalg.solve(sde.score_matrix(t, self.start_cov), skip @ self.kernel(t))
+            return np.broadcast_to(rows[..., list(self.predicted), :], (len(t), len(self.predicted), rows.shape[-1]))
         mu, factor = sde.mean(t), sde.factor(t)
         pull = np.swapaxes(np.linalg.solve(factor, mu), -1, -2)  # mu^T L^-T, [n, 1, K]
         g = (data_std**-2 + pull @ np.swapaxes(pull, -1, -2)) ** -0.5

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from psld_jax.models import NCSNpp
+from psld_jax.models import NCSNpp, NCSNppClassifier
 from psld_jax.models.layers import SUM
 from psld_jax.training import losses, optim
 
@@ -188,5 +188,7 @@ def make_eval_step(
 
 
 def _num_labels(net: Any) -> int:
-    """Classes that a network is told; 0 for a classifier, or another kind of network."""
-    return net.config.num_labels if isinstance(net, NCSNpp) else 0
+    """Classes that a network is told; 0 for a classifier."""
+    if isinstance(net, NCSNppClassifier):
+        return 0
+    return net.config.num_labels if isinstance(net, NCSNpp) else net.config.n_classes

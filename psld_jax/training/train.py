@@ -63,7 +63,7 @@ def changes(stored: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[A
 
 
 # What a run must keep: the model, and the loss, whose values are compared with those at the beginning.
-_KEPT = ("model.", "sde.", "train.objective", "train.weighting", "train.norm", "train.reduce_mean")
+_KEPT = ("model.", "sde.", "train.objective", "train.weighting", "train.noise", "train.norm", "train.reduce_mean")
 _FREE = ("model.dtype", "model.dropout", "model.bandwidth", "model.weights")
 
 
@@ -90,7 +90,7 @@ class _HeldOut:
     def __init__(self, net: nnx.Module, loss: Any, data: Dataset, config: Any, devices: Devices):
         size, n = config.train.batch_size, min(config.train.eval_images, len(data))
         images = Batches(data, n, seed=0)[0]
-        self.t = losses.draw_times(0, 0, n, config.train.t_min, "stratified")
+        self.t = loss.times(losses.draw_times(0, 0, n, config.train.t_min, "stratified"))
         self._batches, keys = [], jax.jit(sample_keys, out_shardings=devices.split)
         for start in range(0, n, size):
             index = np.arange(start, start + size) % n  # the last batch is filled up from the front
@@ -171,7 +171,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         ):
             while done < c.steps:
                 batch = next(source)
-                t = losses.draw_times(config.seed, done, c.batch_size, c.t_min, c.time_sampling)
+                t = loss.times(losses.draw_times(config.seed, done, c.batch_size, c.t_min, c.time_sampling))
                 coefficients = loss.coefficients(t[mine]).cast(np.float32)
                 placed = devices.place((batch["image"], batch["label"], coefficients))
                 state, metrics = step_fn(state, key, *placed)
