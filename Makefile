@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks docs bench clean
+.PHONY: demo test test-all lint notebooks docs bench clean
 
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -19,8 +19,13 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal --durations=15
+
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --durations=15
+	$(PYTEST)
+
+test-all: lint
+	$(PYTEST) -m "slow or not slow"
 
 notebooks: .venv/.installed
 	$(BIN)/pip install --quiet --editable ".[notebooks]"

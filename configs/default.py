@@ -1,6 +1,7 @@
 """Every field of a configuration, with its default. Other configs override what differs."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from psld_jax import sde
 from psld_jax.models import families
@@ -69,8 +70,9 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     # digits: 1,797 handwritten digits of 8 x 8 pixels, embedded | mnist | fashion_mnist: a directory with the four IDX
-    # files | cifar10: a directory or .tar.gz, python or binary | arrays: a .npy or .npz | folder: images, recursive;
-    # its subdirectories train, and test or val, are the splits if they exist
+    # files | cifar10: a directory or .tar.gz, python or binary | arrays: a .npy or .npz | folder: a directory or .zip
+    # of images, recursive; its subdirectories train, and test or val, are the splits if they exist; labels are those of
+    # dataset.json, or subdirectories
     config.data.name = "digits"
     config.data.path = ""
     config.data.num_points = 0  # 0: all; else the first so many
@@ -140,11 +142,29 @@ def get_config() -> ConfigDict:
     config.sampler.hyper.lam_s = 1.0  # scale of the noise of stochastic reduced splittings
     config.sampler.hyper.noise_scaling = "step"  # step | mean_time
     config.sampler.hyper.beta_rule = "exact"  # exact | original (SSCS)
-    config.sampler.hyper.prediction = "data"  # eps | eps_r | data (exponential integrators)
-    config.sampler.hyper.order = 2  # of exponential integrators and of ancestral
-    config.sampler.hyper.variable = "log_t"  # t | log_t | log_snr
     config.sampler.hyper.projection = "least_squares"  # least_squares | position | momentum
-    config.sampler.hyper.eta = 1.0  # ancestral: 0 (deterministic) to 1
+    # Those that are not set are the sampler's own: another one means another thing, or has another default.
+    hyper = config.sampler.hyper
+    hyper.prediction = placeholder(str)  # eps | eps_r | data (exponential integrators)
+    hyper.order = placeholder(int)  # of multistep and exponential integrators, UniPC, ancestral, ...
+    hyper.variable = placeholder(str)  # t | log_t | log_snr | sigma
+    hyper.eta = placeholder(float)  # ancestral, ddim, ...: 0 (deterministic) to 1
+    hyper.S_churn = placeholder(float)  # edm_heun, euler_edm, dpm2: noise on the way, between S_min and S_max
+    hyper.S_min = placeholder(float)
+    hyper.S_max = placeholder(float)
+    hyper.S_noise = placeholder(float)  # its size; of restart, too
+    hyper.alpha = placeholder(float)  # edm_heun: where the second evaluation is, 1/2 to 1
+    hyper.clock = placeholder(str)  # edm_heun, euler_edm: sigma | t
+    hyper.rule = placeholder(str)  # dpm_solver_pp_3m: exact | original
+    hyper.lower_order_final = placeholder(bool)  # dpm_solver_pp_3m
+    hyper.variant = placeholder(str)  # unipc: bh1 | bh2
+    hyper.tau = placeholder(float)  # sa_solver: how much noise
+    hyper.corrector = placeholder(int)  # sa_solver: evaluations that the corrector uses
+    hyper.sigma_min = placeholder(float)  # sa_solver: noise between these levels
+    hyper.sigma_max = placeholder(float)
+    hyper.base = placeholder(str)  # restart: what it restarts
+    hyper.intervals = placeholder(tuple)  # restart: (sigma_min, sigma_max, steps, repeats) each
+    hyper.repeats = placeholder(int)  # restart, without intervals: of every step
     config.sampler.rtol = 1e-4  # adaptive solvers only
     config.sampler.atol = 1e-4
     config.sampler.max_steps = 4096  # of adaptive solvers, rejected ones included

@@ -22,7 +22,7 @@ from psld_jax.sampling.adaptive import sample_ode
 from psld_jax.sampling.generate import generate, generate_states
 from psld_jax.sampling.loop import sample
 from psld_jax.sampling.settings import Setting, Tuned
-from psld_jax.tuning import fit_projection, tune
+from psld_jax.tuning import fit_projection, gits_grid, tune
 
 __all__ = [
     "Classifier",
@@ -46,6 +46,7 @@ __all__ = [
     "from_function",
     "generate",
     "generate_states",
+    "gits_grid",
     "grids",
     "integrators",
     "interpolate",

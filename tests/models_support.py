@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from seeds import generator
 
 jit = functools.partial(
     jax.jit,
@@ -26,7 +27,7 @@ def fill(network, arrays):
 
 def random(network, dtype=jnp.float32, seed=0):
     """The abstract network with random weights that keep the size of activations."""
-    rng = np.random.default_rng(seed)
+    rng = generator(f"network {seed}")
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(network))}
     weights = {
         path: rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])) + (path[-1] == "scale")

@@ -12,12 +12,12 @@ SDE = pj.sde.PSLD(0.25, 4.25, beta_min=3.0, beta_max=9.0)
 GRID = pj.grids.quadratic(6, t_end=0.01)
 
 
-def affine_eps(matrix, shift):
-    def eps(z, t):
-        out = pj.blocks.apply(jnp.asarray(matrix), z)
-        return pj.PhaseState(*(leaf + c for leaf, c in zip(out, shift, strict=True)))
+MOST = 32  # a batch that has room for all draws of every integrator
 
-    return eps
+
+def affine_eps(matrix, shift, z, t):
+    out = pj.blocks.apply(matrix, z)
+    return pj.PhaseState(*(leaf + c for leaf, c in zip(out, shift, strict=True)))
 
 
 @pytest.mark.parametrize("name", pj.integrators.available())
@@ -26,16 +26,16 @@ def test_propagation_is_what_the_scan_does(name):
     jacobian, shift = np.array([[0.5, -0.2], [0.3, 0.8]]), np.array([0.4, -0.1])
     table = pj.tabulate(pj.integrators.get(name), SDE, GRID)
     start = np.array([0.3, 0.7]), np.array([[1.0, 0.2], [0.2, 0.5]])
+    eps = jax.tree_util.Partial(affine_eps, jacobian, shift)
 
-    def run(z, noise):  # z [n, 2], noise [draws, n, 2]
-        blocks = pj.PhaseState(*jnp.moveaxis(jnp.asarray(z), -1, 0))
-        xi = pj.PhaseState(*jnp.moveaxis(jnp.asarray(noise), -1, 0))
-        return np.stack(pj.sample(affine_eps(jacobian, shift), table, blocks, noise=xi), axis=-1)
-
+    # One batch: nothing at all, a one in each block of the state, and one in each block of each draw.
     draws = table.num_draws
-    base = run(np.zeros((1, 2)), np.zeros((draws, 1, 2)))
-    by_state = run(np.eye(2), np.zeros((draws, 2, 2))) - base
-    by_noise = run(np.zeros((2 * draws, 2)), np.eye(2 * draws).reshape(2 * draws, draws, 2).swapaxes(0, 1)) - base
+    z, noise = np.zeros((MOST, 2)), np.zeros((draws, MOST, 2))
+    z[1:3] = np.eye(2)
+    noise[:, 3 : 3 + 2 * draws] = np.eye(2 * draws).reshape(2 * draws, draws, 2).swapaxes(0, 1)
+    z, noise = (pj.PhaseState(*jnp.moveaxis(jnp.asarray(a), -1, 0)) for a in (z, noise))
+    out = np.stack(pj.sample(eps, table, z, noise=noise), axis=-1)
+    base, by_state, by_noise = out[:1], out[1:3] - out[0], out[3 : 3 + 2 * draws] - out[0]
     mean, cov = pj.analysis.propagate(table, jacobian, *start, lambda t: shift)
     np.testing.assert_allclose(mean, start[0] @ by_state + base[0], rtol=1e-10)
     np.testing.assert_allclose(cov, by_state.T @ start[1] @ by_state + by_noise.T @ by_noise, rtol=1e-9, atol=1e-12)
@@ -87,13 +87,13 @@ def test_stability_tends_to_one_and_tells_good_steps_from_bad():
     assert coarse.min() > 1.5
 
 
-def test_the_estimated_jacobian_is_the_mean_diagonal():
-    data = np.random.default_rng(0).uniform(-1, 1, (20, 2, 3, 1))
+def test_the_estimated_jacobian_is_the_mean_diagonal(rng, key):
+    data = rng.uniform(-1, 1, (20, 2, 3, 1))
     eps_fn, t = pj.scores.mixture(data, 0.1, SDE), 0.4
-    z = SDE.perturb(jnp.asarray(data[:4]), t, SDE.prior_sample(jax.random.key(0), (4, 2, 3, 1), jnp.float64))
+    z = SDE.perturb(jnp.asarray(data[:4]), t, SDE.prior_sample(jax.random.fold_in(key, 64), (4, 2, 3, 1), jnp.float64))
     jacobian = jax.jacrev(lambda z: tuple(eps_fn(z, t)))(z)
     exact = np.array([[np.trace(np.reshape(jacobian[i][j], (24, 24))) / 24 for j in (0, 1)] for i in (0, 1)])
-    estimates = [pj.analysis.estimate_jacobian(eps_fn, z, t, jax.random.key(i)) for i in range(64)]
+    estimates = [pj.analysis.estimate_jacobian(eps_fn, z, t, jax.random.fold_in(key, i)) for i in range(64)]
     # Hutchinson: unbiased; the spread of 64 probes says how close their mean has to be.
     error = np.std(estimates, axis=0) / np.sqrt(len(estimates))
     assert np.all(np.abs(np.mean(estimates, axis=0) - exact) < 5 * error + 1e-12)

@@ -120,13 +120,13 @@ def test_operations_are_counted_through_loops_and_not_for_inserted_zeros():
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_sota"])
-def test_network_in_pytorch_is_that_of_flax(name):
+def test_network_in_pytorch_is_that_of_flax(rng, name):
     """Between them these use all that published networks do: attention, both embeddings and samplings, the pyramid."""
     torch = pytest.importorskip("torch")
     from benchmarks.torch_ncsnpp import from_flax
 
     net = networks.random_network(networks.load_config(name, small=True))
-    z = np.random.default_rng(0).standard_normal((2, 16, 16, 6), np.float32)
+    z = rng.standard_normal((2, 16, 16, 6), np.float32)
     t = np.array([0.02, 0.9], np.float32)
     with torch.inference_mode():
         result = from_flax(net).eval()(torch.from_numpy(z).permute(0, 3, 1, 2), torch.from_numpy(t))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import seeds
 from flax import nnx
 
 import psld_jax as pj
@@ -140,18 +141,18 @@ def labelled():
     """A small network whose label embedding is not zero, as an ``eps_fn``, and its diffusion."""
     sde, net = pj.sde.PSLD(0.01, 4.01).preconditioned(1.0), NCSNpp(SMALL, rngs=nnx.Rngs(0))
     table = net.layers["labels"]
-    table.embedding = nnx.Param(jax.random.normal(jax.random.key(0), table.embedding.shape))
+    table.embedding = nnx.Param(jax.random.normal(seeds.key("labels"), table.embedding.shape))
     head = net.layers["out_conv"]
-    head.kernel = nnx.Param(0.1 * jax.random.normal(jax.random.key(1), head.kernel.shape))
+    head.kernel = nnx.Param(0.1 * jax.random.normal(seeds.key("head"), head.kernel.shape))
     for name, layer in net.layers.items():  # the last convolution of every branch begins at zero
         if "block" in name:
-            layer.conv_1.kernel = nnx.Param(0.1 * jax.random.normal(jax.random.key(2), layer.conv_1.kernel.shape))
+            layer.conv_1.kernel = nnx.Param(0.1 * jax.random.normal(seeds.key("blocks"), layer.conv_1.kernel.shape))
     return scores.network(net, sde), sde, net
 
 
-def test_labels_reach_the_network(labelled):
+def test_labels_reach_the_network(key, labelled):
     eps_fn, sde, net = labelled
-    z = sde.prior_sample(jax.random.key(0), (6, 8, 8, 1))
+    z = sde.prior_sample(key, (6, 8, 8, 1))
     labels = np.array([0, 1, 2, 0, 1, 2])
     told, any_label = call(eps_fn.with_labels(labels), z, 0.5)[0], call(eps_fn, z, 0.5)[0]
     assert np.abs(told - any_label).max() > 1e-3
@@ -168,9 +169,9 @@ def test_labels_reach_the_network(labelled):
         dataclasses.replace(SMALL, noise_cond=False)
 
 
-def test_classifier_free_guidance(labelled):
+def test_classifier_free_guidance(key, labelled):
     eps_fn, sde, _ = labelled
-    z, labels = sde.prior_sample(jax.random.key(0), (4, 8, 8, 1)), np.array([0, 1, 2, 1])
+    z, labels = sde.prior_sample(key, (4, 8, 8, 1)), np.array([0, 1, 2, 1])
     told, free = call(eps_fn.with_labels(labels), z, 0.5)[0], call(eps_fn, z, 0.5)[0]
     guided = scores.classifier_free(eps_fn, labels, 2.5)
     np.testing.assert_allclose(call(guided, z, 0.5)[0], free + 2.5 * (told - free), atol=1e-5)
@@ -197,19 +198,19 @@ class Counting:
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.7), (0.95, 1.0)])
-def test_evaluations_of_guidance_are_counted(digits_model, interval):
+def test_evaluations_of_guidance_are_counted(key, digits_model, interval):
     """The stated NFE is the number of calls, and stays in the budget."""
     calls = []
     model = dataclasses.replace(digits_model, eps_fn=Counting(calls), n_classes=10)
     sampler = prepare(model, "ddim", nfe=20, label=3, guidance=2.0, interval=interval)
-    state, counts = sampler(jax.random.key(0), np.arange(2))
+    state, counts = sampler(key, np.arange(2))
     jax.block_until_ready(state)
     jax.effects_barrier()
     assert len(calls) == sampler.nfe == counts[0] <= 20
     assert sampler.nfe >= 18
 
 
-def test_training_tells_labels(labelled):
+def test_training_tells_labels(key, labelled):
     """With dropout 0.999 the embedding of "any" learns, with 0 those of the labels; the held-out loss sees labels."""
     *_, net = labelled
     config = build.override(
@@ -222,7 +223,7 @@ def test_training_tells_labels(labelled):
     for dropout, rows in ((0.999, [False] * 3 + [True]), (0.0, [True] * 3 + [False])):
         step = jax.jit(make_train_step(net, loss, transformation, rate, label_dropout=dropout))
         state = create_state(net, transformation, ema=False)
-        state, _ = step(state, jax.random.key(0), images, labels, coefficients)
+        state, _ = step(state, key, images, labels, coefficients)
         moved = (
             np.abs(
                 np.asarray(optax.tree_utils.tree_get(state.optimizer, "mu")["layers"]["labels"]["embedding"][...])
@@ -230,7 +231,7 @@ def test_training_tells_labels(labelled):
             > 0
         )
         assert list(moved) == rows
-    evaluate, keys = jax.jit(make_eval_step(net, loss)), jax.random.split(jax.random.key(0), 8)
+    evaluate, keys = jax.jit(make_eval_step(net, loss)), jax.random.split(key, 8)
     values = [evaluate(state.online, keys, images, which, coefficients)["loss"] for which in (labels, (labels + 1) % 3)]
     assert np.abs(values[0] - values[1]).max() > 1e-5
 

@@ -11,17 +11,26 @@ import psld_jax as pj
 PHASE = pj.sde.PSLD(0.25, 4.25, beta_min=3.0, beta_max=9.0)
 PHASE_UPPER = pj.sde.PSLD(0.5, 3.0, beta_min=3.0, beta_max=9.0, decomposition="upper")
 VP = pj.sde.VPSDE(1.0, 8.0)
+PROBLEMS = {sde: closed_forms.GaussianData(sde) for sde in (PHASE, PHASE_UPPER, VP)}
 T_END = 0.05
 STEPS = (200, 400)
+
+
+# These begin with steps of lower order. The error of the start is of the stated order, however small; until it shows,
+# the error falls faster. Their own order is for test_after_a_start_in_small_steps_the_order_is_that_of_the_steps.
+RISING = ("deis", "dpm_solver_pp_3m", "ipndm", "lms", "sa_solver", "unipc")
+# The same frames and predictions as others.
+SAME = (*RISING, "dpm2", "dpm_solver_pp_2m", "dpm_solver_pp_2m_sde", "dpm_solver_pp_2s", "euler_ancestral", "restart")
 
 
 def cases():
     for name in pj.integrators.available():
         integrator = pj.integrators.get(name)
-        yield pytest.param(integrator, PHASE, id=f"{name}-psld")
+        # Two blocks are four times the work. For these, which are others in other words, one will do.
+        yield pytest.param(integrator, PHASE, id=f"{name}-psld", marks=[pytest.mark.slow] * (name in SAME))
         if not closed_forms.is_splitting(name):
             yield pytest.param(integrator, VP, id=f"{name}-vp")
-            yield pytest.param(integrator, PHASE_UPPER, id=f"{name}-psld-upper")
+            yield pytest.param(integrator, PHASE_UPPER, id=f"{name}-psld-upper", marks=pytest.mark.slow)
 
 
 def table(integrator, sde, n_steps):
@@ -31,26 +40,66 @@ def table(integrator, sde, n_steps):
 @pytest.mark.parametrize(("integrator", "sde"), list(cases()))
 def test_global_error_falls_at_the_stated_order(integrator, sde):
     """Gaussian data make eps affine, so a sampler is an affine map (plus Gaussian noise): no Monte Carlo."""
-    data, k = closed_forms.GaussianData(sde), sde.num_blocks
+    data, k = PROBLEMS[sde], sde.num_blocks
+    jacobian, offset = data.jacobian_at, data.offset_at
     errors = []
     if integrator.stochastic:
         # From the exact law at T, the exact reverse SDE gives the exact law at t_end: errors in mean and covariance.
         start, exact = [(data.mean(t), data.cov(t)) for t in (1.0, T_END)]
         for n in STEPS:
-            got = pj.analysis.propagate(table(integrator, sde, n), data.jacobian, *start, data.offset)
+            got = pj.analysis.propagate(table(integrator, sde, n), jacobian, *start, offset)
             errors.append([np.abs(a - b).max() for a, b in zip(got, exact, strict=True)])
     else:
         matrix, shift = data.ode_flow(1.0, T_END)
         for n in STEPS:
             tab, none = table(integrator, sde, n), np.zeros((k, k))
-            columns = [pj.analysis.propagate(tab, data.jacobian, e, none)[0] for e in np.eye(k)]
-            moved = pj.analysis.propagate(tab, data.jacobian, np.zeros(k), none, data.offset)[0]
+            columns = [pj.analysis.propagate(tab, jacobian, e, none)[0] for e in np.eye(k)]
+            moved = pj.analysis.propagate(tab, jacobian, np.zeros(k), none, offset)[0]
             errors.append([np.abs(np.stack(columns, 1) - matrix).max(), np.abs(moved - shift[:, 0]).max()])
     errors = np.array(errors)
     errors = errors[:, errors[0] > 1e-12]  # a mean that is exact has no order: what is left is rounding
     assert errors.size
+    slopes = np.log2(errors[0] / errors[1])
     # At 200 to 400 steps the next order is still visible: a few percent of the slope.
-    np.testing.assert_allclose(np.log2(errors[0] / errors[1]), integrator.order, atol=0.12)
+    if integrator.name in RISING:
+        assert np.all(slopes > integrator.order - 0.12)
+    else:
+        np.testing.assert_allclose(slopes, integrator.order, atol=0.12)
+
+
+def errors_after_small_steps(name, hyper):
+    """Of 320 and 640 steps on VP. The first ones double up to their length, which hides the error of the start."""
+    data, none, errors = closed_forms.GaussianData(VP), np.zeros((1, 1)), []
+    matrix, _ = data.ode_flow(0.9, T_END)
+    for n in (320, 640):
+        start = 0.9 - (0.9 - T_END) / n * 2.0 ** np.arange(-9, 1)
+        grid = np.concatenate([[0.9], start, np.linspace(start[-1], T_END, n)[1:]])
+        made = pj.tabulate(pj.integrators.get(name, **hyper), VP, grid, denoise=False)
+        errors.append(abs(pj.analysis.propagate(made, data.jacobian, np.ones(1), none)[0][0] - matrix[0, 0]))
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "order"),
+    [
+        ("deis", {"order": 3}, 3),
+        ("lms", {}, 4),
+        ("ipndm", {"order": 2}, 2),
+        ("unipc", {"order": 2}, 3),
+        ("unipc", {"order": 3}, 4),
+    ],
+)
+def test_after_a_start_in_small_steps_the_order_is_that_of_the_steps(name, hyper, order):
+    first, second = errors_after_small_steps(name, hyper)
+    # The next order is still to be seen; for lms it is the larger part.
+    assert order - 0.2 < np.log2(first / second) < order + 0.5
+
+
+def test_the_published_third_order_rule_of_dpm_solver_pp_is_of_second():
+    """Half of the second difference is missing in it, and with it the order."""
+    first, second = errors_after_small_steps("dpm_solver_pp_3m", {"rule": "original"})
+    assert np.log2(first / second) == pytest.approx(2, abs=0.05)
+    assert errors_after_small_steps("dpm_solver_pp_3m", {})[1] < second / 50
 
 
 def test_the_oracle_is_the_law_of_the_forward_process():
@@ -155,11 +204,10 @@ def test_o_is_exact_and_lam_s_scales_its_position_noise_only():
     np.testing.assert_allclose(np.diag(mean_time.R)[0] ** 2, 1 - np.exp(-0.4 * 0.3 * sde.beta_integral((t + s) / 2)))
 
 
-def test_splitting_updates_are_the_written_ones():
+def test_splitting_updates_are_the_written_ones(rng):
     """RVV and ROBA in the letters of the definition, with numbers for z and eps."""
     sde, t, s = PHASE, 0.6, 0.5
     h, e_x, e_m = t - s, np.diag([1.0, 0.0]), np.diag([0.0, 1.0])
-    rng = np.random.default_rng(0)
     z, eps0, eps1, xi = rng.standard_normal((4, 2))
 
     def ode(e, h, tau, z, eps):

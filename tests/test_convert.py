@@ -526,14 +526,12 @@ def test_damaged_outputs_are_refused(tmp_path):
 # The command.
 
 
-def test_command_line_errors_are_one_message(tmp_path):
-    (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
-    command = [sys.executable, "-m", "convert", "--config", "auto", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*command, "--checkpoint", str(tmp_path / "bad.ckpt")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"error: {tmp_path / 'bad.ckpt'}: ") and done.stderr.count("\n") == 1
+def test_command_line_errors_are_one_message(tmp_path, capsys):
+    bad = tmp_path / "bad.ckpt"
+    bad.write_bytes(b"not a checkpoint")
+    assert main(["--checkpoint", str(bad), "--config", "auto", "--output", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {bad}") and printed.err.count("\n") == 1 and printed.out == ""
 
 
 def test_command_line_arguments(tmp_path, capsys):

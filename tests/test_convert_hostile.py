@@ -529,7 +529,7 @@ CHECKS = [check_mutated_files, check_mutated_pickles, check_random_programs]
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_fuzz(tmp_path, check):
-    fuzz(1000)(given(data=st.data())(lambda data: check(tmp_path, data)))()
+    fuzz(300)(given(data=st.data())(lambda data: check(tmp_path, data)))()
 
 
 @pytest.mark.slow

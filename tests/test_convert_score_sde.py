@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from psld_jax.convert import convert, read_converted
 from psld_jax.convert.__main__ import main
+from seeds import generator
 
 import psld_jax as pj
 from psld_jax import assets, build, models
@@ -47,7 +48,7 @@ def parameters(embedding="positional"):
 
 def weights(seed, embedding="positional"):
     """Values for every parameter, in the order and layout of PyTorch."""
-    rng = np.random.default_rng(seed)
+    rng = generator(f"weights {seed}")
     return [0.2 * rng.standard_normal(p.source_shape).astype(np.float32) for p in parameters(embedding)]
 
 
@@ -95,8 +96,7 @@ def test_every_value_arrives_in_its_place(converted, name, seed, prefix):
     assert not arrays and index["source"]["metadata"] == {"step": 7}
 
 
-def test_eps_is_the_network_at_999_t_and_the_average_is_the_default(converted):
-    rng = np.random.default_rng(0)
+def test_eps_is_the_network_at_999_t_and_the_average_is_the_default(rng, converted):
     z = jnp.asarray(rng.standard_normal((2, 8, 8, 3)), jnp.float32)
     outputs, eps = {}, models_support.jit(lambda fn, t: fn((z,), t)[0])
     for chosen, seed in (("", 2), ("online", 1)):

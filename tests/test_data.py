@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from seeds import generator
 
 from psld_jax import assets
 from psld_jax.data import available, open_dataset
@@ -18,8 +19,7 @@ from psld_jax.data.dataset import _split
 from psld_jax.data.fitting import Fitting
 from psld_jax.data.source import Source
 
-RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (7, 28, 28), np.uint8)
+IMAGES = generator("data").integers(0, 256, (7, 28, 28), np.uint8)
 LABELS = np.array([3, 1, 4, 1, 5, 9, 2], np.uint8)
 
 
@@ -38,7 +38,7 @@ def write_image(path, size=(8, 6), mode="RGB", seed=0, **options):
     """A random image of ``size`` (width, height); returns its pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     channels = len(mode) if mode in ("L", "LA", "RGB", "RGBA") else 1
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    pixels = generator(f"image {seed}").integers(0, 256, (size[1], size[0], channels), np.uint8)
     Image.fromarray(pixels if channels > 1 else pixels[..., 0], mode if channels > 1 else "L").save(path, **options)
     return pixels
 
@@ -210,8 +210,8 @@ def test_idx_files_with_a_wrong_header_or_length(tmp_path):
 # Arrays.
 
 
-def test_numpy_files(tmp_path):
-    images = RNG.integers(0, 256, (5, 4, 6, 3), np.uint8)
+def test_numpy_files(rng, tmp_path):
+    images = rng.integers(0, 256, (5, 4, 6, 3), np.uint8)
     np.save(tmp_path / "a.npy", images)
     np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 2, 1, 0, 2]), other=np.zeros(3))
     np.savez_compressed(tmp_path / "only.npz", x=images[..., 0])
@@ -227,8 +227,8 @@ def test_numpy_files(tmp_path):
     assert len(open_dataset("arrays", tmp_path / "a.npy", "test", holdout=0.4)) == 2
 
 
-def test_float_arrays_must_be_in_range(tmp_path):
-    images = RNG.uniform(-1, 1, (1500, 2, 2, 1)).astype(np.float32)
+def test_float_arrays_must_be_in_range(rng, tmp_path):
+    images = rng.uniform(-1, 1, (1500, 2, 2, 1)).astype(np.float32)
     np.save(tmp_path / "a.npy", images)
     np.testing.assert_array_equal(images_of(open_dataset("arrays", tmp_path / "a.npy")), images)
     for value in (1.01, -2, np.nan, np.inf):

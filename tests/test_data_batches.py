@@ -173,6 +173,7 @@ def test_threads_end_with_their_iterator(dataset, end):
     assert readers() == before
 
 
+@pytest.mark.slow
 def test_a_program_that_leaves_an_iterator_open_ends():
     program = (
         "from psld_jax.data import Batches, open_dataset\n"

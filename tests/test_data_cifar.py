@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from seeds import generator
 
 from psld_jax.data import open_dataset
 
-RNG = np.random.default_rng(1)
 NAMES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
-IMAGES = {name: RNG.integers(0, 256, (k + 1, 3072), np.uint8) for k, name in enumerate(NAMES)}
-LABELS = {name: RNG.integers(0, 10, len(rows)).tolist() for name, rows in IMAGES.items()}
+IMAGES = {name: generator(name).integers(0, 256, (k + 1, 3072), np.uint8) for k, name in enumerate(NAMES)}
+LABELS = {name: generator(f"labels of {name}").integers(0, 10, len(rows)).tolist() for name, rows in IMAGES.items()}
 
 
 def text(value):

@@ -60,6 +60,7 @@ def finish(started):
     return printed
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_end_and_go_on_together(tmp_path, cache):
     """Ten steps in two processes, one of which is killed on the way, and ten in one."""
     options = {"train.steps": 10, "train.checkpoint_every": 2, "train.eval_every": 5, "train.split_state": True}
@@ -114,6 +115,7 @@ def test_two_processes_write_the_images_that_one_writes(tmp_path, cache, digits_
         assert (tmp_path / "images" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(tmp_path, cache, digits_model):
     """Distances and other measures of a hundred samples, drawn in two shares."""
     finish(processes(cache, tmp_path / "two", "evaluate", EVALUATE, "digits"))
@@ -170,8 +172,7 @@ def test_shares_make_up_the_whole(monkeypatch):
         assert all(share.start % size == 0 for share in shares if share)
 
 
-def test_moments_are_joined_as_if_in_one():
-    rng = np.random.default_rng(0)
+def test_moments_are_joined_as_if_in_one(rng):
     parts = [rng.standard_normal((n, 5)) + n for n in (7, 30, 12)]
     whole, separate = metrics.Moments(20), [metrics.Moments(20) for _ in range(4)]
     for moments, part in zip(separate, parts, strict=False):
@@ -200,6 +201,7 @@ def test_bad_coordinators_are_named(told, message):
         distributed.start(*told)
 
 
+@pytest.mark.slow
 def test_modes_of_one_process_are_refused_in_two(tmp_path, cache):
     for process in processes(cache, tmp_path / "none", "bench", {}, "digits"):
         printed = process.communicate(timeout=120)[0]

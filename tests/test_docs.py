@@ -146,6 +146,7 @@ def test_a_wrong_command_is_seen(monkeypatch):
         check_command(["make", "tea"])
 
 
+@pytest.mark.slow
 def test_the_first_command_runs(tmp_path):
     words = [words for words in commands(ROOT / "docs" / "tasks.md") if "sample" in words][0]
     words = [sys.executable, *words[1:], f"--workdir={tmp_path}"]

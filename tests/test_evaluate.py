@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from seeds import generator
 
 from psld_jax import build, metrics
 from psld_jax._runtime.journal import Journal
@@ -14,12 +15,10 @@ from psld_jax.sampling import files as sampling
 from psld_jax.sampling.generate import prepare
 from psld_jax.sampling.settings import Setting, Tuned
 
-RNG = np.random.default_rng(0)
 
-
-def test_moments_of_parts_are_those_of_the_whole():
+def test_moments_of_parts_are_those_of_the_whole(rng):
     """Float64, awkward on purpose: a mean of 1e4 deviations, parts of unequal size, one of them a single sample."""
-    data = 1e4 + RNG.standard_normal((1001, 7)) @ RNG.standard_normal((7, 7))
+    data = 1e4 + rng.standard_normal((1001, 7)) @ rng.standard_normal((7, 7))
     moments = metrics.Moments()
     for part in np.split(data, [1, 400, 400, 640]):
         moments.add(part)
@@ -42,10 +41,11 @@ def test_moments_of_bad_features():
 @pytest.fixture(scope="module")
 def digits_sweep(digits_model):
     """A reference of exact images, and the jobs of two samplers."""
-    images = digits_model.data[RNG.integers(len(digits_model.data), size=4000)]
+    rng = generator("sweep")
+    images = digits_model.data[rng.integers(len(digits_model.data), size=4000)]
     features = metrics.features("pixels")
     moments = metrics.Moments()
-    moments.add(features(images + 0.05 * RNG.standard_normal(images.shape)))
+    moments.add(features(images + 0.05 * rng.standard_normal(images.shape)))
     options = build.sampler_options(digits_model.config)
     jobs = list(evaluate.jobs(digits_model, ("auto", "ROBA"), (6, 12), (), options))
     return jobs, moments.gaussian(), features
@@ -127,8 +127,8 @@ def test_tuned_settings_and_budgets(digits_model):
         list(evaluate.jobs(digits_model, ("ancestral",), (0,), (), options))
 
 
-def test_features():
-    images = RNG.uniform(-1, 1, (70, 32, 32, 1)).astype(np.float32)
+def test_features(rng):
+    images = rng.uniform(-1, 1, (70, 32, 32, 1)).astype(np.float32)
     features = metrics.features("mnist")
     values = features(images)
     assert values.shape == (70, 64) and values.dtype == np.float32
@@ -140,10 +140,10 @@ def test_features():
         metrics.features("mnst")
 
 
-def test_judge_round_trip(tmp_path):
+def test_judge_round_trip(rng, tmp_path):
     net = metrics.judge("mnist")
     net.save(tmp_path / "judge.npz")
-    images = RNG.uniform(-1, 1, (4, 32, 32, 1)).astype(np.float32)
+    images = rng.uniform(-1, 1, (4, 32, 32, 1)).astype(np.float32)
     np.testing.assert_array_equal(metrics.ImageClassifier.open(tmp_path / "judge.npz")(images), net(images))
 
 

@@ -100,11 +100,11 @@ def test_projections_find_the_data_point(sde, kind):
 
 @pytest.mark.parametrize("sde", diffusions(jitter=0.0), ids=repr)  # the jitter is in Sigma and not in the dynamics
 @pytest.mark.parametrize("kind", ["eps_r", "data"])
-def test_one_long_step_is_exact_for_a_single_data_point(sde, kind):
+def test_one_long_step_is_exact_for_a_single_data_point(rng, sde, kind):
     """score = -Sigma^-1 (z - mu x_0): the solution is z_s = mu_s x_0 + R_s R_t^-1 (z_t - mu_t x_0)."""
     t, s, x0 = 0.7, 0.1, 0.6
     p = make_prediction(sde, kind)
-    z = np.random.default_rng(0).normal(size=(sde.num_blocks, 1))
+    z = rng.normal(size=(sde.num_blocks, 1))
     score = -np.linalg.solve(sde.cov(t), z - sde.mean(t) * x0)
     eps = np.linalg.pinv(sde.score_matrix(t)) @ (score - sde.score_skip(t) @ z)
     q = p.U(np.float64(t)) @ z + p.V(np.float64(t)) @ eps

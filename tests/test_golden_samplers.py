@@ -44,7 +44,7 @@ def test_stochastic_samplers_replay_the_original(name, run):
     # 1e-5, unless the run amplifies float32 rounding of the network's output beyond it (nu = 0 does: its states
     # grow to 860 and fall back to 85). Half an ulp, 6e-8, tells by how much; the others reach 5.5e-6, whose last digit
     # depends on how XLA divides sums among threads.
-    rounded = run_once(lambda z, t: tuple(e * (1 + 6e-8 * jnp.sign(jnp.sin(1e4 * e))) for e in eps(z, t)))
+    rounded = run_once(golden_data.eps_fn(run["eps_fn"], sde, ulp=6e-8))
     sensitivity = relative([leaf[steps] for leaf in rounded], np.concatenate(before, axis=1))
     bound = max(1e-5, 2 * sensitivity)
     assert bound < 1.2e-5 or run["sde"].get("nu") == 0.0
@@ -78,7 +78,16 @@ def test_sscs_is_right_for_a_varying_beta_by_default():
     assert abs(np.trace(original[-1].A) - np.trace(sde.transition(0.7, 0.5))) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "run"), runs("bb_ode"))
+def ode_runs():
+    """All runs of the adaptive solver; those that need programs of their own (each a second or two) are slow."""
+    for case in runs("bb_ode"):
+        _, run = case.values
+        usual = run["denoise"] and run["sampler_opts"]["solver"] == "RK45" and run["sde"].get("name") != "vpsde"
+        small = LOADED["bb_ode"][1][run["prefix"] + "init"].shape == (4, 2, 4, 4)
+        yield pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] * (not usual or not small))
+
+
+@pytest.mark.parametrize(("name", "run"), [*ode_runs()])
 def test_adaptive_ode_agrees_with_the_original_within_its_tolerance(name, run):
     arrays, p, opts = LOADED[name][1], run["prefix"], run["sampler_opts"]
     sde = golden_data.build_sde(run["sde"])

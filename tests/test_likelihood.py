@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import logsumexp
+from seeds import generator
 
 import psld_jax as pj
 from psld_jax import blocks
@@ -12,13 +13,12 @@ from psld_jax.latent.likelihood import Likelihood
 
 # Twice the usual rates: at t = 1 the data have left next to nothing, and the prior is the law that the ODE ends with.
 SDES = (
-    pytest.param(pj.sde.PSLD(0.01, 4.01, 16.0, 16.0), id="psld"),
-    pytest.param(pj.sde.PSLD(0.25, 4.25, 16.0, 16.0, decomposition="upper"), id="psld-upper"),
+    pytest.param(pj.sde.PSLD(0.01, 4.01, 16.0, 16.0), id="psld", marks=pytest.mark.slow),
+    pytest.param(pj.sde.PSLD(0.25, 4.25, 16.0, 16.0, decomposition="upper"), id="psld-upper", marks=pytest.mark.slow),
     pytest.param(pj.sde.VPSDE(0.1, 40.0), id="vp"),
     pytest.param(pj.sde.PSLD(0.01, 4.01, 16.0, 16.0).preconditioned(0.7), id="preconditioned"),
 )
-RNG = np.random.default_rng(0)
-CENTRES, BANDWIDTH = RNG.uniform(-1, 1, (3, 2, 2, 1)), 0.3
+CENTRES, BANDWIDTH = generator("centres").uniform(-1, 1, (3, 2, 2, 1)), 0.3
 
 
 def mixture(sde):
@@ -31,14 +31,14 @@ def closed_form(x):
     return logsumexp(-0.5 * squared / BANDWIDTH**2, axis=1) - np.log(3) - 2 * np.log(2 * np.pi * BANDWIDTH**2)
 
 
-def draws(n):
-    return CENTRES[RNG.integers(3, size=n)] + BANDWIDTH * RNG.standard_normal((n, 2, 2, 1))
+def draws(rng, n):
+    return CENTRES[rng.integers(3, size=n)] + BANDWIDTH * rng.standard_normal((n, 2, 2, 1))
 
 
 @pytest.mark.parametrize("sde", SDES)
-def test_likelihood_of_a_mixture(sde):
+def test_likelihood_of_a_mixture(rng, sde):
     """Within 1e-3 nats per dimension of the closed form; at t_end = 1e-5 the law is smoothed by 1e-5 of its width."""
-    x = draws(16)
+    x = draws(rng, 16)
     found = pj.log_likelihood(mixture(sde), x, divergence="exact", draws=2, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found.nats, closed_form(x), atol=1e-3 * 4)
     if sde.num_blocks > 1:
@@ -46,9 +46,9 @@ def test_likelihood_of_a_mixture(sde):
 
 
 @pytest.mark.slow
-def test_hutchinson_states_its_error():
+def test_hutchinson_states_its_error(rng):
     """The mean over many draws is the exact value within four of its standard errors, for nearly all images."""
-    model, x = mixture(pj.sde.PSLD(0.01, 4.01, 16.0, 16.0)), draws(32)
+    model, x = mixture(pj.sde.PSLD(0.01, 4.01, 16.0, 16.0)), draws(rng, 32)
     found = pj.log_likelihood(model, x, draws=64)
     off = np.abs(found.nats - closed_form(x)) / found.standard_error
     assert np.mean(off < 4) > 0.9 and np.median(found.standard_error) > 1e-3
@@ -57,11 +57,11 @@ def test_hutchinson_states_its_error():
     assert np.isnan(pj.log_likelihood(model, x[:2], draws=1).standard_error).all()
 
 
-def test_bits_of_uniform_noise():
+def test_bits_of_uniform_noise(rng):
     """Under the uniform law on [-1, 1], density 1/2, a level has exactly 8 bits."""
     found = Likelihood(np.array([4 * np.log(0.5)]), np.zeros(1), np.zeros(1), 4)
     np.testing.assert_allclose(found.bits_per_dim(), 8.0)
-    levels = RNG.integers(0, 256, (3, 4, 4, 1)).astype(np.uint8)
+    levels = rng.integers(0, 256, (3, 4, 4, 1)).astype(np.uint8)
     x = pj.dequantize(levels)
     np.testing.assert_array_equal(np.floor((x.astype(float) + 1) * 128), levels)
     with pytest.raises(ValueError, match="uint8"):
@@ -69,11 +69,12 @@ def test_bits_of_uniform_noise():
 
 
 @pytest.mark.parametrize("sde", SDES)
-def test_encode_then_decode(sde):
-    """Back within ten times the tolerance of a step, and the code looks like the prior."""
-    model, x = mixture(sde), draws(64)
-    z = pj.encode(model, x, rtol=1e-6, atol=1e-6)
-    back = pj.decode(model, z, rtol=1e-6, atol=1e-6)
+def test_encode_then_decode(rng, sde):
+    """Back where it was, and the code looks like the prior."""
+    model, x = mixture(sde), draws(rng, 64)
+    z = pj.encode(model, x, rtol=1e-7, atol=1e-7)
+    back = pj.decode(model, z, rtol=1e-7, atol=1e-7)
+    # The tolerance is that of a step. There are hundreds, and between modes the flow magnifies what they are off by.
     assert np.abs(back - x).max() < 1e-4
     assert np.abs(back - x).mean() < 1e-5
     spread = [np.std(leaf) for leaf in z]
@@ -83,9 +84,9 @@ def test_encode_then_decode(sde):
         assert np.abs(other[0] - z[0][:2]).max() > 0.1  # another momentum, another code
 
 
-def test_interpolation_on_the_sphere():
+def test_interpolation_on_the_sphere(key):
     sde = pj.sde.PSLD(0.01, 4.01)
-    a, b = (sde.prior_sample(jax.random.key(i), (1, 16, 16, 1)) for i in range(2))
+    a, b = (sde.prior_sample(jax.random.fold_in(key, i), (1, 16, 16, 1)) for i in range(2))
     path = pj.interpolate(sde, a, b, [0.0, 0.25, 0.5, 1.0])
     for leaf, first, last in zip(path, a, b, strict=True):
         np.testing.assert_allclose(leaf[0], first[0], atol=1e-5)
@@ -98,8 +99,8 @@ def test_interpolation_on_the_sphere():
         pj.interpolate(sde, path, b, [0.5])
 
 
-def test_bad_input():
-    model, x = mixture(pj.sde.PSLD(0.01, 4.01)), draws(2)
+def test_bad_input(rng):
+    model, x = mixture(pj.sde.PSLD(0.01, 4.01)), draws(rng, 2)
     for options, message in (
         ({"divergence": "exakt"}, "Did you mean 'exact'"),
         ({"draws": 0}, "draws=0"),

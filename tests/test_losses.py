@@ -41,8 +41,8 @@ def exact_batch(count, scale=1.0):
     return scale * rows[1], [rows[0], *rows[2:]][:count]
 
 
-def random_batch(count):
-    x0, *noise = np.random.default_rng(0).standard_normal((1 + count, len(TIMES), 3, 2, 1))
+def random_batch(rng, count):
+    x0, *noise = rng.standard_normal((1 + count, len(TIMES), 3, 2, 1))
     return x0, noise
 
 
@@ -164,14 +164,14 @@ def weighted_losses():
 
 
 @pytest.mark.parametrize(("sde", "data_std", "half", "objective"), [*weighted_losses()])
-def test_likelihood_weighting_is_the_squared_error_of_the_score_seen_by_the_noise(sde, data_std, half, objective):
+def test_likelihood_weighting_is_the_squared_error_of_the_score_seen_by_the_noise(rng, sde, data_std, half, objective):
     """``||G^T (score - kernel score)||^2``, from the kernel's own score ``-Sigma^-1 (z - mu x_0 - Psi z_0)``."""
     if data_std is not None:
         sde = sde.preconditioned(data_std)
     options = {"half": half, "objective": objective, "weighting": "nll"}
     sums, means = (score_loss(sde, **options, reduce_mean=mean) for mean in (False, True))
-    (x0, noise), k = random_batch(sums.num_noise), sde.num_blocks
-    prediction = np.random.default_rng(1).standard_normal((*x0.shape[:-1], len(sums.predicted)))
+    (x0, noise), k = random_batch(rng, sums.num_noise), sde.num_blocks
+    prediction = rng.standard_normal((*x0.shape[:-1], len(sums.predicted)))
 
     cov0 = np.zeros((k, k)) if objective == "dsm" else None
     eps, network = as_vectors(noise[-k:]), as_vectors(prediction)
@@ -197,12 +197,12 @@ def test_likelihood_weighting_is_the_squared_error_of_the_score_seen_by_the_nois
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("reduce_mean", [True, False])
 @pytest.mark.parametrize("name", ["both", "momentum", "position"])
-def test_without_weighting_it_is_the_error_of_the_predicted_eps(name, reduce_mean, norm):
+def test_without_weighting_it_is_the_error_of_the_predicted_eps(rng, name, reduce_mean, norm):
     """A half-width network learns the block that it is trusted with: momentum's eps, or position's."""
     half = name != "both"
     loss = score_loss(SDES[name], half=half, norm=norm, reduce_mean=reduce_mean)
-    x0, noise = random_batch(2)
-    prediction = np.random.default_rng(1).standard_normal((*x0.shape[:-1], 1 if half else 2))
+    x0, noise = random_batch(rng, 2)
+    prediction = rng.standard_normal((*x0.shape[:-1], 1 if half else 2))
     target = {"both": noise, "momentum": noise[1:], "position": noise[:1]}[name]
     error = np.abs(prediction - np.concatenate(target, axis=-1)) ** (2 if norm == "l2" else 1)
     values, _ = loss(Recorder(prediction), loss.coefficients(TIMES), x0, None, noise)

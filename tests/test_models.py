@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models_support import jit, random, run
+from seeds import generator
 
 from psld_jax import models
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
@@ -25,7 +26,7 @@ def tiny(**options):
 
 
 def batch(dtype=jnp.float32):
-    rng = np.random.default_rng(0)
+    rng = generator("batch")
     return jnp.asarray(rng.standard_normal((3, 8, 8, 6)), dtype), jnp.asarray(rng.uniform(0.01, 1, 3), dtype)
 
 
@@ -143,10 +144,10 @@ def test_scalar_time_is_the_same_time_for_all(embedding_type):
     np.testing.assert_allclose(run(network, z, 0.3), run(network, z, jnp.full(3, 0.3)), atol=1e-5)
 
 
-def test_dropout_acts_only_in_training():
+def test_dropout_acts_only_in_training(key):
     network, (z, t) = random(abstract(tiny(dropout=0.5))), batch()
-    train = jit(lambda network, key: network(z, t, deterministic=False, rngs=nnx.Rngs(dropout=key)))
-    first, second, again = (train(network, jax.random.key(seed)) for seed in (1, 2, 1))
+    train = jit(lambda network, seed: network(z, t, deterministic=False, rngs=nnx.Rngs(dropout=seed)))
+    first, second, again = (train(network, jax.random.fold_in(key, n)) for n in (1, 2, 1))
     np.testing.assert_array_equal(first, again)
     assert jnp.abs(first - second).max() > 0.1 and jnp.abs(first - run(network, z, t)).max() > 0.1
 

@@ -15,6 +15,13 @@ CLASSIFIERS = sorted(path.stem for path in GOLDEN.glob("ncsnpp_clf_*.ckpt"))
 SCORE = sorted({path.stem for path in GOLDEN.glob("*ncsnpp_*.ckpt")} - set(CLASSIFIERS))
 
 
+# Between them these have every layer and option; the others, which combine them otherwise, are slow tests.
+MAIN = {
+    *("ncsnpp_cifar_default_like", "ncsnpp_sota_like", "ncsnpp_groups32_clip", "ncsnpp_outputskip_inputskip_sum"),
+    *("ncsnpp_noisecond_false_positional_ddpm", "ncsnpp_vp_3ch_odd_nf", "fixed_ncsnpp_ddpm_conv_fir_residual"),
+}
+
+
 def load(name):
     """The arrays, the configuration, the number of classes (or None) and the number of parameters of one file."""
     description = json.loads((GOLDEN / f"{name}.json").read_text())
@@ -49,7 +56,7 @@ def check(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", SCORE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in MAIN)) for n in SCORE])
 def test_score_network(name):
     data, config, _, n_params = load(name)
     parameters, network = models.source_parameters(config), models.abstract(config)

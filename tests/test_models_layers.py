@@ -63,8 +63,8 @@ def by_definition(x, taps, up, down, pad):
 @pytest.mark.parametrize(
     "up, down, pad", [(1, 1, (0, 0)), (2, 1, (2, 1)), (1, 2, (1, 1)), (3, 2, (2, -1)), (5, 3, (4, 4))]
 )
-def test_upfirdn2d_is_its_definition(up, down, pad):
-    x, taps = np.random.default_rng(0).standard_normal((2, 6, 7, 3)), (0.5, -1.0, 2.0)
+def test_upfirdn2d_is_its_definition(rng, up, down, pad):
+    x, taps = rng.standard_normal((2, 6, 7, 3)), (0.5, -1.0, 2.0)
     y = jit(lambda x: fir.upfirdn2d(x, taps, up, down, pad))(x)
     for n in range(2):
         for c in range(3):
@@ -117,9 +117,9 @@ def test_strided_convolution_without_fir_pads_right_and_bottom():
     close(jit(layer)(nhwc("down_conv_nofir__x")), nhwc("down_conv_nofir__out"))
 
 
-def test_group_norm_survives_a_large_mean_and_bfloat16():
+def test_group_norm_survives_a_large_mean_and_bfloat16(rng):
     layer = layers.GroupNorm(8)
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 8)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((2, 4, 4, 8)), jnp.float32)
     y = layer(x)
     groups = np.asarray(y).reshape(2, 16, 2, 4)
     np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-6)

@@ -1,8 +1,6 @@
 """Networks as eps functions: blocks, zero padding, preconditioning, and models opened from directories."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import closed_forms
@@ -11,10 +9,12 @@ import jax.numpy as jnp
 import models_support
 import numpy as np
 import pytest
+import seeds
 from flax import nnx
+from rich.console import Console
 
 import psld_jax as pj
-from psld_jax import build, convert, models
+from psld_jax import build, convert, models, modes
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.sampling.generate import resolve
 
@@ -29,7 +29,7 @@ def tiny_network(seed=0, **options):
 
 
 def state(sde, n=3, channels=1, dtype=jnp.float32):
-    return sde.prior_sample(jax.random.key(1), (n, 8, 8, channels), dtype)
+    return sde.prior_sample(seeds.key("state"), (n, 8, 8, channels), dtype)
 
 
 @jax.jit
@@ -159,19 +159,19 @@ def test_for_one_block_preconditioning_is_edm_s():
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "euler_maruyama", "sscs", "naive_baoab", "naive_velocity_verlet"])
-def test_integrators_that_freeze_the_score_do_not_care_how_it_is_predicted(name, digits_model):
+def test_integrators_that_freeze_the_score_do_not_care_how_it_is_predicted(key, name, digits_model):
     """Cskip reaches every integrator: with the exact score both parametrisations give the same samples.
 
     Not so where two updates share one eps: then ``Cskip z`` follows the state from one to the next.
     """
     sde = digits_model.sde
     pre = sde.preconditioned(0.6)
-    z = sde.prior_sample(jax.random.key(2), (4, 8, 8, 1), jnp.float64)
+    z = sde.prior_sample(jax.random.fold_in(key, 2), (4, 8, 8, 1), jnp.float64)
     outs = []
     for one in (sde, pre):
         eps_fn = pj.scores.mixture(digits_model.data[:50], 0.05, one)
         table = pj.tabulate(pj.integrators.get(name), one, pj.grids.quadratic(12))
-        outs.append(np.stack(pj.sample(eps_fn, table, z, jax.random.key(3))))
+        outs.append(np.stack(pj.sample(eps_fn, table, z, jax.random.fold_in(key, 3))))
     # The mixture's coefficients of time are splines good to 1e-9, and the unstable first steps amplify.
     np.testing.assert_allclose(outs[0], outs[1], rtol=1e-4, atol=1e-4 * np.abs(outs[0]).max())
 
@@ -266,12 +266,11 @@ def test_load_opens_classifiers(converted):
     np.testing.assert_allclose(call(model.logits_fn, one, jnp.float32(data["t"][0])), data["logits"][:1], atol=3e-4)
 
 
-def test_samples_from_a_converted_checkpoint_by_command_line_and_in_python(converted, tmp_path):
-    arguments = ["--config.sampler.name=ROBA", "--config.sampler.nfe=6", "--config.sampling.num_samples=3"]
-    command = [sys.executable, "-m", "psld_jax.main", "--config=configs/saved.py", "--mode=sample", *arguments]
-    command += [f"--workdir={tmp_path}", f"--config.model.checkpoint={converted / 'psld'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_samples_from_a_converted_checkpoint_by_its_mode_and_in_python(converted, tmp_path):
+    options = {"sampler.name": "ROBA", "sampler.nfe": 6, "sampling.num_samples": 3}
+    config = build.override(build.load_config("saved"), options | {"model.checkpoint": str(converted / "psld")})
+    with jax.enable_x64(False):
+        modes.run("sample", config, tmp_path, Console(quiet=True))
     report = json.loads((tmp_path / "report.json").read_text())["sample"]
     assert report["nfe_mean"] == 6 and report["model"]["nf"] == 8 and report["sde"]["gamma"] == 0.01
     assert (tmp_path / "samples.png").stat().st_size > 1000
@@ -302,10 +301,6 @@ def test_what_cannot_be_opened_is_named(converted, tmp_path):
     config = build.override(
         build.load_config("saved"), {"model.checkpoint": str(converted / "clf"), "sampling.num_samples": 1}
     )
-    from rich.console import Console
-
-    from psld_jax import modes
-
     with pytest.raises(ValueError, match="classifier cannot be sampled"):
         modes.run("sample", config, tmp_path, Console(quiet=True))
 
@@ -315,16 +310,16 @@ def test_what_cannot_be_opened_is_named(converted, tmp_path):
     [
         # 97,627,910 is the original's own count; the others were counted with this code once its networks agreed.
         ("cifar10", 39_397_254),
-        ("cifar10_55m", 55_743_110),
+        pytest.param("cifar10_55m", 55_743_110, marks=pytest.mark.slow),
         ("cifar10_sota", 97_627_910),
         ("cifar10_vp", 61_804_419),
-        ("cifar10_ddpmpp", 61_804_419),
+        pytest.param("cifar10_ddpmpp", 61_804_419, marks=pytest.mark.slow),
         ("celeba64", 62_769_286),
-        ("celeba64_vp", 86_020_227),
+        pytest.param("celeba64_vp", 86_020_227, marks=pytest.mark.slow),
         ("afhqv2_64", 62_769_286),
-        ("afhqv2_64_vp", 62_758_915),
-        ("afhqv2_128", 128_453_766),
-        ("afhqv2_128_vp", 128_445_123),
+        pytest.param("afhqv2_64_vp", 62_758_915, marks=pytest.mark.slow),
+        pytest.param("afhqv2_128", 128_453_766, marks=pytest.mark.slow),
+        pytest.param("afhqv2_128_vp", 128_445_123, marks=pytest.mark.slow),
         ("cifar10_clf", 56_666_368),
     ],
 )

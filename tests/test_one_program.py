@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import psld_jax as pj
-from psld_jax._runtime import xla
 from psld_jax.integrators.base import Stage
 from psld_jax.sampling import rows
 
@@ -143,9 +142,9 @@ def test_a_stage_of_a_longer_history_than_any_is_named():
         pj.sample(closed_forms.smooth_eps, t, state(2))
 
 
-def test_programs_that_are_not_used_are_given_back():
+def test_programs_that_are_not_used_are_given_back(few_programs):
     """As many as are kept stay compiled; one more sends the oldest away, whose network is traced again."""
-    nets, z, t = [Counted() for _ in range(xla.MAX_PROGRAMS + 1)], state(2), table("ddim", 4)
+    nets, z, t = [Counted() for _ in range(few_programs + 1)], state(2), table("ddim", 4)
     for net in nets[:-1]:
         pj.sample(net.eps_fn, t, z)
     once = nets[0].traces
@@ -168,9 +167,10 @@ def _resident():
 
 
 @pytest.mark.slow
-def test_memory_stays(digits_model):
+@pytest.mark.usefixtures("few_programs")
+def test_memory_stays(rng, digits_model):
     """MiB beyond what the first five of a kind needed."""
-    rng, images = np.random.default_rng(0), np.zeros((8, 8, 8, 1), np.float32)
+    images = np.zeros((8, 8, 8, 1), np.float32)
     draw = functools.partial(pj.generate, digits_model, n=8)
     names = ("exponential_multistep", "predictor_corrector", "reduced_oba", "ddim", "ancestral", "RVV", "EM", "CVV")
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from seeds import generator
 
 from psld_jax.training import optim
 
@@ -15,7 +16,7 @@ RATE = 1e-2
 
 def tree(seed, dtype=np.float64, scale=1.0):
     """A pytree of parameters or gradients."""
-    rng = np.random.default_rng(seed)
+    rng = generator(f"tree {seed}")
     return {
         "kernel": jnp.asarray(scale * rng.standard_normal((3, 4)), dtype),
         "layer": [jnp.asarray(scale * rng.standard_normal(4), dtype)],
@@ -140,8 +141,8 @@ def test_adam_is_pytorch_s(name, weight_decay, grad_clip):
     expected = torch_adam(vector(tree(0)), [*map(vector, gradients)], rates, **hyper, decoupled=name == "adamw")
     actual = (params, optax.tree.get(state, "mu"), optax.tree.get(state, "nu"))
     for ours, theirs in zip(actual, expected, strict=True):
-        # 1e-6: the rate and the bias corrections are float32 in optax.
-        np.testing.assert_allclose(vector(ours), theirs, rtol=1e-6)
+        # 1e-6: the rate and the bias corrections are float32 in optax. Of the largest: sums of both signs may cancel.
+        np.testing.assert_allclose(vector(ours), theirs, rtol=1e-6, atol=1e-6 * np.abs(theirs).max())
 
 
 def test_the_default_is_adam_with_its_published_numbers():
@@ -185,9 +186,9 @@ def test_a_warm_up_forgets_the_first_weights():
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_the_average_of_constant_weights_does_not_move(warmup):
+def test_the_average_of_constant_weights_does_not_move(key, warmup):
     """Not even by a rounding a step: frozen Fourier frequencies enter a sine of thousands of radians."""
-    params = average = {"a": 16 * jax.random.normal(jax.random.key(0), (64,), jnp.float32)}
+    params = average = {"a": 16 * jax.random.normal(key, (64,), jnp.float32)}
     for step in range(20):
         average = optim.ema_update(average, params, 0.9999, jnp.asarray(step), warmup)
     assert average["a"].dtype == np.float32

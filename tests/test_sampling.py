@@ -1,7 +1,6 @@
 """Samples to files: the same bytes however they are drawn, and whatever killed the run on its way."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -98,6 +97,7 @@ def command(workdir, n, batch, devices=1, **options):
     return subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, env=environment, **options)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_same_images(tmp_path):
     """Seven samples at a time do not divide by two: one more is drawn and left out."""
     for name, batch, devices in (("one", 64, 1), ("two", 7, 2)):
@@ -105,10 +105,10 @@ def test_two_devices_give_the_same_images(tmp_path):
     assert contents(tmp_path / "one" / "images") == contents(tmp_path / "two" / "images")
 
 
-def killed_until_done(tmp_path, n, kills):
+def killed_until_done(rng, tmp_path, n, kills):
     """Kill -9 at random times, then go on to the end: the files of an undisturbed run, byte for byte."""
     assert command(tmp_path / "whole", n, 50, stdout=subprocess.DEVNULL).wait() == 0
-    rng, images = random.Random(0), tmp_path / "killed" / "images"
+    images = tmp_path / "killed" / "images"
     for kill in range(kills):
         process = command(tmp_path / "killed", n, 50, stdout=subprocess.DEVNULL)
         goal = (kill + 1) * n // (kills + 1)
@@ -121,10 +121,11 @@ def killed_until_done(tmp_path, n, kills):
     assert contents(images) == contents(tmp_path / "whole" / "images")
 
 
-def test_a_killed_run_goes_on(tmp_path):
-    killed_until_done(tmp_path, 200, 1)
+@pytest.mark.slow
+def test_a_killed_run_goes_on(rng, tmp_path):
+    killed_until_done(rng, tmp_path, 200, 1)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_twenty_times(tmp_path):
-    killed_until_done(tmp_path, 2000, 20)
+def test_a_run_that_is_killed_twenty_times(rng, tmp_path):
+    killed_until_done(rng, tmp_path, 2000, 20)

@@ -7,10 +7,15 @@ import pytest
 import psld_jax as pj
 
 
-@pytest.mark.parametrize("name", pj.integrators.available())
-def test_every_integrator_draws_digits(name):
+@pytest.fixture(scope="module")
+def model():
     with jax.enable_x64(False):
-        model = pj.load("digits")
+        return pj.load("digits")
+
+
+@pytest.mark.parametrize("name", pj.integrators.available())
+def test_every_integrator_draws_digits(name, model):
+    with jax.enable_x64(False):
         images = pj.generate(model, name, nfe=60, n=8, seed=1)
     assert images.shape == (8, 8, 8, 1) and images.dtype == np.float32
     # A digit is close to some training image: the smoothing alone is 0.05 a pixel, noise would be near 1.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import seeds
 from flax import nnx
 from models_support import fill, jit
 
@@ -75,7 +76,7 @@ def trained(prefix):
             noise = (jnp.zeros_like(x0), images(f"draw_m0_{k}"), *noise)
         coefficients = loss.coefficients(GOLDEN[f"{prefix}t{k}"]).cast(np.float32)
         labels = jnp.zeros(len(x0), jnp.int32)
-        state, values = step(states[-1], jax.random.key(0), x0, labels, coefficients, noise)
+        state, values = step(states[-1], seeds.key("unused"), x0, labels, coefficients, noise)
         states.append(state)
         metrics.append(values)
     return states, metrics
@@ -217,20 +218,20 @@ class Tiny(nnx.Module):
 
 def batch(loss):
     """Images, labels, coefficients."""
-    rng = np.random.default_rng(0)
+    rng = seeds.generator("batch")
     x0 = rng.standard_normal((N, SIZE, SIZE, 1))
     return jnp.asarray(x0), jnp.asarray(rng.integers(0, 3, N)), loss.coefficients(rng.uniform(0.1, 1, N))
 
 
 def noises(loss):
-    rng = np.random.default_rng(1)
+    rng = seeds.generator("noise")
     return tuple(jnp.asarray(rng.standard_normal((N, SIZE, SIZE, 1))) for _ in range(loss.num_noise))
 
 
 def one_step(net, loss, data, noise=None, *, key=0, ema=True, start=None, **options):
     """The state after one step of gradient descent, and its metrics."""
     state = create_state(net, DESCENT, ema) if start is None else start
-    return jit(make_train_step(net, loss, DESCENT, RATE, **options))(state, jax.random.key(key), *data, noise)
+    return jit(make_train_step(net, loss, DESCENT, RATE, **options))(state, seeds.key(f"step {key}"), *data, noise)
 
 
 @pytest.mark.parametrize("reduce_mean", [True, False])
@@ -332,7 +333,7 @@ def test_dropout_differs_between_samples_parts_and_steps():
         assert not np.any(later["loss"] == metrics["loss"])
 
 
-def test_the_average_is_optional_and_starts_as_a_copy():
+def test_the_average_is_optional_and_starts_as_a_copy(key):
     loss, net = ScoreLoss(SDE, 2, 2), Tiny()
     data, noise = batch(loss), noises(loss)
     off, metrics = one_step(net, loss, data, noise, ema=False)
@@ -350,7 +351,7 @@ def test_the_average_is_optional_and_starts_as_a_copy():
 
     # The step may take its state's memory: no two of its arrays are the same.
     step = jax.jit(make_train_step(net, loss, DESCENT, RATE, ema_decay=0.75), donate_argnums=0)
-    chex.assert_trees_all_close(step(start, jax.random.key(0), *data, noise)[0], on, rtol=1e-12)
+    chex.assert_trees_all_close(step(start, key, *data, noise)[0], on, rtol=1e-12)
 
 
 def test_weights_are_a_dict_and_back():
@@ -365,16 +366,16 @@ def test_weights_are_a_dict_and_back():
     assert jax.tree.structure(zero) == jax.tree.structure(weights)
 
 
-def test_the_evaluation_of_a_sample_is_its_own():
+def test_the_evaluation_of_a_sample_is_its_own(key):
     """Its noise follows from its key, its loss from nothing else in the batch; dropout is off."""
     loss = ScoreLoss(SDE, 2, 2, objective="dsm")
     weights = create_state(Tiny(), DESCENT, False).online
-    data, keys = batch(loss), jax.random.split(jax.random.key(0), N)
+    data, keys = batch(loss), jax.random.split(jax.random.fold_in(key, 0), N)
     whole = jit(make_eval_step(Tiny(), loss))(weights, keys, *data)["loss"]
     order = np.array([5, 2, 7])
     part = jax.tree.map(lambda a: a[order], (keys, *data))
     # 1e-12: float64.
     dropout = jit(make_eval_step(Tiny(dropout=0.9), loss))(weights, *part)["loss"]
     np.testing.assert_allclose(dropout, whole[order], rtol=1e-12)
-    other = jit(make_eval_step(Tiny(), loss))(weights, jax.random.split(jax.random.key(1), N), *data)["loss"]
+    other = jit(make_eval_step(Tiny(), loss))(weights, jax.random.split(jax.random.fold_in(key, 1), N), *data)["loss"]
     assert not np.any(np.isclose(other, whole, rtol=1e-6))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import seeds
 
 import psld_jax as pj
 from psld_jax.integrators.exponential import projection
@@ -23,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def target(model):
-    noise = np.random.default_rng(0).standard_normal((600, *model.image_shape))
+    noise = seeds.generator("target").standard_normal((600, *model.image_shape))
     return model.data[np.arange(600) % 200] + 0.05 * noise
 
 
@@ -71,12 +72,12 @@ def test_differences_below_the_noise_do_not_count_and_overflow_loses():
     ],
     ids=lambda value: value.sampler if isinstance(value, Setting) else str(value),
 )
-def test_the_gradient_is_that_of_the_loss(model, target, setting, nfe, monkeypatch):
+def test_the_gradient_is_that_of_the_loss(rng, model, target, setting, nfe, monkeypatch):
     evaluator = Evaluator(model, target=target, batch_size=16)
     noise = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), evaluator.noise())
     monkeypatch.setattr(evaluator, "noise", lambda: noise)  # the whole scan in float64
     objective = Objective(setting, evaluator, nfe)
-    theta = objective.start + 0.1 * np.random.default_rng(0).standard_normal(len(objective.start))
+    theta = objective.start + 0.1 * rng.standard_normal(len(objective.start))
     gradient = objective(theta)[1]
     directions = [gradient / np.linalg.norm(gradient), np.eye(len(theta))[-1]]
     for direction in directions:
@@ -86,12 +87,10 @@ def test_the_gradient_is_that_of_the_loss(model, target, setting, nfe, monkeypat
 
 
 @pytest.mark.slow
-def test_refining_helps_on_noise_that_it_has_not_seen():
+def test_refining_helps_on_noise_that_it_has_not_seen(rng):
     # A smooth law: between narrow modes samples change sides, and roundings decide where six iterations end.
     model = pj.load("digits", {"data.num_points": 200, "model.bandwidth": 0.4})
-    target = model.data[np.arange(600) % 200] + 0.4 * np.random.default_rng(0).standard_normal(
-        (600, *model.image_shape)
-    )
+    target = model.data[np.arange(600) % 200] + 0.4 * rng.standard_normal((600, *model.image_shape))
     train, test = (Evaluator(model, target=target, seed=seed, batch_size=64) for seed in (0, 1))
     setting = Setting("exponential_multistep")
     better = refine(setting, train, 6, steps=6)
@@ -206,7 +205,7 @@ class Noisy:
 
 def x0_error(model, images, t, kind):
     p = pj.integrators.exponential.make_prediction(model.sde, "data", kind)
-    noise = model.sde.state(*(jax.random.normal(key, images.shape) for key in jax.random.split(jax.random.key(5))))
+    noise = model.sde.state(*(jax.random.normal(key, images.shape) for key in jax.random.split(seeds.key("noise"))))
     z = model.sde.perturb(images, t, noise)
     x0 = pj.blocks.add(pj.blocks.apply(p.U(t), z), pj.blocks.apply(p.V(t), model.eps_fn(z, t)))[0]
     return float(jnp.sqrt(jnp.mean((x0 - images) ** 2)))

@@ -135,7 +135,7 @@ def test_a_bar_on_a_terminal(tmp_path):
     assert "loss 1.5000" in printed.getvalue() and "step 10 of 10" not in printed.getvalue()
 
 
-def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path):
+def test_a_full_disk_is_an_error_and_no_endless_wait(rng, tmp_path):
     """tensorboardX's own writer loses its thread to the error, and after ten more events its queue blocks forever."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with monitor(tmp_path) as watch:
@@ -143,6 +143,6 @@ def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path):
         try:
             with pytest.raises(OSError, match="File too large"):
                 for step in range(1, 100):
-                    watch.picture(step, np.random.default_rng(step).random((64, 64, 1)))
+                    watch.picture(step, rng.random((64, 64, 1)))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

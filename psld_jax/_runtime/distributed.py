@@ -17,6 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from psld_jax._runtime.errors import why
+
 Array = Any
 T = TypeVar("T")
 
@@ -54,7 +56,9 @@ def start(coordinator: str, num_processes: int | None = None, process_id: int | 
             **told, heartbeat_timeout_seconds=_HEARTBEAT, shutdown_timeout_seconds=_SHUTDOWN, initialization_timeout=120
         )
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the processes of coordinator={coordinator!r} do not find each other: {error}") from error
+        raise ValueError(
+            f"the processes of coordinator={coordinator!r} do not find each other: {why(error)}"
+        ) from error
 
 
 def count() -> int:

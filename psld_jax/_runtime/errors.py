@@ -3,23 +3,75 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
 
+#: Of more names than this, only the nearest are told.
+_MANY = 40
+_NEAREST = 5
+_ADDRESS = re.compile(r"\s*\bat 0x[0-9a-fA-F]+")
 
-def unknown(what: str, value: object, allowed: Iterable[str]) -> ValueError:
-    """A ``ValueError`` for a name that is not in ``allowed``, suggesting the nearest one that is."""
-    allowed = sorted(allowed)
-    near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
+
+def unknown(what: str, value: object, allowed: Iterable[Any]) -> ValueError:
+    """A ``ValueError`` for a name that is not in ``allowed``, suggesting the nearest one that is, or five of many."""
+    names = sorted(map(str, allowed))
+    name = str(value) if isinstance(value, str) else ""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    told = f"Allowed: {', '.join(names)}"
+    if len(names) > _MANY:
+        near = nearest(name, names)
+        told = f"The nearest of {len(names)}: {', '.join(near)}"
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {what} {value!r}.{hint} Allowed: {', '.join(allowed)}")
+    return ValueError(f"unknown {what} {shown(value)}.{hint} {told}")
+
+
+def nearest(name: str, names: Collection[str], n: int = _NEAREST) -> list[str]:
+    """The ``n`` of ``names`` that are most alike, as a whole or in their last parts (``nfe``, ``sampler.nfe``)."""
+    last = name.rpartition(".")[2]
+
+    def likeness(other: str) -> float:
+        pairs = ((name, other, 1.0), (last, other.rpartition(".")[2], 0.99))
+        return max(weight * difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b, weight in pairs)
+
+    return sorted(names, key=lambda other: (-likeness(other), other))[:n]
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """``repr(value)`` on one line, cut off, and without addresses in memory, which say nothing and differ each time."""
+    if hasattr(value, "__array__") and hasattr(value, "shape"):
+        return f"an array of shape {value.shape}"
+    text = _ADDRESS.sub("", " ".join(repr(value).split()))
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def why(error: BaseException) -> str:
+    """The message of an error of a library, as a reader of this one needs it.
+
+    Without addresses in memory, and without advice on arguments that cannot be given here.
+    """
+    text = _ADDRESS.sub("", " ".join(str(error).split()))
+    if "allow_pickle" in text:  # numpy advises to execute what the file says
+        return "it holds Python objects, or is no file of numpy; save arrays of numbers with numpy.save or numpy.savez"
+    if isinstance(error, json.JSONDecodeError):
+        return "it is empty" if not error.doc.strip() else f"it is no JSON, or cut off, at line {error.lineno}"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text"
+    if isinstance(error, KeyError):
+        return f"it has no {text}"
+    return text or type(error).__name__
 
 
 def check_choice(what: str, value: object, allowed: Collection[Any]) -> None:
     """Raise that ``ValueError`` unless ``value`` is in ``allowed``."""
-    if value not in allowed:
+    try:
+        known = not isinstance(value, np.ndarray) and value in allowed
+    except TypeError:  # of what has no hash
+        known = False
+    if not known:
         raise unknown(what, value, allowed)
 
 
@@ -33,7 +85,7 @@ def check_counts(least: int = 1, **counts: Any) -> None:
     """Raise a ``ValueError`` for the first of the named values that is no whole number of at least ``least``."""
     for name, value in counts.items():
         if not is_count(value, least):
-            raise ValueError(f"{name}={value!r} must be an integer >= {least}")
+            raise ValueError(f"{name}={shown(value)} must be an integer >= {least}")
 
 
 def check_images(what: str, images: Any, image_shape: tuple[int, ...]) -> None:

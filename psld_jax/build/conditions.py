@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from psld_jax._runtime.errors import why
 from psld_jax.build.model import Model
 from psld_jax.build.parts import build_data
 from psld_jax.conditioning import operators
@@ -38,7 +39,10 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
         raise ValueError(f"config.sampling.num_samples={n} is more than the {len(truth)} test images")
     if c.mask:
         if c.mask.endswith(".npy"):
-            mask = np.load(c.mask, allow_pickle=False)[None, ..., None]
+            try:
+                mask = np.load(c.mask, allow_pickle=False)[None, ..., None]
+            except (OSError, ValueError, EOFError) as error:
+                raise ValueError(f"config.steer.mask={c.mask!r} cannot be read: {why(error)}") from None
         else:
             mask = operators.half_mask(c.mask, model.image_shape)
         options |= {"known": truth, "mask": mask, "fresh": c.fresh, "resample": c.resample, "jump": c.jump}

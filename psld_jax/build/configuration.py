@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from psld_jax._runtime.errors import check_choice, unknown
+from psld_jax._runtime.errors import check_choice, unknown, why
 from psld_jax.checkpoints import directory as checkpoint
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -56,7 +56,7 @@ def override(config: Any, values: dict[str, Any]) -> Any:
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError as error:
-            raise ValueError(f"config.{name}={value!r} has the wrong type: {error}") from None
+            raise ValueError(f"config.{name}={value!r} has the wrong type: {why(error)}") from None
     return config.lock()
 
 

@@ -153,11 +153,14 @@ def build_optimizer(config: Any) -> tuple[optax.GradientTransformation, optax.Sc
 
 
 def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
-    """The hyper-parameters in ``config.sampler.hyper`` that ``name`` has: none, if it is adaptive or ``"auto"``."""
+    """The hyper-parameters in ``config.sampler.hyper`` that ``name`` has: none, if it is adaptive or ``"auto"``.
+
+    What is ``None`` there is not set: the sampler has a default of its own.
+    """
     if name == "auto" or name in SOLVERS:
         return {}
     known = integrators.get(name).hyper
-    return {key: value for key, value in config.sampler.hyper.items() if key in known}
+    return {key: value for key, value in config.sampler.hyper.items() if key in known and value is not None}
 
 
 def sampler_options(config: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from psld_jax._runtime import distributed
+from psld_jax._runtime.errors import why
 
 #: Sets of weights, the one to take by default first.
 WEIGHTS = ("ema", "online")
@@ -133,7 +134,7 @@ def read_converted(
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.restore(stored, args=ocp.args.PyTreeRestore(restore_args=skeleton))
     except (OSError, KeyError) as error:
-        raise ValueError(f"{stored} is damaged or incomplete: {error}") from error
+        raise ValueError(f"{stored} is damaged or incomplete: {why(error)}") from error
     shapes = {path: list(array.shape) for path, array in flatten(tree).items()}
     if shapes != {path: entry["shape"] for path, entry in described.items()}:
         raise ValueError(f"{stored} does not hold what {_INDEX} describes: convert the checkpoint again")
@@ -164,7 +165,7 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     try:
         return json.loads((directory / name).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{directory} holds no converted checkpoint ({name}: {error})") from None
+        raise ValueError(f"{directory} holds no converted checkpoint ({name}: {why(error)})") from None
 
 
 class TrainingCheckpoints:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from psld_jax._runtime.errors import why
 from psld_jax.checkpoints.archive import Entry, check_crc, list_entries
 from psld_jax.checkpoints.pickle_names import ITEM_SIZES, Opaque, TensorRef, clip
 from psld_jax.checkpoints.pickle_vm import MAX_BYTES, unpickle
@@ -207,7 +208,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {why(error)}") from None
 
 
 def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Entry]]:

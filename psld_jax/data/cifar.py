@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.errors import why
 from psld_jax.data.source import Source, check_labels, register
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -77,7 +78,7 @@ def _archived(archive: Path, split: str) -> dict[str, bytes]:
             while stream.read(2**20):  # the checksum comes last
                 pass
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise ValueError(f"{archive} is no .tar.gz of CIFAR-10, or is cut off or damaged: {error}") from None
+        raise ValueError(f"{archive} is no .tar.gz of CIFAR-10, or is cut off or damaged: {why(error)}") from None
     return files
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +69,19 @@ class Dataset:
         return len(self._bad)
 
     def describe(self) -> str:
-        """One line for a log, e.g. ``mnist train: 60,000 images 32 x 32 x 1, 10 classes``."""
+        """One line for a log, e.g. ``mnist train: 60,000 images 32 x 32 x 1, 10 classes``; of a scan what it found."""
         classes = "no labels" if self.class_names is None else f"{len(self.class_names)} classes"
-        return f"{self._title}: {len(self):,} images {' x '.join(map(str, self.image_shape))}, {classes}"
+        found = f"; {self._source.found}" if self._source.found else ""
+        return f"{self._title}: {len(self):,} images {' x '.join(map(str, self.image_shape))}, {classes}{found}"
+
+    @property
+    def left_out(self) -> str:
+        """What lies beside the images and was not taken, with counts; empty if that is nothing."""
+        return self._source.left_out
 
     def _where(self, position: int) -> str:
         images = self._source.images
-        return self._source.where if isinstance(images, np.ndarray) else images[self._numbers[position]]
+        return self._source.where if isinstance(images, np.ndarray) else str(images[self._numbers[position]])
 
     def _fit(self, image: np.ndarray, position: int) -> np.ndarray:
         fitted = self._fitting(image, self._where(position))
@@ -123,8 +131,9 @@ def open_dataset(
     Args:
       name: ``"digits"`` (embedded, without a path); ``"mnist"`` and ``"fashion_mnist"`` (a directory with the four IDX
         files, with or without .gz); ``"cifar10"`` (a directory with the Python or binary version, or the .tar.gz);
-        ``"arrays"`` (a .npy or .npz); ``"folder"`` (a directory of images, searched recursively; its subdirectories
-        ``train``, and ``test`` or ``val``, are the splits if they exist).
+        ``"arrays"`` (a .npy or .npz); ``"folder"`` (a directory or .zip of images, searched recursively; its
+        subdirectories ``train``, and ``test`` or ``val``, are the splits if they exist, in any spelling; a warning
+        says what else lies there, once).
       path: the directory or file.
       split: ``"train"`` or ``"test"``.
       image_size: height and width of the result; 0 leaves the images as they are.
@@ -136,7 +145,7 @@ def open_dataset(
       on_corrupt: ``"error"``, or ``"skip"`` to put the next readable image in the place of a corrupt file.
       holdout: the fraction of a set without a test split that makes up its ``"test"``; always the same images.
       num_points: only the first so many; 0 takes all.
-      labels: require labels; of a folder, take the names of its subdirectories as classes.
+      labels: require labels; of a folder, those in its ``dataset.json``, or the names of subdirectories as classes.
 
     Raises:
       ValueError: for options out of range, and with the file's name for one that is missing, damaged or unfit. Images
@@ -164,7 +173,16 @@ def open_dataset(
     numbers = _split(source, split, holdout)
     if num_points > len(numbers):
         raise ValueError(f"num_points={num_points} is more than the {len(numbers)} {split} images of {source.where}")
-    return Dataset(f"{name} {split}", source, numbers[: int(num_points) or None], fitting, on_corrupt)
+    dataset = Dataset(f"{name} {split}", source, numbers[: int(num_points) or None], fitting, on_corrupt)
+    _tell(source.left_out and f"{path}: left out {source.left_out}. Taken: {dataset.describe()}")
+    return dataset
+
+
+@functools.cache
+def _tell(what: str) -> None:
+    """Warn, once in a process: train and test are often opened one after the other."""
+    if what:
+        warnings.warn(what, UserWarning, stacklevel=3)
 
 
 def _split(source: Source, split: str, holdout: float) -> np.ndarray:

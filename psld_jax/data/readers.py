@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from psld_jax import assets
+from psld_jax._runtime.errors import why
 from psld_jax.data.source import Source, check_labels, register
 
 DIGIT_NAMES = tuple("0123456789")
@@ -72,7 +73,7 @@ def _read_idx(path: Path, shape: tuple[int, ...], title: str) -> tuple[Path, np.
             size = count * math.prod(shape)
             data = file.read(size + 1)  # one more would be too many
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{found} is cut off or damaged: {error}") from None
+        raise ValueError(f"{found} is cut off or damaged: {why(error)}") from None
     if len(data) != size:
         what = "is too long: more" if len(data) > size else f"is cut off: {len(data):,} bytes of data, fewer"
         raise ValueError(f"{found} {what} than the {size:,} that its header tells of")
@@ -81,26 +82,29 @@ def _read_idx(path: Path, shape: tuple[int, ...], title: str) -> tuple[Path, np.
 
 @register("arrays")
 def read_arrays(path: Path, split: str, labels: bool) -> Source:
-    """Images of one shape in a .npy, which stays on disk, or in a .npz, maybe with ``labels``.
+    """Images of one shape in a .npy, which stays on disk, or in a .npz, maybe with labels.
+
+    In a .npz they are ``images`` and ``labels``, or ``arr_0`` and ``arr_1`` as guided-diffusion writes them, or one
+    array alone. Other arrays, such as its ``mu`` and ``sigma``, are left out.
 
     Raises:
       ValueError: with the file's name, for another kind of file, or arrays that are no images.
     """
-    if not path.is_file() or path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{path} is no .npy or .npz file")
-    numbers = None
+    if not path.is_file() or path.suffix.lower() not in (".npy", ".npz"):
+        hint = "; the data set 'folder' reads directories and .zip" if path.exists() else ""
+        raise ValueError(f"{path} is no .npy or .npz file{hint}")
+    numbers, left_out = None, ""
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             images = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             with np.load(path, allow_pickle=False) as archive:
-                others = [key for key in archive.files if key != "labels"]
-                if "images" not in others and len(others) != 1:
-                    raise ValueError(f"its arrays are {', '.join(archive.files) or 'none'}; one must be 'images'")
-                images = archive["images" if "images" in others else others[0]]
-                numbers = archive["labels"] if "labels" in archive.files else None
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+                names = _names(archive.files)
+                images, *rest = (archive[name] for name in names)
+                numbers = rest[0] if rest else None
+                left_out = ", ".join(name for name in archive.files if name not in names)
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path} cannot be read: {why(error)}") from None
     shape = images.shape
     images = images[..., None] if images.ndim == 3 else images
     if (
@@ -123,12 +127,24 @@ def read_arrays(path: Path, split: str, labels: bool) -> Source:
                 )
     if numbers is None:
         if labels:
-            raise ValueError(f"{path} has no array 'labels', but labels=True asks for them")
-        return Source(images, None, None, False, str(path))
+            raise ValueError(f"{path} has no array 'labels' (or 'arr_1'), but labels=True asks for them")
+        return Source(images, None, None, False, str(path), left_out=left_out and f"the arrays {left_out}")
     if numbers.shape != (len(images),) or numbers.dtype.kind not in "iu":
         raise ValueError(
             f"{path} has labels {numbers.dtype} of shape {numbers.shape}; integers of shape {(len(images),)} are needed"
         )
     check_labels(numbers, _MAX_CLASSES, str(path))
     names = tuple(map(str, range(int(numbers.max()) + 1)))
-    return Source(images, numbers.astype(np.int32), names, False, str(path))
+    left_out = left_out and f"the arrays {left_out}"
+    return Source(images, numbers.astype(np.int32), names, False, str(path), left_out=left_out)
+
+
+def _names(files: list[str]) -> list[str]:
+    """Names of the images and, where there are any, of the labels; ``ValueError`` if that is not clear."""
+    for images, labels in (("images", "labels"), ("arr_0", "arr_1")):
+        if images in files:
+            return [name for name in (images, labels) if name in files]
+    others = [name for name in files if name != "labels"]
+    if len(others) != 1:
+        raise ValueError(f"its arrays are {', '.join(files) or 'none'}; one must be 'images' (or 'arr_0')")
+    return others + ["labels"] * ("labels" in files)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from psld_jax._runtime.registry import Registry
+from psld_jax.data._archive import Member
 
 
 class Source(NamedTuple):
     """Images and their labels as a reader found them.
 
     Attributes:
-      images: uint8, or float32 in [-1, 1], ``[n, H, W, C]``; or the files to decode.
+      images: uint8, or float32 in [-1, 1], ``[n, H, W, C]``; or the files to decode, which may be in an archive.
       labels: int32 ``[n]``, or ``None``.
       class_names: by label, or ``None``.
       has_split: whether there is a test split, so that these are the images of the split that was asked for.
       where: the file or directory, for messages.
+      found: what was taken for splits and classes, where that was to be found out.
+      left_out: what is there and was not taken, with counts.
     """
 
-    images: np.ndarray | list[str]
+    images: np.ndarray | Sequence[str | Member]
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
     has_split: bool
     where: str
+    found: str = ""
+    left_out: str = ""
 
 
 #: Functions of a path, a split, and whether labels are needed.

@@ -90,7 +90,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
         z, seconds = run(table, z_T)
         undenoised, nfe = np.asarray(z[0]), table.nfe
         if denoise:
-            last = denoising(sde, t_end, integrator.stochastic, denoise)
+            last = denoising(sde, t_end, integrator.stochastic and not integrator.ode, denoise)
             z, extra = run(last, z)
             seconds, nfe = seconds + extra, nfe + last.nfe
         images = np.asarray(z[0])

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,16 @@ MAX_PAST = 4
 
 StepFn = Callable[..., Sequence[Stage]]
 
+
+class Place(NamedTuple):
+    """Where in a run a step is: number ``step``, from 0, of ``num_steps``, the denoising step included."""
+
+    step: int = 0
+    num_steps: int = 1
+
+
+_ALONE = Place()
+
 # A matrix among the hyper-parameters fixes K, so there is an SDE to probe with for K = 2 and 1.
 _PROBES: tuple[LinearSDE, ...] = (PSLD(), VPSDE())
 
@@ -68,6 +78,9 @@ class Integrator:
       hyper: the hyper-parameters, complete with defaults.
       multistep: whether a step depends on the times of the steps before it.
       fn: the host function; :meth:`stages` calls it.
+      placed: whether a step depends on its place in the run.
+      nfe_once: network evaluations of a run beyond those of its steps.
+      ode: whether its steps solve the ODE, though noise is added between them: then so does the denoising step.
     """
 
     name: str
@@ -75,18 +88,25 @@ class Integrator:
     hyper: dict[str, Any]
     multistep: bool
     fn: StepFn = dataclasses.field(repr=False)
+    placed: bool = False
+    nfe_once: int = 0
+    ode: bool = False
 
-    def stages(self, sde: LinearSDE, t: float, s: float, past: Sequence[float] = ()) -> list[Stage]:
+    def stages(
+        self, sde: LinearSDE, t: float, s: float, past: Sequence[float] = (), place: Place = _ALONE
+    ) -> list[Stage]:
         """The stages of one step from ``t`` to ``s``, float64.
 
         ``past`` holds the times at which the steps before this one began, the latest first, at most ``MAX_PAST``; only
-        a multistep method looks at it, and starts with a lower order where there are too few.
+        a multistep method looks at it, and starts with a lower order where there are too few. ``place`` is for methods
+        that share something out over all steps, or take the last ones in another way.
 
         Raises:
           ValueError: if the method does not apply to ``sde`` (splitting needs K = 2), or a hyper-parameter is
             out of range.
         """
-        return list(self.fn(sde, t, s, *([tuple(past)] if self.multistep else []), **self.hyper))
+        extra = [*([tuple(past)] if self.multistep else []), *([place] if self.placed else [])]
+        return list(self.fn(sde, t, s, *extra, **self.hyper))
 
     def applies_to(self, sde: LinearSDE) -> bool:
         """Whether the method works for ``sde``: splitting needs a momentum."""
@@ -115,7 +135,8 @@ class Integrator:
     @property
     def stochastic(self) -> bool:
         """Whether the method draws noise."""
-        return any(stage.R is not None for stage in self._probe)
+        # What happens once a run is not in every step; it begins with noise.
+        return self.nfe_once > 0 or any(stage.R is not None for stage in self._probe)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,25 +145,35 @@ class _Entry:
     order: int | Callable[[dict[str, Any]], int]
     aliases: tuple[str, ...]
     source: str
+    once: Callable[[dict[str, Any]], int]
+    ode: bool
 
 
 _REGISTRY: Registry[_Entry] = Registry("integrator", "psld_jax.integrators")
 
 
 def register(
-    name: str, *, order: int | Callable[[dict[str, Any]], int], aliases: tuple[str, ...] = (), source: str = ""
+    name: str,
+    *,
+    order: int | Callable[[dict[str, Any]], int],
+    aliases: tuple[str, ...] = (),
+    source: str = "",
+    once: Callable[[dict[str, Any]], int] = lambda hyper: 0,
+    ode: bool = False,
 ) -> Callable[[StepFn], StepFn]:
     """Decorator: make ``fn(sde, t, s, *, hyper=default, ...)`` available as integrator ``name``.
 
-    A multistep method is ``fn(sde, t, s, past, *, ...)``, see :meth:`Integrator.stages`. ``order`` may be a function of
-    the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case. ``source`` is who it is of.
+    A multistep method is ``fn(sde, t, s, past, *, ...)``, see :meth:`Integrator.stages`; one that asks for its
+    :class:`Place` in the run has ``place`` as its last argument before the hyper-parameters. ``order`` may be a
+    function of the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case. ``source`` is who
+    it is of. ``once`` counts, from the hyper-parameters, evaluations that are made once a run and not in every step.
 
     Raises:
       ValueError: when decorating, if the name is taken.
     """
 
     def decorate(fn: StepFn) -> StepFn:
-        _REGISTRY.add(name, _Entry(fn, order, aliases, source))
+        _REGISTRY.add(name, _Entry(fn, order, aliases, source, once, ode))
         return fn
 
     return decorate
@@ -197,10 +228,11 @@ def get(name: str, **hyper: Any) -> Integrator:
                 raise ValueError(f"integrator {key!r} has no hyper-parameters, got {given!r}")
             raise unknown(f"hyper-parameter of {key!r}", given, defaults)
     hyper = {**defaults, **hyper}
-    multistep = "past" in inspect.signature(entry.fn).parameters
-    integrator = Integrator(key, 0, hyper, multistep, entry.fn)
+    arguments = inspect.signature(entry.fn).parameters
+    integrator = Integrator(key, 0, hyper, "past" in arguments, entry.fn, "place" in arguments)
     _ = integrator.nfe_per_step  # runs one step on the host, so that bad values are reported now
-    return dataclasses.replace(integrator, order=entry.order(hyper) if callable(entry.order) else entry.order)
+    order = entry.order(hyper) if callable(entry.order) else entry.order
+    return dataclasses.replace(integrator, order=order, nfe_once=entry.once(hyper), ode=entry.ode)
 
 
 def check_stationary(sde: LinearSDE, method: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax.integrators._noise_frame import first_order
+from psld_jax.integrators.ancestral import ancestral
 from psld_jax.integrators.base import PAPER, Stage, real_number, register
 from psld_jax.sde import LinearSDE, OneBlock
 from psld_jax.sde._quadrature import conjugate_flow, integrate
@@ -56,12 +58,24 @@ def conjugate_stage(
 
 
 @register("ddim", order=1, aliases=("DDIM",), source="Song, Meng & Ermon, 2021")
-def ddim(sde: LinearSDE, t: float, s: float) -> list[Stage]:
+def ddim(sde: LinearSDE, t: float, s: float, *, eta: float = 0.0) -> list[Stage]:
     """DDIM: the conjugate integrator with ``B = 0``, an exponential integrator in eps.
 
-    On VP exactly DDIM (Song, Meng & Ermon, ICLR 2021), on PSLD first-order DEIS (Zhang & Chen, ICLR 2023).
+    With one block exactly DDIM (Song, Meng & Ermon, ICLR 2021), on PSLD first-order DEIS (Zhang & Chen, ICLR 2023).
     ``z <- A(s)^-1 [z + Phi(s) eps]``. Exact for constant eps. Order 1, NFE 1, deterministic, any K.
+
+    Args:
+      eta: 0 to 1; above 0 the published step with that part of the posterior's noise, ``ancestral`` with ``order=1``.
+
+    Raises:
+      ValueError: for ``eta`` outside [0, 1].
     """
+    eta = real_number("eta", eta, 0.0)
+    if eta > 0:
+        return list(ancestral(sde, t, s, (), order=1, eta=eta))
+    if sde.num_blocks == 1:
+        # eps is the noise, also where the network is preconditioned and predicts something else.
+        return [first_order(sde, t, s)]
     return [conjugate_stage(sde, t, s, np.zeros((sde.num_blocks,) * 2)).at(t)]
 
 

@@ -26,7 +26,7 @@ from psld_jax.sde._quadrature import conjugate_flow, integrate
 Array = Any
 
 PREDICTIONS = ("eps", "eps_r", "data")
-VARIABLES = ("t", "log_t", "log_snr")
+VARIABLES = ("t", "log_t", "log_snr", "sigma")
 PROJECTIONS = ("least_squares", "position", "momentum")
 
 
@@ -130,7 +130,7 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
 
 
 def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[Array], np.ndarray]:
-    """The variable that the interpolating polynomials are in: ``t``, ``log t``, or the log of the SNR.
+    """The variable that the interpolating polynomials are in: ``t``, ``log t``, the log of the SNR, or ``SNR^-1/2``.
 
     A function of times ``[...]``, to the same shape.
 
@@ -138,7 +138,12 @@ def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[Array], np.nd
       ValueError: for another name.
     """
     choice("variable", name, VARIABLES)
-    return {"t": lambda t: np.asarray(t, np.float64), "log_t": np.log, "log_snr": sde.log_snr}[name]
+    return {
+        "t": lambda t: np.asarray(t, np.float64),
+        "log_t": np.log,
+        "log_snr": sde.log_snr,
+        "sigma": lambda t: np.exp(-0.5 * sde.log_snr(t)),
+    }[name]
 
 
 def exponential_step(
@@ -231,7 +236,7 @@ def exponential_multistep(
     return [_evaluate(p, Stage(e, b), t)]
 
 
-@register("predictor_corrector", order=lambda hyper: hyper["order"] + 1, aliases=("UniPC",), source="Zhao et al., 2023")
+@register("predictor_corrector", order=lambda hyper: hyper["order"] + 1, source="Zhao et al., 2023")
 def predictor_corrector(
     sde: LinearSDE,
     t: float,

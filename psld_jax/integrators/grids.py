@@ -248,14 +248,15 @@ def for_budget(
       ValueError: if the budget does not cover a single step, or ``t_end`` is not the end of the given times.
     """
     fn = get(grid) if isinstance(grid, str) else None
-    cost = integrator.nfe_per_step
-    least = cost + bool(denoise)
+    cost, once, last = integrator.nfe_per_step, integrator.nfe_once, bool(denoise)
+    least = cost + once + last
     if not is_count(nfe, least):
+        parts = [f"one step costs {cost}", f"its restarts {once}" * bool(once), "the denoising step 1" * last]
         raise ValueError(
-            f"nfe={nfe!r} is too small for {integrator.name!r}: one step costs {cost}"
-            f"{' and the denoising step 1' if denoise else ''}; use an integer nfe >= {least}"
+            f"nfe={nfe!r} is too small for {integrator.name!r}: {' and '.join(filter(None, parts))}; "
+            f"use an integer nfe >= {least}"
         )
-    n_steps = (nfe - bool(denoise)) // cost
+    n_steps = (nfe - once - last) // cost
     if fn is not None:
         return fn(n_steps, **options)
     times = validate(grid)

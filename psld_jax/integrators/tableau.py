@@ -19,7 +19,7 @@ import numpy as np
 
 from psld_jax._runtime.errors import check_counts
 from psld_jax.integrators import grids
-from psld_jax.integrators.base import MAX_PAST, Integrator, Stage
+from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage
 from psld_jax.integrators.baselines import last_stage
 from psld_jax.sde import LinearSDE, cholesky
 
@@ -167,12 +167,13 @@ def tabulate(
                 past = start  # predictions from before the jump are of another path
             for i in range(start, stop):
                 nodes = grid[max(i - MAX_PAST, past) : i][::-1]
-                stages = integrator.stages(sde, grid[i], grid[i + 1], nodes)
+                place = Place(i, len(grid) - 1 + bool(denoise))
+                stages = integrator.stages(sde, grid[i], grid[i + 1], nodes, place)
                 back = [_forward_stage(sde, grid[stop], grid[start])] if repeat and i == start else []
                 steps.append([*back, *stages])
                 times.append(grid[i + 1])
     if denoise:
-        steps.append([last_stage(sde, grid[-1], denoise, stochastic=integrator.stochastic)])
+        steps.append([last_stage(sde, grid[-1], denoise, stochastic=integrator.stochastic and not integrator.ode)])
         times.append(0.0)
     return _assemble(steps, np.array(times), sde.num_blocks)
 

@@ -22,7 +22,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.errors import check_choice, why
 from psld_jax._runtime.levels import LEVELS, image_levels
 from psld_jax.checkpoints.reader import read_checkpoint
 from psld_jax.metrics.features import Features
@@ -125,7 +125,7 @@ def download(
         temporary.replace(path)
     except OSError as error:
         raise OSError(
-            f"{url} cannot be fetched to {path}: {error}; fetch it by other means and put it there"
+            f"{url} cannot be fetched to {path}: {why(error)}; fetch it by other means and put it there"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

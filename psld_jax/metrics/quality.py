@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from psld_jax._runtime.errors import check_counts
+from psld_jax._runtime.errors import check_counts, why
 from psld_jax.metrics.frechet import Gaussian
 
 Array = Any
@@ -180,7 +180,7 @@ def read_statistics(path: str | os.PathLike[str], dims: int = 2048) -> Gaussian:
             raise ValueError(f"sigma is not symmetric: entries differ by up to {skew:.3g}")
     # numpy raises TypeError (an array is no archive) for a .npy, and BadZipFile for a damaged .npz.
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{os.fspath(path)} holds no statistics: {error}") from None
+        raise ValueError(f"{os.fspath(path)} holds no statistics: {why(error)}") from None
     return Gaussian(mean, (cov + cov.T) / 2)
 
 

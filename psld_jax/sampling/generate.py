@@ -17,13 +17,12 @@ from psld_jax._runtime.checks import check_finite, check_flag, check_number, che
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Model
 from psld_jax.conditioning.steering import Bound, Conditions, Steering
-from psld_jax.integrators import grids
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import MAX_STEPS, SOLVERS, check_reached, check_solver, ode_problem, solve_ode
 from psld_jax.sampling.loop import run_rows, sample
 from psld_jax.sampling.rows import padded, padded_known
-from psld_jax.sampling.settings import Setting, choose
+from psld_jax.sampling.settings import Setting, choose, given_times
 
 Array = Any
 
@@ -247,7 +246,7 @@ def prepare(
     check_end(t_end, denoise)
     bound = steering.bind(model) if conditions else None
     if sigmas is not None or timesteps is not None:
-        grid, nfe = _given_times(model, sampler, sigmas, timesteps, hyper, denoise)
+        grid, nfe = given_times(model.sde, sampler, sigmas, timesteps, hyper, denoise)
         t_end = grid[-1]
     if sampler not in SOLVERS:
         setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
@@ -266,19 +265,6 @@ def prepare(
     }
     check_solver(sampler, rtol, atol)
     return Sampler(model, None, None, adaptive, bound)
-
-
-def _given_times(
-    model: Model, sampler: str, sigmas: Any, timesteps: Any, hyper: dict[str, Any], denoise: bool | str
-) -> tuple[tuple[float, ...], int]:
-    """Times that are given as noise levels or as they are, and the evaluations that they take."""
-    if sigmas is not None and timesteps is not None:
-        raise ValueError("sigmas and timesteps say the same thing; give one of them")
-    if sampler == "auto" or sampler in SOLVERS:
-        raise ValueError(f"sampler={sampler!r} chooses its own times; name an integrator to give sigmas or timesteps")
-    from_list = grids.from_sigmas if timesteps is None else grids.from_timesteps
-    times = from_list(model.sde, sigmas if timesteps is None else timesteps)
-    return tuple(times), Setting(sampler, hyper=hyper).integrator().nfe_per_step * (len(times) - 1) + bool(denoise)
 
 
 def check_end(t_end: Any, denoise: Any) -> None:

@@ -22,7 +22,7 @@ from jax import export
 
 from psld_jax import blocks, build
 from psld_jax._runtime import random, xla
-from psld_jax._runtime.errors import check_counts
+from psld_jax._runtime.errors import check_counts, why
 from psld_jax._runtime.journal import replace
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.generate import Sampler, prepare
@@ -129,7 +129,7 @@ class Program:
             times = np.asarray(self.about["table"]["times"])
             self.table = Tableau(**{**missing, **rows}, times=times, num_draws=self.about["num_draws"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no program of a sampler: {error}") from None
+            raise ValueError(f"{path} holds no program of a sampler: {why(error)}") from None
         platform = export.default_export_platform()
         if platform not in exported.platforms:
             raise ValueError(f"{path} is for {', '.join(exported.platforms)}, not {platform}: save it for that, too")

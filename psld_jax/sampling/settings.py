@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax import integrators
-from psld_jax._runtime.errors import check_counts, is_count, unknown
+from psld_jax._runtime.errors import check_counts, is_count, unknown, why
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
 from psld_jax.sampling.adaptive import SOLVERS
@@ -92,6 +92,24 @@ class Setting:
         return cls(**{**values, "grid": _tuples(values["grid"]), "hyper": hyper})
 
 
+def given_times(
+    sde: LinearSDE, sampler: str, sigmas: Any, timesteps: Any, hyper: dict[str, Any], denoise: bool | str
+) -> tuple[tuple[float, ...], int]:
+    """Times that are given as noise levels or as they are, and the evaluations that they take.
+
+    Raises:
+      ValueError: for both, an adaptive or unnamed sampler, or times that ``grids.from_sigmas`` or
+        ``grids.from_timesteps`` refuse.
+    """
+    if sigmas is not None and timesteps is not None:
+        raise ValueError("sigmas and timesteps say the same thing; give one of them")
+    if sampler == "auto" or sampler in SOLVERS:
+        raise ValueError(f"sampler={sampler!r} chooses its own times; name an integrator to give sigmas or timesteps")
+    from_list = grids.from_sigmas if timesteps is None else grids.from_timesteps
+    times = from_list(sde, sigmas if timesteps is None else timesteps)
+    return tuple(times), Setting(sampler, hyper=hyper).integrator().nfe_per_step * (len(times) - 1) + bool(denoise)
+
+
 def _tuples(value: Any) -> Any:
     """JSON has no tuples: its lists as such."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
@@ -136,4 +154,4 @@ def read_tuned(path: Path, which: str = "best") -> tuple[str, tuple[Tuned, ...]]
         rows = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"])) for row in content[which])
         return content["model"], rows
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of tuned samplers ({error}); --mode tune writes one") from None
+        raise ValueError(f"{path} is no file of tuned samplers ({why(error)}); --mode tune writes one") from None

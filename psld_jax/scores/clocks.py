@@ -36,7 +36,7 @@ class LinearClock:
 
 
 def clock(times: str | Callable[[Array], Array] | None, sde: LinearSDE) -> Any:
-    """The network's own clock: a function of the diffusion's time, a pytree; ``None`` for that time itself.
+    """The network's own clock: a function of the diffusion's time, any shape; ``None`` for that time itself.
 
     - ``"t"``: from 0 to 1;
     - ``"999 t"``: score_sde_pytorch's networks of VP;

@@ -136,14 +136,10 @@ def function(
     k = sde.num_blocks
     if predicts in ("velocity", "flow") and k != 1:
         raise ValueError(f"{predicts} is the prediction of a diffusion of one block, not of {k}")
+    own_time, scale = clock(times, sde), _input_scale(sde, inputs)
     same = predicts == sde.prediction
-    return FunctionScore(
-        blocks.as_pytree(predict),
-        None if same else TimeFunction(lambda t: _conversion(sde, predicts, t)),
-        clock(times, sde),
-        _input_scale(sde, inputs),
-        channels_first,
-    )
+    matrices = None if same else TimeFunction(lambda t: _conversion(sde, predicts, t))
+    return FunctionScore(blocks.as_pytree(predict), matrices, own_time, scale, channels_first)
 
 
 def _conversion(sde: LinearSDE, predicts: str, t: Array) -> np.ndarray:

@@ -102,6 +102,11 @@ class OneBlock(LinearSDE):
         return self.std_rate(t) * self.alpha(t) - self.alpha_rate(t) * self.std(t)
 
     def transition(self, s: Array, t: Array) -> np.ndarray:
+        """``Psi(s, t) = alpha_s / alpha_t``, ``[..., 1, 1]``.
+
+        Raises:
+          ValueError: where ``alpha_t`` is 0.
+        """
         alpha = self.alpha(t)
         if np.any(alpha == 0):
             raise ValueError(f"alpha = 0 at t={_first(t, alpha == 0)}: nothing is carried from there to another time")
@@ -227,7 +232,11 @@ class OneBlock(LinearSDE):
         )
 
     def converted(self, t: Array, prediction: str) -> tuple[np.ndarray, np.ndarray]:
-        """``U, V`` of ``U x_t + V out``: the other ``prediction``, made of what the network gives."""
+        """``U, V [..., 1, 1]`` of ``U x_t + V out``: the other ``prediction``, made of what the network gives.
+
+        Raises:
+          ValueError: where there is no signal, for a network that predicts noise.
+        """
         a, b, c, e = self._reading(t)
         if prediction == "eps":
             return _matrix(c), _matrix(e)
@@ -235,6 +244,12 @@ class OneBlock(LinearSDE):
         return _matrix(p * a + r), _matrix(p * b)
 
     def score_matrix(self, t: Array, cov0: Array | None = None) -> np.ndarray:
+        """``C_t``, ``[..., 1, 1]``: ``score = Cskip x + C out``.
+
+        Raises:
+          ValueError: for a ``cov0`` that is not that of the path, and where there is no signal, for a network that
+            predicts noise.
+        """
         if cov0 is not None and not np.array_equal(np.asarray(cov0), self.initial_cov):
             raise ValueError(f"cov0={cov0} must be that of {self!r} itself, {self.initial_cov.tolist()}")
         return _matrix(-self._reading(t)[3] / self.std(t))
@@ -262,6 +277,12 @@ class OneBlock(LinearSDE):
         return _matrix(self.std_rate(t) / std), _matrix(-self._wronskian(t) / std)
 
     def denoiser(self, t: Array, weights: Array | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """``U, V [..., 1, 1]`` of ``E[x_0 | x] = U x + V out``.
+
+        Raises:
+          ValueError: for weights other than ``1 / alpha``, and where there is no signal, for a network that predicts
+            noise.
+        """
         if weights is not None and not np.allclose(weights[..., 0, 0] * self.alpha(t), 1):
             raise ValueError("a path of one block has one equation for x_0: weights must be 1 / alpha")
         a, b, _, _ = self._reading(t)

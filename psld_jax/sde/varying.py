@@ -15,7 +15,7 @@ Function = Callable[[Any], Any]
 
 # A panel is halved until that no longer moves its transition and covariance; rounding allows no less.
 _RTOL = 1e-13
-_MOST_PANELS = 2**13
+_MOST_PANELS = 2**12
 # The first panels: each half as long as the next, since noise near t = 0 grows as powers of t.
 _FIRST_EDGES = np.concatenate([[0.0], 2.0 ** np.arange(-24, 1)])
 # Times are rounded to float32 on the device: beyond the last one the matrices are what they are there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ GRIDS = (("uniform", 7.0), ("quadratic", 7.0), ("power", 3.0), ("power", 5.0), (
 #: Values of the hyper-parameters that are tried. A hyper-parameter that is not here keeps its default.
 VALUES: dict[str, tuple[Any, ...]] = {
     "prediction": ("eps", "eps_r", "data"),
-    "order": (1, 2, 3),
+    "order": (1, 2, 3, 4),
     "variable": ("t", "log_t", "log_snr"),
     "lam": (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
     "lam_s": (0.0, 0.25, 0.5, 1.0, 2.0),
@@ -53,8 +53,12 @@ def applicable(names: Iterable[str], sde: LinearSDE) -> tuple[str, ...]:
 
 
 def space(sampler: str) -> list[Setting]:
-    """Every combination of a grid and listed values of the hyper-parameters that ``sampler`` has."""
-    hyper = [name for name in integrators.get(sampler).hyper if name in VALUES]
+    """Every combination of a grid and listed values of the hyper-parameters that ``sampler`` has.
+
+    A deterministic sampler stays one: noise of its own has no place in the error to the ODE.
+    """
+    integrator = integrators.get(sampler)
+    hyper = [name for name in integrator.hyper if name in VALUES and (integrator.stochastic or name != "eta")]
     settings = []
     for (grid, rho), *values in itertools.product(GRIDS, *(VALUES[name] for name in hyper)):
         setting = Setting(sampler, grid, rho, dict(zip(hyper, values, strict=True)))
@@ -73,7 +77,14 @@ def _valid(setting: Setting) -> bool:
 
 
 def search(
-    sampler: str, trial: Trial, *, num_samples: int, candidates: int, seed: int, inherited: Iterable[Setting] = ()
+    sampler: str,
+    trial: Trial,
+    *,
+    num_samples: int,
+    candidates: int,
+    seed: int,
+    inherited: Iterable[Setting] = (),
+    grids: Sequence[tuple[float, ...]] = (),
 ) -> Setting:
     """The best setting of ``sampler``: successive halving (Jamieson & Talwalkar, 2016), then one part after the other.
 
@@ -84,17 +95,20 @@ def search(
       candidates: at most so many settings in the first round, drawn from :func:`space`.
       seed: of the drawing.
       inherited: settings to try in any case, such as those that were good for another budget.
+      grids: times of the right number that are tried beside :data:`GRIDS`, first with default hyper-parameters.
     """
     pool = space(sampler)
     if len(pool) > candidates:
         rng = np.random.default_rng([seed, zlib.crc32(sampler.encode())])
         pool = [pool[i] for i in sorted(rng.choice(len(pool), candidates, replace=False))]
-    pool += [setting for setting in inherited if setting not in pool]
+    defaults = {name: value for name, value in integrators.get(sampler).hyper.items() if name in pool[0].hyper}
+    given = [Setting(sampler, times, hyper=defaults) for times in grids]
+    pool += [setting for setting in (*inherited, *given) if setting not in pool]
     few = max(num_samples // 4, 1)
     ranked = sorted(pool, key=lambda setting: trial(setting, few).loss)
     best = min(ranked[: max(int(_KEEP * len(ranked)), 1)], key=lambda setting: trial(setting, num_samples).loss)
     for part in ("grid", *best.hyper):
-        others = _numbers(best, part, trial, num_samples) if part in CONTINUOUS else _alternatives(best, part)
+        others = _numbers(best, part, trial, num_samples) if part in CONTINUOUS else _alternatives(best, part, grids)
         best = min([best, *others], key=lambda setting: trial(setting, num_samples).loss)
     return best
 
@@ -103,10 +117,11 @@ def _with(setting: Setting, name: str, value: Any) -> Setting:
     return dataclasses.replace(setting, hyper={**setting.hyper, name: value})
 
 
-def _alternatives(setting: Setting, part: str) -> Iterator[Setting]:
+def _alternatives(setting: Setting, part: str, grids: Sequence[tuple[float, ...]]) -> Iterator[Setting]:
     """The setting with other values of one part."""
     if part == "grid":
         yield from (dataclasses.replace(setting, grid=grid, rho=rho) for grid, rho in GRIDS)
+        yield from (dataclasses.replace(setting, grid=times) for times in grids)
     else:
         yield from filter(_valid, (_with(setting, part, value) for value in VALUES.get(part, ())))
 

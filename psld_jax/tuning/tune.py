@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,11 +21,17 @@ from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.tuning._evaluate import Evaluator, Score
 from psld_jax.tuning._gradient import refine
 from psld_jax.tuning._search import applicable, search
+from psld_jax.tuning.gits import candidates as fine_times
+from psld_jax.tuning.gits import cheapest, step_errors
 
 Array = Any
 
 #: What ``sampler="auto"`` chooses from, unless the tuner is told otherwise.
-DEFAULT_SAMPLERS = ("predictor_corrector", "exponential_multistep", "ancestral")
+DEFAULT_SAMPLERS = ("predictor_corrector", "exponential_multistep", "ancestral", "ipndm")
+
+
+#: Steps of the fine solution whose times GITS chooses from.
+_FINE_STEPS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +111,9 @@ def tune(
 
     A deterministic sampler is to come close to a fine solution of the probability-flow ODE from the same noise, and to
     the law of ``target``; a stochastic one to the latter (``evaluate.Score``): first by a search (``search.search``),
-    then, for a deterministic sampler, by gradient (``gradient.refine``). Between samplers the distance decides, of
-    twice as many samples from other noise. For each sampler and budget this costs about
-    ``num_samples (candidates / 2 + 14 + gradient_steps)`` samples.
+    among whose grids is that of dynamic programming (``gits.gits_grid``), then, for a deterministic sampler, by
+    gradient (``gradient.refine``). Between samplers the distance decides, of twice as many samples from other noise.
+    For each sampler and budget this costs about ``num_samples (candidates / 2 + 14 + gradient_steps)`` samples.
 
     Args:
       model: from ``psld_jax.load``.
@@ -146,8 +153,20 @@ def tune(
     # smallest of many distances owes something to luck.
     trainer, judge = evaluator.with_seed(seed + 1), evaluator.with_seed(seed + 2)
 
+    fine = fine_times(model.sde, _FINE_STEPS, t_end)
+    costs = functools.cache(lambda: step_errors(model, fine, batch, seed))
+
+    def chosen_grids(name: str, budget: int) -> list[tuple[float, ...]]:
+        """The grid by dynamic programming, unless the fine solution has not so many steps."""
+        integrator = integrators.get(name)
+        n_steps = (budget - bool(denoise) - integrator.nfe_once) // integrator.nfe_per_step
+        if n_steps > _FINE_STEPS:
+            return []
+        found = trials.get(["gits", n_steps], lambda: {"times": fine[cheapest(costs(), n_steps)].tolist()})
+        return [tuple(found["times"])]
+
     def best_of(name: str, budget: int, inherited: list[Setting]) -> Row:
-        stochastic = integrators.get(name).stochastic
+        stochastic, grids = integrators.get(name).stochastic, chosen_grids(name, budget)
 
         def score(setting: Setting, n: int, judge: Evaluator) -> dict[str, Any]:
             return dataclasses.asdict(judge(setting, budget, n, paired=not stochastic))
@@ -155,7 +174,15 @@ def tune(
         def trial(setting: Setting, n: int, judge: Evaluator = evaluator) -> Score:
             return Score(**trials.get(["score", setting.to_json(), budget, n], lambda: score(setting, n, judge)))
 
-        best = search(name, trial, num_samples=num_samples, candidates=candidates, seed=seed, inherited=inherited)
+        best = search(
+            name,
+            trial,
+            num_samples=num_samples,
+            candidates=candidates,
+            seed=seed,
+            inherited=inherited,
+            grids=grids,
+        )
         if gradient_steps and not stochastic:
             key = ["refine", best.to_json(), budget]
             refined = trials.get(key, lambda: refine(best, trainer, budget, gradient_steps).to_json())

@@ -1,0 +1,111 @@
+"""SA-Solver: stochastic Adams methods for the reverse SDE with any part of its noise (Xue et al., 2023). Any K."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from psld_jax.integrators._noise_frame import data_step, evaluated, gone
+from psld_jax.integrators.base import Stage, choice, real_number, register
+from psld_jax.integrators.exponential import Prediction, exponential_step, make_prediction
+from psld_jax.sde import LinearSDE, cholesky
+from psld_jax.sde._quadrature import conjugate_flow
+from psld_jax.sde.one_block import OneBlock
+
+
+def _dynamics(sde: LinearSDE, tau: float) -> Prediction:
+    """The drift of ``dz = (F z - (1 + tau^2) / 2 D score) dt + tau G dw`` in data prediction."""
+    data, weight = make_prediction(sde, "data"), 1.0 + tau**2
+    # For the ODE, tau = 0, H = F + D Sigma^-1 / 2: what is beyond F grows with the weight, and N does.
+    return data._replace(
+        H=lambda t: sde.drift(t) + weight * (data.H(t) - sde.drift(t)),
+        N=lambda t: weight * data.N(t),
+        scale=(lambda t: sde.std(t) * sde.sigma(t) ** tau**2) if isinstance(sde, OneBlock) else None,
+    )
+
+
+def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float) -> np.ndarray:
+    """Covariance of the noise that a step gathers, ``tau^2 int_s^t E(s, u) D_u E(s, u)^T du``, ``[K, K]``."""
+    if sde.num_blocks == 1:
+        return -np.expm1(tau**2 * (sde.log_snr(np.float64(t)) - sde.log_snr(np.float64(s)))) * sde.cov(s)
+    k = sde.num_blocks
+    one = np.eye(k)
+
+    def generator(u: np.ndarray) -> np.ndarray:
+        h = -dynamics.H(u)
+        # A (x) A solves the equation with this generator if A solves that with h.
+        return (h[:, :, None, :, None] * one[:, None, :] + one[:, None, :, None] * h[:, None, :, None, :]).reshape(
+            len(u), k * k, k * k
+        )
+
+    def forcing(u: np.ndarray) -> np.ndarray:
+        return sde.diffusion(u).reshape(len(u), k * k, 1)
+
+    square, gathered = conjugate_flow(generator, forcing, t, s)
+    cov = -(tau**2) * np.linalg.solve(square, gathered).reshape(k, k)
+    return (cov + cov.T) / 2
+
+
+def _step(
+    sde: LinearSDE, tau: float, t: float, s: float, nodes: tuple[float, ...]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """``E`` and ``B`` with the predictions interpolated through ``nodes``, in log-SNR."""
+    if not gone(sde, t):
+        return exponential_step(sde, _dynamics(sde, tau), "log_snr", t, s, nodes)
+    # With noise, nothing of a state without signal is kept; what was predicted there is infinitely far away.
+    e, b = data_step(sde, t, s) if tau == 0 else (np.zeros((1, 1)), sde.mean(s))
+    nearest = min(nodes)
+    return e, tuple(b if u == nearest else np.zeros_like(b) for u in nodes)
+
+
+@register("sa_solver", order=lambda hyper: min(hyper["order"], 2), aliases=("SA-Solver",), source="Xue et al., 2023")
+def sa_solver(
+    sde: LinearSDE,
+    t: float,
+    s: float,
+    past: tuple[float, ...],
+    *,
+    order: int = 3,
+    corrector: int = 3,
+    tau: float = 1.0,
+    sigma_min: float = 0.0,
+    sigma_max: float = np.inf,
+) -> list[Stage]:
+    """SA-Solver: Adams predictor and corrector in data prediction for the SDE with noise ``tau`` (Xue et al., 2023).
+
+    ``z_s = E z_t + sum_j B_j D_j + noise``: the linear part and the noise of ``dz = (F z - (1 + tau^2) / 2 D score) dt
+    + tau G dw`` are exact, ``D`` is interpolated in log-SNR. For K = 1, ``E = sigma_s / sigma_t e^(-tau^2 h)`` and the
+    variance of the noise is ``sigma_s^2 (1 - e^(-2 tau^2 h))``. The corrector repeats the step with the evaluation at
+    its end and the same noise, as part of the next step. Weak order 2, NFE 1, one draw (none for ``tau=0``), any K.
+
+    Args:
+      order: evaluations that the predictor uses, 1 to 3.
+      corrector: evaluations that the corrector uses, the new one included, 1 to 4, or 0 for none.
+      tau: 0 for the probability-flow ODE, 1 for the reverse SDE, more for more noise.
+      sigma_min, sigma_max: steps that begin with a ``sigma`` outside are taken without noise.
+
+    Raises:
+      ValueError: for another order or corrector, or a ``tau`` or bound that is negative or NaN.
+    """
+    choice("order", order, (1, 2, 3))
+    choice("corrector", corrector, (0, 1, 2, 3, 4))
+    tau, low = real_number("tau", tau, 0.0), real_number("sigma_min", sigma_min, 0.0)
+    high = np.inf if sigma_max == np.inf else real_number("sigma_max", sigma_max, 0.0)
+
+    def strength(u: float) -> float:
+        return tau if low <= float(sde.sigma(np.float64(u))) <= high else 0.0
+
+    now = strength(t)
+    e, b = _step(sde, now, t, s, (t, *past[: order - 1]))
+    root = cholesky(_noise(sde, _dynamics(sde, now), now, t, s)) if tau else None
+    step = Stage(e, b, root)
+    if not (past and corrector):
+        return [evaluated(sde, step, t, "data")]
+    before = strength(past[0])
+    new = _step(sde, before, past[0], t, (t, *past[: corrector - 1]))[1]
+    old = _step(sde, before, past[0], t, past[:order])[1]
+    zero = np.zeros((sde.num_blocks,) * 2)
+    weights = tuple(a - b for a, b in itertools.zip_longest(new, (zero, *old), fillvalue=zero))
+    correction = Stage(np.eye(sde.num_blocks), weights)
+    return [evaluated(sde, correction, t, "data"), step]
