@@ -106,7 +106,8 @@ def make_train_step(
       ``loss`` of every sample ``[n]`` and what else the loss reports, ``grad_norm`` before clipping, ``lr``.
     """
     graph, num_labels = nnx.graphdef(net), _num_labels(net)
-    all_labelled = getattr(getattr(net, "config", None), "needs_labels", False)  # there is none for "any", so none is dropped
+    # Without a label for "any" none is dropped.
+    all_labelled = getattr(getattr(net, "config", None), "needs_labels", False)
 
     def gradient(weights: Weights, key: Array, batch: tuple) -> tuple[Any, dict[str, Array]]:
         images, labels, coefficients, noise = batch
