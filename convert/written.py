@@ -91,10 +91,7 @@ def _first(place: Path) -> str:
 
 
 def named(config: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a network by the original's names in its layouts, float32, its buffers included.
-
-    ``params`` is a nested dict of arrays ``[...]``; each comes out in the shape that the original has.
-    """
+    """The arrays of a network, ``[...]`` each, in the original's names and layouts, float32, with its buffers."""
     flat = {
         tuple(path.split("/")): np.asarray(array, np.float32) for path, array in saved.flatten(dict(params)).items()
     }

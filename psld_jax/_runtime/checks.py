@@ -34,7 +34,11 @@ def count_not_finite(arrays: Iterable[Array]) -> int:
 
 
 def check_finite(what: str, arrays: Iterable[Array], count: int, hint: str) -> None:
-    """Raise :class:`NotFinite` if entries of arrays ``[n, ...]`` are not finite: it says how many of ``count``."""
+    """Check that arrays ``[n, ...]`` are finite.
+
+    Raises:
+      NotFinite: if entries of the leading axis are not: how many of ``count``, and ``hint``.
+    """
     bad = count_not_finite(arrays)
     if bad:
         raise NotFinite(f"{what}: {bad} of {count} are not finite (NaN or infinite). {hint}")

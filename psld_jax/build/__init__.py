@@ -11,8 +11,6 @@ from psld_jax.build.model import (
     Classifier,
     Model,
     build_model,
-    from_denoiser,
-    from_function,
     initial_network,
     load,
     network_model,
@@ -20,6 +18,7 @@ from psld_jax.build.model import (
     tuned_for,
     tuned_rows,
 )
+from psld_jax.build.own import from_denoiser, from_function
 from psld_jax.build.parts import (
     TRAINABLE,
     abstract_network,

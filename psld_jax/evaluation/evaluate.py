@@ -21,7 +21,8 @@ from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model, sampler_hyper, to_images
 from psld_jax.data import Dataset
 from psld_jax.sampling.adaptive import SOLVERS
-from psld_jax.sampling.generate import Sampler, batch_shape, prepare
+from psld_jax.sampling.generate import prepare
+from psld_jax.sampling.sampler import Sampler, batch_shape
 from psld_jax.sampling.settings import Setting, Tuned, nearest
 
 Array = Any
@@ -31,7 +32,7 @@ _PICTURE = 64
 
 
 class Images(Protocol):
-    """What a sweep draws images from: a :class:`psld_jax.sampling.generate.Sampler`, or :class:`FolderImages`."""
+    """What a sweep draws images from: a :class:`psld_jax.sampling.sampler.Sampler`, or :class:`FolderImages`."""
 
     @property
     def setting(self) -> Setting | None:

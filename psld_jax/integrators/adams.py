@@ -47,10 +47,10 @@ def deis(
 
 @register("lms", order=lambda hyper: min(hyper["order"], 2), aliases=("LMS",), source="Katherine Crowson, 2022")
 def lms(sde: LinearSDE, t: float, s: float, past: tuple[float, ...], *, order: int = 4) -> list[Stage]:
-    """Linear multistep in ``sigma`` (k-diffusion's ``sample_lms``): ``deis`` in ``sigma``, by its other name.
+    """Linear multistep in ``sigma`` (k-diffusion, 2022, ``sample_lms``): ``deis`` in ``sigma``, by its other name.
 
-    ``x_s = x_t + sum_j d_j int l_j d sigma``. ``order``, 1 to 4, is reached by as many steps; because of them
-    Order 2 in the end, as with ``deis``. NFE 1, deterministic, any K.
+    ``x_s = x_t + sum_j d_j int l_j d sigma``. ``order``, 1 to 4, is reached after as many steps; since the
+    first ones have lower order, the whole has order 2, as with ``deis``: Order 2, NFE 1, deterministic, any K.
 
     Raises:
       ValueError: for another order.

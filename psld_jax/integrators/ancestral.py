@@ -86,7 +86,7 @@ def ancestral_stage(
 
 @register("euler_ancestral", order=1, source="Katherine Crowson, 2022")
 def euler_ancestral(sde: LinearSDE, t: float, s: float, *, eta: float = 1.0) -> list[Stage]:
-    """Euler with ancestral noise (k-diffusion's ``sample_euler_ancestral``): ``ancestral`` with ``order=1``.
+    """Euler with ancestral noise (k-diffusion, 2022, ``sample_euler_ancestral``): ``ancestral`` with ``order=1``.
 
     ``x <- x + (sigma_down - sigma_t) d + sigma_up xi`` with ``sigma_up = eta sigma_s sqrt(1 - sigma_s^2 / sigma_t^2)``
     and ``sigma_down^2 = sigma_s^2 - sigma_up^2``, in units of ``alpha``. Weak order 1, NFE 1, one draw (none for

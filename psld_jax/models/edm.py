@@ -213,7 +213,7 @@ class SourceArray:
         return array.reshape(self.shape)
 
     def invert(self, array: np.ndarray) -> np.ndarray:
-        """Our array, of ``shape``, in the original's layout, of ``source_shape``: the inverse of :meth:`convert`."""
+        """Our array ``[...]`` in the original's layout, of shape ``source_shape``: the inverse of :meth:`convert`."""
         if len(self.source_shape) > 1:
             array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(self.source_shape)
         if self.heads:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from psld_jax import build
-from psld_jax.sampling.generate import Sampler, prepare
+from psld_jax.sampling.generate import prepare
+from psld_jax.sampling.sampler import Sampler
 
 
 def sampled_model(config: Any) -> build.Model:

@@ -15,7 +15,7 @@ from psld_jax._runtime.distributed import Devices
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.evaluation import evaluate
 from psld_jax.modes._common import prepared, sampled_model
-from psld_jax.sampling.generate import Sampler
+from psld_jax.sampling.sampler import Sampler
 from psld_jax.training import losses, train
 from psld_jax.training.step import create_state
 

@@ -16,7 +16,7 @@ from psld_jax._runtime import distributed
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax._runtime.journal import check_same, replace
 from psld_jax._runtime.levels import LEVELS, to_levels
-from psld_jax.sampling.generate import Sampler, batch_shape
+from psld_jax.sampling.sampler import Sampler, batch_shape
 
 Array = Any
 

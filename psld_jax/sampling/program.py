@@ -25,9 +25,10 @@ from psld_jax._runtime import random, xla
 from psld_jax._runtime.errors import check_counts, why
 from psld_jax._runtime.journal import replace
 from psld_jax.integrators.tableau import Tableau
-from psld_jax.sampling.generate import Sampler, prepare
+from psld_jax.sampling.generate import prepare
 from psld_jax.sampling.loop import run_rows
 from psld_jax.sampling.rows import HISTORIES, MIN_ROWS, padded
+from psld_jax.sampling.sampler import Sampler
 from psld_jax.sampling.settings import Setting, Tuned
 
 Array = Any

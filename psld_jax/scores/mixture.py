@@ -144,11 +144,13 @@ def mixture(
         mu, total = sde.mean(t), sde.total_cov(t, bandwidth)
         sigma_mu = np.linalg.solve(total, mu)
         if path is not None:
-            # out = p E[x_0 | z] + r z, and E[x_0 | z] lies between xhat and z: the smoothing is part of x_0.
-            p, r = (number[..., None, None] for number in path.target(t))
-            return np.concatenate(
-                [np.zeros_like(p), r + p * bandwidth**2 * sigma_mu, mu, sigma_mu, p * sde.cov(t) / total], axis=-1
-            )
+            # out = p x_0 + q eps, with x_0 and eps of the posterior: x_0 = (sigma^2 xhat + h^2 alpha z) / S and
+            # eps = sigma (z - alpha xhat) / S, which do not cancel.
+            p, q = (number[..., None, None] for number in path.training_target(t))
+            std = path.factor(t)
+            skip = (p * bandwidth**2 * mu + q * std) / total
+            pull = (p * std - q * mu) * std / total
+            return np.concatenate([np.zeros_like(mu), skip, mu, sigma_mu, pull], axis=-1)
         # eps = C^-1 (S^-1 (mu xhat - z) - Cskip z) = gain (z - mu xhat) + skip z. A preconditioned C has rank one, and
         # what it multiplies lies in its range.
         inverse = np.linalg.inv(sde.score_matrix(t)) if sde.data_std is None else np.linalg.pinv(sde.score_matrix(t))

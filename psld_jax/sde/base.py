@@ -64,6 +64,8 @@ class LinearSDE(StatesOfBlocks):
     t_end = 1e-3
     last_step = "euler"
     grid = "quadratic"
+    #: To what the field of the ODE is known on the device, relative to its largest entry.
+    device_rtol = 1e-9
 
     def __init__(
         self,

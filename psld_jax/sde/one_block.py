@@ -219,8 +219,11 @@ class OneBlock(LinearSDE):
         return (alpha / std**2, -1 / std**2) if self.prediction == "score" else (-alpha / std, 1 / std)
 
     def training_target(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
-        """``p, q`` of ``out = p x_0 + q eps``, ``[...]``: what a network that is not preconditioned should find."""
+        """``p, q`` of ``out = p x_0 + q eps``, ``[...]``: what a network should find."""
         alpha, std = self.alpha(t), self.std(t)
+        if self.data_std is not None:
+            root = np.sqrt(std**2 + (self.data_std * alpha) ** 2)
+            return std / (self.data_std * root), -self.data_std * alpha / root
         zero, one = np.zeros_like(alpha), np.ones_like(alpha)
         if self.prediction == "flow":
             return self.alpha_rate(t), self.std_rate(t)

@@ -148,8 +148,8 @@ class ScoreLoss(_Perturbation):
       sde: the diffusion.
       in_ch, out_ch: channels of the network; they tell which blocks it predicts.
       objective: ``"hsm"`` or ``"dsm"`` (the same thing for K = 1).
-      weighting: ``"fid"``: none, or ``level_weight``. ``"nll"``: ``W = G^T C``, the likelihood weighting (Song et al.,
-        2021); for VP, a factor ``beta / std^2`` on the squared error of eps.
+      weighting: ``"fid"``: none, or ``level_weight``. ``"nll"``: ``W = G^T C``, the likelihood weighting (Song
+        et al., 2021); for VP, a factor ``beta / std^2`` on the squared error of eps.
       norm: ``"l2"`` (squared error) or ``"l1"``.
       reduce_mean: take means, over the elements of a sample here and over the batch in training; else sums, in both.
       noise: ``"time"``: the times are those drawn. ``"log_normal"``: they are drawn by :func:`log_normal_times`.

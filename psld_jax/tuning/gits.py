@@ -26,7 +26,7 @@ _RHO, _MOST = 7.0, 200.0
 
 
 def candidates(sde: LinearSDE, count: int, t_end: float | None = None) -> np.ndarray:
-    """The ``count + 1`` times of the fine solution, from 1 to ``t_end``, float64."""
+    """The times of the fine solution, from 1 to ``t_end``, float64 ``[count + 1]``."""
     t_end = sde.t_end if t_end is None else t_end
     ends = min(float(sde.sigma(np.float64(1.0))), _MOST), float(sde.sigma(np.float64(t_end)))
     levels = np.linspace(ends[0] ** (1 / _RHO), ends[1] ** (1 / _RHO), count + 1) ** _RHO
