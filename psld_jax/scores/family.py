@@ -149,27 +149,6 @@ def _without(clock: str, sde: LinearSDE) -> str:
     return f"{sde!r} has no {clock!r}, which the network goes by: it was trained for another diffusion"
 
 
-def told(clock: str, sde: OneBlock, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a network of that clock is told at times ``t [n]``, and what its input is multiplied by, ``[n]`` each.
-
-    The same as :func:`family` does, on the host in float64, for training.
-
-    Raises:
-      ValueError: for a diffusion without that clock.
-    """
-    if clock == "sigma":
-        return sde.sigma(t), 1 / sde.alpha(t)
-    if clock == "index" and isinstance(sde, Discrete):
-        return sde.num_steps * t - 1, np.ones_like(t)
-    if clock == "time":
-        return t, np.ones_like(t)
-    raise ValueError(_without(clock, sde))
-
-
-def _without(clock: str, sde: LinearSDE) -> str:
-    return f"{sde!r} has no {clock!r}, which the network goes by: it was trained for another diffusion"
-
-
 def _clock(name: str, sde: OneBlock) -> Any:
     """From the time of the diffusion to that of the network."""
     if name == "time":
