@@ -105,7 +105,8 @@ def check_command(words):
             values = parse(["main", *arguments])
             assert values.mode == "list" or (values["config"].present and values["workdir"].present)
         case ["python", "-m", "convert", *arguments]:
-            assert (ROOT / convert_parser().parse_args(arguments).config).is_file()
+            config = convert_parser().parse_args(arguments).config
+            assert not config or (ROOT / config).is_file()
         case ["python", "-m", "benchmarks" | "pytest", *_]:
             pass
         case ["python", script, *_]:

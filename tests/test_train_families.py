@@ -1,5 +1,8 @@
 """Training of networks with options of their own: EDM's loss and levels, what the network is told, a smoke run."""
 
+import json
+from pathlib import Path
+
 import edm_files
 import jax
 import jax.numpy as jnp
@@ -121,3 +124,29 @@ def test_training_goes_on_from_a_converted_network(tmp_path):
     before = pj.load(tmp_path / "converted").eps_fn((jnp.zeros((1, 2, 2, 1), jnp.float32),), jnp.float32(0.01))[0]
     assert bool(jnp.all(jnp.isfinite(image))) and not np.allclose(image, before)
     assert isinstance(jax.tree.leaves(model.eps_fn)[0], jax.Array)
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_network_of_diffusers(tmp_path):
+    """A few steps on the digits, which it is told the classes of: it learns, and what was learned samples."""
+    convert(Path(__file__).parent / "golden_neighbours" / "diffusers_class_sample", output=tmp_path / "converted")
+    values = {
+        "model.checkpoint": "",
+        "train.init": str(tmp_path / "converted"),
+        "data.name": "digits",
+        "train.steps": 40,
+        "train.batch_size": 32,
+        "train.lr": 2e-3,
+        "train.warmup": 1,
+        "train.ema_decay": 0.5,
+        "train.eval_every": 0,
+        "train.sample_every": 0,
+        "train.log_every": 5,
+    }
+    config = build.override(pj.load(tmp_path / "converted").config, values)
+    summary = train.train(config, tmp_path / "run", Console(quiet=True))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first = next(row["loss"] for row in rows if "loss" in row)
+    assert summary["steps"] == 40 and summary["loss"] < 0.7 * first
+    images = pj.generate(pj.load(tmp_path / "run"), sampler="ddim", nfe=5, n=2, label=[3, 4])
+    assert images.shape == (2, 8, 8, 1) and np.isfinite(images).all()

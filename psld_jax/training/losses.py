@@ -240,6 +240,7 @@ class ScoreLoss(_Perturbation):
           noise: D standard normal arrays shaped like ``x0``.
         """
         prediction = network(perturb(coefficients, x0, noise), coefficients.t)
+        prediction = prediction[..., : len(self.predicted) * x0.shape[-1]]  # a learned variance is not trained
         target = blocks.apply(coefficients.target, (x0, *noise))
         error = tuple(p - q for p, q in zip(jnp.split(prediction, len(self.predicted), axis=-1), target, strict=True))
         if coefficients.weight is not None:

@@ -106,6 +106,8 @@ def make_train_step(
       ``loss`` of every sample ``[n]`` and what else the loss reports, ``grad_norm`` before clipping, ``lr``.
     """
     graph, num_labels = nnx.graphdef(net), _num_labels(net)
+    # Without a label for "any" none is dropped.
+    all_labelled = getattr(getattr(net, "config", None), "needs_labels", False)
 
     def gradient(weights: Weights, key: Array, batch: tuple) -> tuple[Any, dict[str, Array]]:
         images, labels, coefficients, noise = batch
@@ -115,7 +117,7 @@ def make_train_step(
             told = ()
             if num_labels:
                 dropped = jax.random.uniform(jax.random.fold_in(key, 1), labels.shape) < label_dropout
-                told = (jnp.where(dropped, num_labels, labels),)
+                told = (labels if all_labelled else jnp.where(dropped, num_labels, labels),)
 
             def network(x: Array, t: Array) -> Array:
                 return module(x, t, *told, deterministic=False, rngs=nnx.Rngs(dropout=key))
