@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
 
     options = vars(arguments)
     try:
+        for name in ("checkpoint", "output"):
+            if not options[name].strip():
+                raise ValueError(f"--{name} is empty: it must name a file or directory")
         if arguments.to is not None:
             return _write(options)
         index = convert(**{name: value for name, value in options.items() if name != "to"}, progress=progress)

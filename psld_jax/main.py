@@ -23,6 +23,7 @@ run, its evaluations and memory, and does nothing. Bad input ends with one line 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -40,9 +41,14 @@ from rich.console import Console
 
 from psld_jax import build, modes
 from psld_jax._runtime import distributed
+from psld_jax._runtime.errors import unknown, why
+from psld_jax.modes._fields import named_in_full
 from psld_jax.modes.dry_run import dry_run
 from psld_jax.modes.listing import list_choices
 from psld_jax.training.watch import Diverged
+
+#: Columns of a table that goes to no terminal.
+_WIDE = 240
 
 #: Of compiled programs, the least recently used of which go.
 _CACHE_BYTES = 4 * 2**30
@@ -61,16 +67,52 @@ _DRY_RUN = flags.DEFINE_bool(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results; made if it does not exist.")
 
 
+def _plain_terminal() -> None:
+    """Let a terminal, or a file, that has ASCII only show ``?`` for a letter that it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags; an override that the configuration refuses ends with one line that names the nearest field."""
+    _plain_terminal()
     try:
-        return app.parse_flags_with_usage(_last_of_each(argv))
+        _check_config(argv)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
+        return flags.FLAGS(_last_of_each(argv))
+    except flags.Error as error:
+        sys.exit(f"error: {_flag(why(error))}; --help shows the flags")
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         try:
             build.check_overrides(argv)
         except ValueError as better:
             sys.exit(f"error: {better}")
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {why(error)}")
+
+
+def _check_config(argv: list[str]) -> None:
+    """``ValueError`` for a configuration that is no file, where ml_collections would tell it in four lines, later."""
+    following = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument in ("--config", "-config")]
+    given = [argument.partition("=")[2] for argument in argv if re.match("--?config=", argument)]
+    for path in (*following, *given):
+        if not path.strip():
+            raise ValueError("--config is empty: it must name a file, e.g. configs/digits.py")
+        if not Path(path.partition(":")[0]).is_file():
+            known = [f"configs/{file.name}" for file in build.config_directory().glob("*.py")]
+            raise unknown("configuration file", path, known)
+
+
+def _flag(message: str) -> str:
+    """What absl says of a flag's value, without Python's own words for it."""
+    match = re.fullmatch(
+        r"flag --([\w.]+)=(.*?): (invalid literal for int|could not convert string to float).*", message
+    )
+    if match is None:
+        return message
+    return f"--{match[1]}={match[2]!r} must be {'a whole number' if 'int' in match[3] else 'a number'}"
 
 
 def _last_of_each(argv: list[str]) -> list[str]:
@@ -97,6 +139,7 @@ def _quiet() -> None:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     warnings.filterwarnings("ignore", "coroutine", RuntimeWarning)
     # A compiled program that the disk has no room for is compiled again by the next run.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
@@ -117,13 +160,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         _quiet()
+    _plain_terminal()
     if _MODE.value == "list":
-        list_choices(Console(markup=False))
+        # Into a file or another program, where nobody has a width in mind, rows are as long as they are.
+        list_choices(Console(markup=False, width=None if sys.stdout.isatty() else _WIDE))
         return
     needed = (_CONFIG,) if _DRY_RUN.value else (_CONFIG, _WORKDIR)
-    missing = [f"--{flag.name}" for flag in needed if flag.value is None]
+    missing = [f"--{flag.name}" for flag in needed if not str(flag.value or "").strip()]
     if missing:
-        sys.exit(f"error: {' and '.join(missing)} must be given; --mode list shows what there is, --help the modes")
+        told = "--mode list shows what there is, --help the modes"
+        sys.exit(f"error: {' and '.join(missing)} must be given, and not empty; {told}")
     _keep_programs()
     try:
         if _COORDINATOR.value:
@@ -136,11 +182,12 @@ def main(argv: list[str]) -> None:
             raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
         console = Console(markup=False, soft_wrap=True, quiet=not distributed.is_first())
         if _DRY_RUN.value:
-            dry_run(_MODE.value, _CONFIG.value, console)
+            with named_in_full(_CONFIG.value, _MODE.value):
+                dry_run(_MODE.value, _CONFIG.value, console)
         else:
             modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), console)
     except (ValueError, Diverged, OSError) as error:
-        _fail(str(error))
+        _fail(why(error))
     except jax.errors.JaxRuntimeError as error:
         if distributed.count() == 1:
             raise

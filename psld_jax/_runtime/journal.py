@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from psld_jax._runtime import distributed
+from psld_jax._runtime.errors import why
 
 
 def replace(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path``: whoever looks finds the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.part")
     if isinstance(content, str):
-        temporary.write_text(content)
+        temporary.write_text(content, encoding="utf-8")
     else:
         temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def make_directory(path: Path, what: str) -> None:
+    """Make a directory with all above it, or see that it is there and can be written to.
+
+    Raises:
+      ValueError: for an empty name, a file in its place or above it, or no permission.
+    """
+    in_the_way = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
+    if in_the_way is not None:
+        raise ValueError(f"{what}, {path}, cannot be made: {in_the_way} is a file; choose another place")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{what}, {path}, cannot be made: {error.strerror}; choose another place") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{what}, {path}, cannot be written to; choose another place, or change its permissions")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON; ``ValueError`` with its name if it is empty, cut off or of something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {why(error)}; remove it, or choose another directory") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read: it holds no object of JSON; remove it, or choose another directory")
+    return content
 
 
 def check_same(what: str, found: dict[str, Any], about: dict[str, Any]) -> None:
@@ -41,20 +71,24 @@ class Journal:
 
     def __init__(self, path: Path | None, about: dict[str, Any], what: str):
         self._path, self._known = path, {}
-        lines = path.read_text().splitlines(keepends=True) if path is not None and path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path is not None and path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]  # a killed run may have cut off the last one
         if path is not None and len(whole) < len(lines) and distributed.is_first():
             replace(path, "".join(whole))
         if not whole:
             self._write(about)
             return
-        found, *entries = map(json.loads, whole)
+        try:
+            found, *entries = map(json.loads, whole)
+            known = {entry.pop("key"): entry for entry in entries}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} is damaged: it holds something else than {what} writes; remove it") from None
         check_same(f"{path} is of {what}", found, about)
-        self._known = {entry.pop("key"): entry for entry in entries}
+        self._known = known
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self._path is not None and distributed.is_first():
-            with open(self._path, "a") as file:
+            with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def get(self, key: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from typing import Any
 
 import jax.numpy as jnp
@@ -40,9 +41,12 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
     if c.mask:
         if c.mask.endswith(".npy"):
             try:
-                mask = np.load(c.mask, allow_pickle=False)[None, ..., None]
-            except (OSError, ValueError, EOFError) as error:
+                mask = np.load(c.mask, allow_pickle=False)
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
                 raise ValueError(f"config.steer.mask={c.mask!r} cannot be read: {why(error)}") from None
+            if not isinstance(mask, np.ndarray) or mask.ndim != 2:
+                raise ValueError(f"config.steer.mask={c.mask!r} must hold one array [H, W] of 0 and 1")
+            mask = mask[None, ..., None]
         else:
             mask = operators.half_mask(c.mask, model.image_shape)
         options |= {"known": truth, "mask": mask, "fresh": c.fresh, "resample": c.resample, "jump": c.jump}

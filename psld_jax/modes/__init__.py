@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 
 from psld_jax._runtime import distributed
-from psld_jax._runtime.journal import replace
+from psld_jax._runtime.journal import make_directory, read_json, replace
+from psld_jax.modes._fields import named_in_full
 from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
 from psld_jax.modes.export import run_export, run_program
 from psld_jax.modes.latent import run_interpolate, run_likelihood
@@ -69,9 +70,13 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     """
     start, used = time.perf_counter(), versions()
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_directory(workdir, "the work directory")
+    report = workdir / "report.json"
+    # Before anything expensive: the report of this run is added to it.
+    content = read_json(report) if report.exists() else {}
     try:
-        result = MODES[mode](config, workdir, console)
+        with named_in_full(config, mode):
+            result = MODES[mode](config, workdir, console)
     except BaseException:
         with contextlib.suppress(OSError):  # if they are still empty
             for path in made:
@@ -79,8 +84,6 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
         raise
     if not distributed.is_first():
         return
-    report = workdir / "report.json"
-    content = json.loads(report.read_text()) if report.exists() else {}
     content[mode] = {
         **result,
         "total_seconds": time.perf_counter() - start,

@@ -147,7 +147,7 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
     floors = {} if real is None else {"distance": real[0]}
     curves = [{**row, "grid": ""} for row in rows if row["distance"] is not None]
     plots.save_curves(workdir / "evaluation.png", curves, labels, floors, "real images")
-    console.print((workdir / "evaluation.md").read_text())
+    console.print((workdir / "evaluation.md").read_text(encoding="utf-8"))
     return report
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ from PIL import Image
 
 from psld_jax._runtime import distributed
 from psld_jax._runtime.errors import check_choice, check_counts
-from psld_jax._runtime.journal import check_same, replace
+from psld_jax._runtime.journal import check_same, make_directory, read_json, replace
 from psld_jax._runtime.levels import LEVELS, to_levels
 from psld_jax.sampling.generate import Sampler, batch_shape
 
 Array = Any
 
 FORMS = ("png", "npz")
+
+# What a PNG begins and ends with.
+_PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 #: Images in a .npz. Batches begin anew with each of these parts, so that a resumed run has the same ones.
 PART = 1000
@@ -42,8 +47,9 @@ def write_samples(
 
     Where several processes run together, each writes its share; all must see the directory.
 
-    A file is there as a whole or not at all. ``000123.png`` is image 123; ``000002.npz`` holds images 2000 to 2999 as
-    ``images``, uint8 ``[1000, H, W, C]`` (the last file fewer). Memory holds one batch, and for .npz one file.
+    A file is there as a whole or not at all; one that was emptied or cut off since is drawn again. ``000123.png`` is
+    image 123; ``000002.npz`` holds images 2000 to 2999 as ``images``, uint8 ``[1000, H, W, C]`` (the last file fewer).
+    Memory holds one batch, and for .npz one file.
 
     Args:
       sampler: from :func:`psld_jax.sampling.generate.prepare`.
@@ -67,7 +73,7 @@ def write_samples(
         sampler.steering.check(n)
     about = {"seed": seed, "form": form, "levels": levels, "sampler": sampler.about(), **(about or {})}
     distributed.first_does(lambda: _begin(directory, about))
-    there = {file.name for file in directory.iterdir()}
+    there = {file.name for file in directory.iterdir() if _whole(file, n)}
     mine = distributed.share(n, PART if form == "npz" else min(batch_size, PART))
     missing = [batch for batch in _batches(mine, batch_size) if not _files(batch, form) <= there]
     gathered: list[np.ndarray] = []
@@ -98,15 +104,34 @@ def _files(batch: range, form: str) -> set[str]:
     return {f"{number:06}.png" for number in batch} if form == "png" else {f"{batch.start // PART:06}.npz"}
 
 
+def _whole(file: Path, n: int) -> bool:
+    """Whether a file is what a run for ``n`` images leaves: a full disk, or a crash, may have emptied it since."""
+    if not file.is_file():
+        return False
+    if file.suffix == ".npz":
+        try:
+            with zipfile.ZipFile(file) as archive, archive.open("images.npy") as images:
+                np.lib.format.read_magic(images)
+                count = np.lib.format.read_array_header_1_0(images)[0][0]
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+            return False
+        # The last part of a run for fewer is not full.
+        return not file.stem.isdigit() or count >= min(PART, n - PART * int(file.stem))
+    with file.open("rb") as content:
+        head = content.read(len(_PNG_HEAD))
+        content.seek(-min(len(_PNG_TAIL), file.stat().st_size), os.SEEK_END)
+        return (head, content.read()) == (_PNG_HEAD, _PNG_TAIL)
+
+
 def _begin(directory: Path, about: dict[str, Any]) -> None:
     """Make the directory, or see that its images depend on the same, and clear away what was begun."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory, "the directory of images")
     for temporary in directory.glob(".*.part"):
         temporary.unlink()
     path = directory / "about.json"
     about = json.loads(json.dumps(about))
     if path.exists():
-        check_same(f"{directory} holds images", json.loads(path.read_text()), about)
+        check_same(f"{directory} holds images", read_json(path), about)
     else:
         replace(path, json.dumps(about, indent=1) + "\n")
 
