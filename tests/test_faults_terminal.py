@@ -137,7 +137,7 @@ def test_an_unknown_name_of_many_is_told_the_nearest_five():
         ("sample", {"sampler.nfe": 0}, "config.sampler.nfe=0"),
         ("sample", {"sampler.grid": "foo"}, "'foo' (config.sampler.grid)"),
         ("sample", {"sampler.name": "foo"}, "'foo' (config.sampler.name)"),
-        ("sample", {"sampling.num_samples": 0}, "config.sampling.num_samples=0"),
+        ("sample", {"sampling.num_samples": 0}, "config.sampling.num_samples: n=0"),
         ("sample", {"sampling.save": "gif", "sampler.nfe": 2}, "'gif' (config.sampling.save)"),
         ("sample", {"sde.name": "foo"}, "config.sde.name 'foo'"),
         ("sample", {"sampler.t_end": 2.0}, "config.sampler.t_end=2.0"),

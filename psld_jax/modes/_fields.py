@@ -51,7 +51,8 @@ def in_full(message: str, config: Any, mode: str) -> str:
         if not found or any(start < match.start() < end for start, end in objects):
             return match[0]
         same = [field for field in found if message.startswith(_written(values[field]), match.end())]
-        return f"config.{(same or found)[0]}="
+        field = f"config.{(same or found)[0]}"
+        return f"{field}=" if name == match[1] else f"{field}: {match[0]}"
 
     def with_field(match: re.Match[str]) -> str:
         found = [field for field in fields if match[2] and _holds(values[field], match[2])]
