@@ -170,6 +170,7 @@ def trained(tmp_path_factory):
     return build.override(config, saved)
 
 
+@pytest.mark.slow  # five programs are compiled
 def test_training_sampling_files_and_metrics(trained, tmp_path):
     with jax.enable_x64(False):
         model = build.build_model(trained)
