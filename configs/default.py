@@ -1,6 +1,6 @@
 """Every field of a configuration, with its default. Other configs override what differs."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from psld_jax import sde
@@ -40,12 +40,12 @@ def get_config() -> ConfigDict:
     # NCSN++, see psld_jax.models.NCSNppConfig; channels are those of the whole state.
     config.model.in_ch = 6
     config.model.out_ch = 6
-    config.model.image_size = 32
+    config.model.image_size = FieldReference(32, field_type=object)  # pixels: one number, or (H, W)
     config.model.nonlinearity = "swish"  # swish | elu | relu | lrelu
     config.model.nf = 128  # channels at the full size
     config.model.ch_mult = (1, 2, 2, 2)  # times nf, by resolution
     config.model.num_res_blocks = 2  # at every resolution on the way down; one more on the way up
-    config.model.attn_resolutions = (16,)  # image sizes at which pixels attend to each other
+    config.model.attn_resolutions = (16,)  # image sizes (the shorter side) at which pixels attend to each other
     config.model.dropout = 0.1
     config.model.resamp_with_conv = True  # ddpm blocks: a convolution with every change of resolution
     config.model.noise_cond = True  # the network is told the time

@@ -65,13 +65,13 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
     parameters = source_parameters(options)
     pairs = {name: mapping.match(found[name], parameters) for name in chosen}
     velocity = structure.sde == "cld"
-    h, channels = options.image_size, options.in_ch // (2 if velocity else 1)
+    (h, w), channels = options.shape, options.in_ch // (2 if velocity else 1)
     size = sum(math.prod(parameter.shape) for parameter in parameters)
     notes = (
         f"network: NCSN++ of CLD-SGM, {size:,} parameters, {options.embedding_type} embedding",
         f"diffusion: {config.sde.name}, "
         + ("with a velocity, whose score the network predicts" if velocity else "without a velocity"),
-        f"images: {h} x {h} x {channels}",
+        f"images: {h} x {w} x {channels}",
         f"weights: {' and '.join(found)}, of which {' and '.join(chosen)} taken",
         "labels: none",
         "not in the file, so as configured: the diffusion's rates and mass, mixed score, objective, activations",
@@ -81,7 +81,7 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
         {"name": config.model.name, "config": dataclasses.asdict(options)},
         {name: mapping.fill(asked.tracked(network, f"{name} weights")) for name, network in pairs.items()},
         {name: config.sde[name] for name in ("name", *named.parameters(config.sde.name))},
-        (h, h, channels),
+        (h, w, channels),
         notes=notes,
         config=config,
         sources={name: mapping.described(network) for name, network in pairs.items()},

@@ -11,6 +11,7 @@ from psld_jax import build
 from psld_jax._runtime.errors import check_choice
 from psld_jax.checkpoints.pickle_names import clip
 from psld_jax.models import NCSNppConfig, families
+from psld_jax.models.structure import image_size
 from psld_jax.sde import named
 
 from .structure import Structure
@@ -90,6 +91,8 @@ def _cast(config: Any, field: str, value: Any) -> Any:
     default = config
     for key in field.split("."):
         default = default[key]
+    if field == "model.image_size" and isinstance(value, (tuple, list)):
+        return image_size(value)
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list, int)):
@@ -166,6 +169,8 @@ def _compare(config: Any, structure: Structure) -> None:
     implied: dict[str, Any] = kind | structure.fields
     given = {"name": config.model.name, "n_classes": n_classes}
     given |= {name: getattr(options, name) for name in structure.fields}
+    if "image_size" in implied and options.area(0) == implied["image_size"] ** 2:
+        implied["image_size"] = options.image_size  # the file tells how many pixels there are
     attention = structure.attn_resolutions(options.image_size)
     sizes = [options.size(level) for level in range(len(structure.fields["ch_mult"]))]
     if {size for size in sizes if size in options.attn_resolutions} != set(attention):

@@ -14,6 +14,7 @@ import numpy as np
 from psld_jax import build
 from psld_jax.checkpoints import directory as saved
 from psld_jax.models import families
+from psld_jax.models.structure import image_size
 
 from .configs import apply_overrides, set_fields
 from .origins import Asked, Converted, recognise
@@ -114,11 +115,11 @@ def configuration(converted: Converted) -> Any:
     values: dict[str, Any] = {f"sde.{key}": value for key, value in converted.sde.items()}
     if name in families.available():
         shared = {key: options.pop(key) for key in families.SHARED if key in options}
-        h, _, channels = converted.image_shape
+        *size, channels = converted.image_shape
         values |= {f"model.{name}.{key}": value for key, value in options.items()}
         values |= {f"model.{key}": value for key, value in shared.items()}
         # The general fields too, which data and training go by.
-        values |= {"model.image_size": h, "model.in_ch": channels, "model.out_ch": channels}
+        values |= {"model.image_size": image_size(size), "model.in_ch": channels, "model.out_ch": channels}
         values |= {"model.num_labels": converted.n_classes, "model.data_std": 0.0}
     else:
         values |= {f"model.{key}": value for key, value in options.items() if key not in families.available()}

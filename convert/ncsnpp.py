@@ -42,12 +42,12 @@ def read(origin: str, source: Checkpoint, asked: Asked, **known: Any) -> Convert
     parameters = source_parameters(options, n_classes)
     pairs = {name: mapping.match(found[name], parameters) for name in chosen}  # all checks before the first byte
     left_out = [*source.left_out, *(name for name in source if not naming.split(name)[1].startswith("all_modules."))]
-    h, channels = options.image_size, options.in_ch // build.build_sde(config).num_blocks
+    (h, w), channels = options.shape, options.in_ch // build.build_sde(config).num_blocks
     size = sum(math.prod(tensor.shape) for tensor in some.values())
     notes = [
         f"network: {'classifier' if classifier else 'NCSN++'}, {size:,} parameters, {options.embedding_type} embedding",
         f"diffusion: {config.sde.name}",
-        f"images: {h} x {h} x {channels}",
+        f"images: {h} x {w} x {channels}",
         f"weights: {' and '.join(found)}, of which {' and '.join(chosen)} taken",
         f"labels: {n_classes} classes, told apart" if classifier else "labels: none",
     ]
@@ -58,7 +58,7 @@ def read(origin: str, source: Checkpoint, asked: Asked, **known: Any) -> Convert
         {"name": config.model.name, "config": dict(config.model)},
         {name: mapping.fill(asked.tracked(network, f"{name} weights")) for name, network in pairs.items()},
         dict(config.sde),
-        (h, h, channels),
+        (h, w, channels),
         n_classes or 0,
         tuple(notes),
         config=config,

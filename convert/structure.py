@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from psld_jax.models.structure import image_shape
+
 Shape = tuple[int, ...]
 
 _PAIR = ("weight", "bias")
@@ -53,9 +55,9 @@ class Structure:
     sde: str = ""
     fixed: tuple[str, ...] = ("jitter", "mixed")
 
-    def attn_resolutions(self, image_size: int) -> tuple[int, ...]:
-        """The image sizes that have attention, for images of that size."""
-        return tuple(image_size // 2**level for level in self.attention)
+    def attn_resolutions(self, image_size: Any) -> tuple[int, ...]:
+        """The image sizes that have attention, for images of that size; the shorter side's, if it is a pair."""
+        return tuple(min(image_shape(image_size)) // 2**level for level in self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +135,12 @@ def infer(shapes: Mapping[str, Shape]) -> Structure:
     else:
         if bodies[-1][-1].kind == "attention":
             _fail(bodies[-1][-1], "a block before the classifier")
-        side = math.isqrt(end[-1].n_in // bodies[-1][-1].n_out)
-        fields["image_size"] = side * 2 ** (levels - 1)
+        # The number of pixels is known; that they are a square is a guess, which a configuration may correct.
+        area = end[-1].n_in // bodies[-1][-1].n_out
+        if math.isqrt(area) ** 2 == area:
+            fields["image_size"] = math.isqrt(area) * 2 ** (levels - 1)
+        else:
+            unknown.append("image_size")
     return Structure(n_classes, fields, attention, tuple(unknown))
 
 

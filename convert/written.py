@@ -190,11 +190,7 @@ def read(path: Path, asked: Asked) -> Converted:
     section = config.model[name] if name in ("unet2d", "edm") else config.model
     sde = build.build_sde(config)
     options = build.network_options(config)
-    shape = (
-        options.image_shape
-        if name in ("unet2d", "edm")
-        else (options.image_size,) * 2 + (options.in_ch // sde.num_blocks,)
-    )
+    shape = options.image_shape if name in ("unet2d", "edm") else (*options.shape, options.in_ch // sde.num_blocks)
     classes = options.n_classes if name in ("unet2d", "edm") else 0
     notes = (f"network: {name}", f"diffusion: {config.sde.name}", f"weights: {weights}", "written by psld_jax itself")
     return Converted(

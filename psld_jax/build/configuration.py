@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 from pathlib import Path
@@ -11,6 +12,9 @@ from ml_collections import ConfigDict
 
 from psld_jax._runtime.errors import check_choice, unknown, why
 from psld_jax.checkpoints import directory as checkpoint
+
+#: A field that is a whole number or two of them.
+_PAIR = "model.image_size"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -54,10 +58,16 @@ def override(config: Any, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         check_choice("config field", name, known)
         try:
-            config.update_from_flattened_dict({name: value})
+            with config.ignore_type() if name == _PAIR and _is_size(value) else contextlib.nullcontext():
+                config.update_from_flattened_dict({name: value})
         except TypeError as error:
             raise ValueError(f"config.{name}={value!r} has the wrong type: {why(error)}") from None
     return config.lock()
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
 
 
 def check_overrides(argv: list[str]) -> None:

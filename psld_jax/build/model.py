@@ -21,6 +21,7 @@ from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.models import NCSNpp, NCSNppClassifier, families
+from psld_jax.models.structure import image_shape
 from psld_jax.sampling.settings import Tuned, read_tuned
 from psld_jax.sde import LinearSDE
 
@@ -189,7 +190,7 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     graph, state = nnx.split(abstract_network(config))
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
     net, m = nnx.merge(graph, state), config.model
-    shape = (m.image_size, m.image_size, m.in_ch // sde.num_blocks)
+    shape = (*image_shape(m.image_size), m.in_ch // sde.num_blocks)
     if m.name == "ncsnpp_clf":
         return Classifier(sde, scores.classifier(net), config, shape, m.n_classes)
     samplers = _place(m.checkpoint) / "samplers.json" if m.checkpoint else None  # a network in training has no place

@@ -16,6 +16,7 @@ from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.models import NCSNppConfig, abstract, families
+from psld_jax.models.structure import image_size
 from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.scores.family import told as told_by
 from psld_jax.sde import LinearSDE, OneBlock, named
@@ -98,7 +99,7 @@ def build_data(config: Any, split: str) -> Dataset:
         c.name,
         c.path,
         split,
-        image_size=m.image_size,
+        image_size=image_size(m.image_size),
         fit=c.fit,
         center_crop=c.center_crop,
         channels=m.in_ch // blocks,

@@ -116,7 +116,7 @@ def open_dataset(
     path: str | os.PathLike[str] | None = None,
     split: str = "train",
     *,
-    image_size: int = 0,
+    image_size: int | tuple[int, int] = 0,
     fit: str = "exact",
     center_crop: int = 0,
     channels: int = 0,
@@ -136,7 +136,7 @@ def open_dataset(
         says what else lies there, once).
       path: the directory or file.
       split: ``"train"`` or ``"test"``.
-      image_size: height and width of the result; 0 leaves the images as they are.
+      image_size: height and width of the result, one number or ``(H, W)``; 0 leaves the images as they are.
       fit: how to get there: ``"exact"`` changes nothing, ``"pad"`` puts black around, ``"crop"`` resizes the short side
         and cuts the long one, ``"stretch"`` resizes both.
       center_crop: the side of the central square to cut out before that; 0 cuts nothing.
@@ -155,7 +155,16 @@ def open_dataset(
     check_choice("split", split, SPLITS)
     check_choice("fit", fit, FITS)
     check_choice("on_corrupt", on_corrupt, ON_CORRUPT)
-    for option, value in (("image_size", image_size), ("center_crop", center_crop), ("num_points", num_points)):
+    size: Any = image_size
+    if isinstance(image_size, (tuple, list)):
+        size = tuple(image_size)
+        if len(size) != 2 or not all(is_count(side) for side in size):
+            raise ValueError(f"image_size={image_size!r} must be a whole number, or two: (H, W)")
+    for option, value in (
+        ("image_size", max(size) if isinstance(size, tuple) else size),
+        ("center_crop", center_crop),
+        ("num_points", num_points),
+    ):
         if not is_count(value, 0):
             raise ValueError(f"{option}={value!r} must be a whole number, or 0 for none")
     if channels not in (0, 1, 3):
@@ -168,7 +177,9 @@ def open_dataset(
         raise ValueError(f"the digits are embedded and take no path, not {str(path)!r}")
     if name != "digits" and not path:
         raise ValueError(f"the data set {name!r} needs the path of its files")
-    fitting = Fitting(int(image_size), fit, int(center_crop), int(channels), bool(convert_channels))
+    fitting = Fitting(
+        size if isinstance(size, tuple) else int(size), fit, int(center_crop), int(channels), bool(convert_channels)
+    )
     source = reader(Path(path) if path else None, split, labels=labels)
     numbers = _split(source, split, holdout)
     if num_points > len(numbers):

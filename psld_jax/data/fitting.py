@@ -13,12 +13,13 @@ FITS = ("exact", "pad", "crop", "stretch")
 class Fitting(NamedTuple):
     """How images ``[..., H, W, C]``, uint8 or float32 in [-1, 1], are brought to one shape; 0 leaves something as is.
 
-    First the central ``center_crop`` square is cut out, then ``fit`` makes it ``image_size``: ``"exact"`` if it is so
-    already, ``"pad"`` with black around it, ``"crop"`` resizing the short side and cutting the long one, ``"stretch"``
-    resizing both. Images that have not as many ``channels`` are made grey, or colour, if ``convert_channels`` is set.
+    First the central ``center_crop`` square is cut out, then ``fit`` makes it ``image_size``, a square or ``(H, W)``:
+    ``"exact"`` if it is so already, ``"pad"`` with black around it, ``"crop"`` resizing until it covers that and
+    cutting what is over, ``"stretch"`` resizing both sides. Images that have not as many ``channels`` are made grey, or
+    colour, if ``convert_channels`` is set.
     """
 
-    image_size: int = 0
+    image_size: int | tuple[int, int] = 0
     fit: str = "exact"
     center_crop: int = 0
     channels: int = 0
@@ -27,7 +28,7 @@ class Fitting(NamedTuple):
     def __call__(self, images: np.ndarray, where: str) -> np.ndarray:
         """The images as they should be; a ``ValueError`` starts with ``where``, the file.
 
-        ``[..., H, W, C]`` to ``[..., image_size, image_size, channels]``, same dtype.
+        ``[..., H, W, C]`` to ``[..., *image_size, channels]``, same dtype.
         """
         images = self._recolour(images, where)
         height, width = images.shape[-3:-1]
@@ -37,21 +38,24 @@ class Fitting(NamedTuple):
             images = _centre(images, self.center_crop)
             height = width = self.center_crop
         size = self.image_size
-        if not size or height == width == size:
+        to = size if isinstance(size, tuple) else (size, size)
+        if not size or (height, width) == to:
             return images
         if self.fit == "exact":
             raise ValueError(
                 f"{where}: {height} x {width} pixels, not image_size={size}; choose fit='pad', 'crop' or 'stretch'"
             )
         if self.fit == "stretch":
-            return _resize(images, size, size)
+            return _resize(images, *to)
         if self.fit == "crop":
-            short = min(height, width)
-            return _centre(_resize(images, round(height * size / short), round(width * size / short)), size)
-        if max(height, width) > size:
+            # One side as it must be, the other at least so long, which a rounding must not change.
+            scale = max(to[0] / height, to[1] / width)
+            resized = (max(to[0], round(height * scale)), max(to[1], round(width * scale)))
+            return _centre(_resize(images, *resized), *to)
+        if height > to[0] or width > to[1]:
             raise ValueError(f"{where}: {height} x {width} pixels do not fit into image_size={size} by fit='pad'")
         black = 0 if images.dtype == np.uint8 else -1
-        padded = np.full((*images.shape[:-3], size, size, images.shape[-1]), black, images.dtype)
+        padded = np.full((*images.shape[:-3], *to, images.shape[-1]), black, images.dtype)
         _centre(padded, height, width)[...] = images
         return padded
 

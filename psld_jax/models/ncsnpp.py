@@ -32,8 +32,8 @@ class Encoder(nnx.Module):
             ``rngs``.
         """
         c = self.config
-        if z.ndim != 4 or z.shape[1:] != (c.image_size, c.image_size, c.in_ch):
-            raise ValueError(f"z has shape {z.shape}, expected [n, {c.image_size}, {c.image_size}, {c.in_ch}]")
+        if z.ndim != 4 or z.shape[1:] != (*c.shape, c.in_ch):
+            raise ValueError(f"z has shape {z.shape}, expected [n, {c.shape[0]}, {c.shape[1]}, {c.in_ch}]")
         if jnp.shape(t) not in ((), (1,), (len(z),)):
             raise ValueError(f"t has shape {jnp.shape(t)}, expected a scalar or [{len(z)}]")
         if not deterministic and rngs is None and c.dropout > 0:
@@ -123,14 +123,14 @@ class NCSNpp(Encoder):
         """Predicted noise.
 
         Args:
-          z: the state, channels ``[x, m]``, ``[n, image_size, image_size, in_ch]``.
+          z: the state, channels ``[x, m]``, ``[n, H, W, in_ch]``.
           t: forward time in (0, 1], a scalar or ``[n]``.
           labels: integers ``[n]`` below ``num_labels``, or ``num_labels`` for any; ``None``: any for all.
           deterministic: ``False`` applies dropout.
           rngs: stream ``dropout``, where dropout is applied.
 
         Returns:
-          float32 (the parameters' dtype) ``[n, image_size, image_size, returned_ch]``: ``out_ch``, or ``in_ch``
+          float32 (the parameters' dtype) ``[n, H, W, returned_ch]``: ``out_ch``, or ``in_ch``
           with ``progressive="output_skip"``.
 
         Raises:

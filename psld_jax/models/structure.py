@@ -7,9 +7,11 @@ a checkpoint's parameter. The networks are built from this list and read their m
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
+from typing import Any
 
-from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.errors import check_choice, is_count, shown
 
 _CHOICES = {
     "nonlinearity": ("swish", "elu", "relu", "lrelu"),
@@ -28,11 +30,11 @@ class NCSNppConfig:
 
     Attributes:
       in_ch, out_ch: channels in and out: of the whole state ``[x, m]`` in phase space.
-      image_size: height and width, in pixels.
+      image_size: height and width, in pixels: one number, or ``(H, W)``.
       nonlinearity: ``swish``, ``elu``, ``relu`` or ``lrelu`` (slope 0.2).
       nf: channels at full resolution are ``nf * ch_mult[0]``; each later entry of ``ch_mult`` halves the resolution.
       ch_mult, num_res_blocks: multipliers, one per resolution; blocks per resolution.
-      attn_resolutions: image sizes that get attention (the middle always has it).
+      attn_resolutions: image sizes, by their shorter side, that get attention (the middle always has it).
       dropout: rate inside the residual blocks.
       resamp_with_conv: whether ``ddpm`` networks resample with a convolution (``biggan`` ones do it in blocks).
       noise_cond: whether the network sees ``t``. If not, the parameters that would use it exist all the same.
@@ -60,7 +62,7 @@ class NCSNppConfig:
 
     in_ch: int = 6
     out_ch: int = 6
-    image_size: int = 32
+    image_size: int | tuple[int, int] = 32
     nonlinearity: str = "swish"
     nf: int = 128
     ch_mult: tuple[int, ...] = (2, 2, 2)
@@ -89,14 +91,16 @@ class NCSNppConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, allowed in _CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
-        for name in ("in_ch", "out_ch", "image_size", "num_res_blocks"):
+        # A square is one number, so that configurations of the same network are equal.
+        object.__setattr__(self, "image_size", image_size(self.image_size))
+        for name in ("in_ch", "out_ch", "num_res_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be an integer >= 1")
         if self.nf < 4:
             raise ValueError(f"nf={self.nf} must be an integer >= 4: group norm takes at least four channels a group")
         if not self.ch_mult or min(self.ch_mult) < 1:
             raise ValueError(f"ch_mult={self.ch_mult} must hold integers >= 1, one per resolution")
-        if self.image_size % 2 ** (self.levels - 1):
+        if any(side % 2 ** (self.levels - 1) for side in self.shape):
             raise ValueError(
                 f"image_size={self.image_size} must be divisible by {2 ** (self.levels - 1)} to be halved "
                 f"{self.levels - 1} times; pad the images or shorten ch_mult={self.ch_mult}"
@@ -136,9 +140,37 @@ class NCSNppConfig:
         """The filter of plain resampling: without FIR, a box, that is nearest neighbours up and means down."""
         return self.fir_kernel if self.fir else (1, 1)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        return image_shape(self.image_size)
+
     def size(self, level: int) -> int:
-        """Height and width at a level, in pixels; level 0 is full resolution."""
-        return self.image_size // 2**level
+        """The shorter of height and width at a level, in pixels; level 0 is full resolution."""
+        return min(self.shape) // 2**level
+
+    def area(self, level: int) -> int:
+        """Pixels at a level."""
+        return math.prod(side // 2**level for side in self.shape)
+
+
+def image_size(value: Any) -> int | tuple[int, int]:
+    """One number for a square, else ``(H, W)``, of what a configuration says.
+
+    Raises:
+      ValueError: for anything else than one or two whole numbers of at least 1.
+    """
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(sides) not in (1, 2) or not all(is_count(side) for side in sides):
+        raise ValueError(f"image_size={shown(value)} must be an integer >= 1, or two of them: (H, W)")
+    height, width = int(sides[0]), int(sides[-1])
+    return height if height == width else (height, width)
+
+
+def image_shape(value: Any) -> tuple[int, int]:
+    """Height and width; ``ValueError`` as :func:`image_size` does."""
+    size = image_size(value)
+    return (size, size) if isinstance(size, int) else size
 
 
 def groups(channels: int) -> int:
@@ -264,7 +296,7 @@ def _modules(c: NCSNppConfig, n_classes: int | None) -> Iterator[tuple[str, str,
     yield attention("mid_attn", ch)
     yield block("mid_block_1", ch, ch)
     if n_classes is not None:
-        yield layer("classifier", "linear", ch * c.size(c.levels - 1) ** 2, n_classes)
+        yield layer("classifier", "linear", ch * c.area(c.levels - 1), n_classes)
         return
 
     # Way up.

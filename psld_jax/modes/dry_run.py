@@ -14,6 +14,7 @@ from psld_jax import build
 from psld_jax._runtime.distributed import Devices
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.evaluation import evaluate
+from psld_jax.models.structure import image_shape
 from psld_jax.modes._common import prepared, sampled_model
 from psld_jax.sampling.sampler import Sampler
 from psld_jax.training import losses, train
@@ -75,12 +76,12 @@ def training_program(config: Any, channels: int) -> tuple[Any, tuple[Any, ...]]:
     """A training step of ``config``, jitted, and what it takes, as shapes: images ``[batch_size, H, W, channels]``."""
     c, devices = config.train, Devices(config.train.split_state)
     loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
-    net, h = build.abstract_network(config), config.model.image_size
+    net, shape = build.abstract_network(config), image_shape(config.model.image_size)
     state = jax.eval_shape(lambda: create_state(build.initial_network(config), transformation, c.ema_decay > 0))
     shardings = devices.state_shardings(state)
     state = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, shardings)
     coefficients = loss.coefficients(losses.draw_times(0, 0, c.batch_size, c.t_min, c.time_sampling)).cast(np.float32)
-    images = np.zeros((c.batch_size, h, h, channels), np.float32)
+    images = np.zeros((c.batch_size, *shape, channels), np.float32)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices.split),
         (images, np.zeros(c.batch_size, np.int32), coefficients),
