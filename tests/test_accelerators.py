@@ -33,10 +33,6 @@ def test_sampling_a_network(digits_model):
     lower(lambda *inputs: run_rows(eps_fn, *inputs, None, None), *padded(table, jnp.float32), z, keys)
 
 
-def test_sampling_by_an_adaptive_solver(digits_model):
-    lower(prepare(digits_model, "rk45").work, *prepare(digits_model, "rk45").arguments(2))
-
-
 def test_a_training_step():
     with jax.enable_x64(False):
         step, arguments = training_program(train_support.config(SMALL), 1)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from models_support import run as run_network
+from seeds import generator
 
 from benchmarks import __main__ as suite
 from benchmarks import compare, measure, networks, report
@@ -145,7 +146,7 @@ def test_networks_of_edm_in_pytorch_are_those_of_flax(name, architecture):
     config = networks.load_config(name, small=True)
     options = {"model.edm.architecture": architecture, "model.edm.channels_per_head": 8}
     net = networks.random_network(networks.build.override(config, options))
-    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3), np.float32)
+    x = generator("test_networks_of_edm_in_pytorch_are_those_of_flax").standard_normal((2, 16, 16, 3), np.float32)
     sigma = np.array([0.02, 9.0], np.float32)
     with torch.inference_mode():
         result = from_flax(net).eval()(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(sigma))

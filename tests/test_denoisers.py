@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from seeds import generator
 
 import psld_jax as pj
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "paths.npz")
-DATA = np.random.default_rng(0).uniform(-1, 1, (20, 2, 2, 1))
+DATA = generator("test_denoisers").uniform(-1, 1, (20, 2, 2, 1))
 EDM = pj.sde.EDM()
 
 

@@ -13,6 +13,7 @@ import pytest
 from psld_jax.convert import convert
 from psld_jax.convert import edm as origin
 from psld_jax.convert.origins import Asked
+from seeds import generator
 
 import psld_jax as pj
 from psld_jax.checkpoints.directory import flatten
@@ -22,7 +23,7 @@ from psld_jax.checkpoints.persistent import is_persistent, read_persistent
 @pytest.fixture(scope="module")
 def values():
     """The arrays of a tiny network, in the original's names and layout."""
-    return edm_files.arrays(edm_files.TINY, np.random.default_rng(0))
+    return edm_files.arrays(edm_files.TINY, generator("values"))
 
 
 def read(path):

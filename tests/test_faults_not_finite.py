@@ -39,6 +39,7 @@ EXITS = {
     "log_likelihood": lambda m, x: pj.log_likelihood(m, x, draws=1, rtol=1e-2, atol=1e-2, max_steps=64),
     "encode": lambda m, x: pj.encode(m, x, rtol=1e-2, atol=1e-2),
     "decode": lambda m, x: pj.decode(m, m.sde.state(x, x), rtol=1e-2, atol=1e-2),
+    "gits_grid": lambda m, x: pj.gits_grid(m, 3, n=2),
     "tune": lambda m, x: pj.tune(m, [4], ["ddim"], num_samples=8, candidates=1, gradient_steps=0, target=x),
 }
 #: Public functions that take a model, and return no numbers of it.

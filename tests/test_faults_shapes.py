@@ -9,6 +9,7 @@ from flax import nnx
 from PIL import Image
 from psld_jax.convert import configs, structure
 from rich.console import Console
+from seeds import generator
 
 import psld_jax as pj
 from psld_jax import build, modes
@@ -162,7 +163,7 @@ def test_the_converter_takes_what_a_file_tells_and_asks_for_the_rest(n_classes, 
 def trained(tmp_path_factory):
     """A network that was trained for two steps on images of 8 x 12, and the configuration that samples from it."""
     place = tmp_path_factory.mktemp("wide")
-    np.save(place / "images.npy", np.random.default_rng(0).integers(0, 256, (40, *SHAPE, 1), np.uint8))
+    np.save(place / "images.npy", generator("trained").integers(0, 256, (40, *SHAPE, 1), np.uint8))
     config = build.override(build.load_config("default"), {**RUN, "data.path": str(place / "images.npy")})
     with jax.enable_x64(False):
         modes.run("train", config, place / "run", Console(quiet=True))

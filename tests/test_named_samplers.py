@@ -3,12 +3,13 @@
 import numpy as np
 import published
 import pytest
+from seeds import generator
 
 import psld_jax as pj
 
 STEPS, SHAPE, BANDWIDTH = 7, (3, 2, 2, 1), 0.1
 VP = pj.sde.VPSDE()
-DATA = np.random.default_rng(20).uniform(-1, 1, (5, *SHAPE[1:]))
+DATA = generator("test_named_samplers").uniform(-1, 1, (5, *SHAPE[1:]))
 DENOISE = published.Mixture(DATA, BANDWIDTH)
 
 

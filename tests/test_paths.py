@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from seeds import generator
 
 import psld_jax as pj
 
@@ -26,7 +27,7 @@ PATHS = [
     ONE_AT_A_TIME,
 ]
 NO_SIGNAL = [sde for sde in PATHS if not sde.has_signal(1.0)]
-DATA = np.random.default_rng(0).uniform(-1, 1, (20, 2, 2, 1))
+DATA = generator("test_paths").uniform(-1, 1, (20, 2, 2, 1))
 
 
 def number(matrix):
@@ -203,7 +204,7 @@ def test_one_diffusion_in_other_units_gives_the_same_samples():
     """The same family on the same noise levels under VP, VE, EDM and flow: x_0 is equal to 1e-8."""
     levels = np.geomspace(20.0, 0.05, 7)
     ends = {}
-    noise = np.random.default_rng(1).standard_normal((3, 2, 2, 1))
+    noise = generator("test_one_diffusion_in_other_units_gives_the_same_samples").standard_normal((3, 2, 2, 1))
     for sde in (pj.sde.EDM(), pj.sde.VESDE(), pj.sde.VPSDE(), pj.sde.Flow(), pj.sde.Discrete()):
         score = pj.scores.mixture(DATA, 0.2, sde)
         grid = pj.grids.from_sigmas(sde, levels)
@@ -217,7 +218,11 @@ def test_one_diffusion_in_other_units_gives_the_same_samples():
         ):
             integrator = pj.integrators.get(name, **options)
             table = pj.tabulate(integrator, sde, grid, denoise="exponential")
-            draws = jnp.asarray(np.random.default_rng(2).standard_normal((table.num_draws, *noise.shape)))
+            draws = jnp.asarray(
+                generator("test_one_diffusion_in_other_units_gives_the_same_samples").standard_normal(
+                    (table.num_draws, *noise.shape)
+                )
+            )
             out = np.asarray(pj.sample(score, table, z, noise=(draws,))[0])
             ends.setdefault((name, str(options)), []).append(out)
     for case, (first, *others) in ends.items():

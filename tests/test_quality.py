@@ -195,7 +195,7 @@ SKEW = SIGMA + np.diag([0.1] * 3, 1)
         ({"mu": MU + np.inf, "sigma": SIGMA}, "mu holds NaN or infinite"),
         ({"mu": MU, "sigma": SKEW}, r"sigma is not symmetric: entries differ by up to 0\.1"),
         ({"mu": MU, "sigma": SIGMA.astype(complex)}, "sigma holds complex128"),
-        ({"mu": MU.astype(object), "sigma": SIGMA}, "allow_pickle"),
+        ({"mu": MU.astype(object), "sigma": SIGMA}, "Python objects"),
     ],
 )
 def test_bad_statistics_files(tmp_path, arrays, message):

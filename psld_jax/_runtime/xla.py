@@ -45,6 +45,20 @@ MAX_PROGRAMS = 4
 class _Kept(OrderedDict[Any, Any]):
     """The programs of one function by the structure of its arguments, the least recently used first."""
 
+    def give_back_the_oldest(self) -> None:
+        oldest = next(iter(self.values()))
+        try:
+            self.popitem(last=False)
+        except KeyError:  # a part of the key has changed since, and its hash with it: a callable that is not frozen
+            self.give_back()
+        oldest.clear_cache()
+
+    def give_back(self) -> None:
+        programs = list(self.values())
+        self.clear()
+        for program in programs:
+            program.clear_cache()
+
 
 _ALL_KEPT: weakref.WeakValueDictionary[int, _Kept] = weakref.WeakValueDictionary()
 
@@ -65,7 +79,7 @@ def jit(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
             # A function of its own, since JAX keeps what it has traced by the function.
             kept[key] = jax.jit(functools.wraps(fn)(functools.partial(fn)), compiler_options=options(), **kwargs)
             while len(kept) > MAX_PROGRAMS:
-                kept.popitem(last=False)[1].clear_cache()
+                kept.give_back_the_oldest()
         kept.move_to_end(key)
         return kept[key]
 
@@ -85,8 +99,7 @@ def jit(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
 def clear_programs() -> None:
     """Give back every compiled program of this package that is kept; what is called next compiles again."""
     for kept in list(_ALL_KEPT.values()):
-        while kept:
-            kept.popitem()[1].clear_cache()
+        kept.give_back()
 
 
 def materialise(x: Array) -> Array:

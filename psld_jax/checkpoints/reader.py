@@ -21,8 +21,7 @@ from psld_jax.checkpoints.archive import Entry, check_crc, list_entries
 from psld_jax.checkpoints.pickle_names import ITEM_SIZES, Opaque, TensorRef, clip
 from psld_jax.checkpoints.pickle_vm import MAX_BYTES, unpickle
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LEGACY_PROTOCOL = 1001
+_LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 #: Tensors may share storages, but their bytes together are at most so many times the file's.
 MAX_SHARING = 8
 _MAX_NAME = 500

@@ -178,7 +178,13 @@ def ode_problem(
     step_control: str = "sample",
     max_steps: int = MAX_STEPS,
 ) -> OdeProblem:
-    """The solve from time ``start`` to ``end``, in either direction; arguments as for :func:`sample_ode`."""
+    """The solve from time ``start`` to ``end``, in either direction; arguments as for :func:`sample_ode`.
+
+    Raises:
+      ValueError: for times outside of [1e-9, 1].
+    """
+    if not MIN_TIME <= min(start, end) < max(start, end) <= 1:
+        raise ValueError(f"t_end={min(start, end):g} must lie in [{MIN_TIME:g}, 1)")
     last = last_stage(sde, end, denoise or True)
     final = to_device(np.stack([last.A, last.B[0]]), dtype) if denoise else None
     times = to_device(np.array([start, end, rtol, atol]), dtype)

@@ -193,4 +193,5 @@ def _num_labels(net: Any) -> int:
     """Classes that a network is told; 0 for a classifier."""
     if isinstance(net, NCSNppClassifier):
         return 0
-    return net.config.num_labels if isinstance(net, NCSNpp) else net.config.n_classes
+    config = getattr(net, "config", None)  # a network of one's own need not have one
+    return getattr(config, "num_labels" if isinstance(net, NCSNpp) else "n_classes", 0)

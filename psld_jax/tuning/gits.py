@@ -9,6 +9,7 @@ import numpy as np
 
 from psld_jax import integrators
 from psld_jax._runtime import random, xla
+from psld_jax._runtime.checks import check_finite
 from psld_jax._runtime.errors import check_counts
 from psld_jax.build import Model
 from psld_jax.integrators._noise_frame import data_step
@@ -46,6 +47,7 @@ def step_errors(model: Model, times: Array, n: int = 64, seed: int = 0) -> np.nd
     z_T = sde.prior_sample(keys, (n, *model.image_shape))
     path = sample(model.eps_fn, tabulate(_TEACHER, sde, times, denoise=False), z_T, return_trajectory=True)
     path = [np.asarray(leaf, np.float64) for leaf in path]
+    check_finite("the fine solution", [np.moveaxis(leaf, 0, 1) for leaf in path], n, "Look at the weights and t_end")
     prediction, costs = make_prediction(sde, "data"), np.full((len(times),) * 2, np.inf)
     for i, t in enumerate(times[:-1]):
         z = sde.state(*(leaf[i].astype(np.float32) for leaf in path))
