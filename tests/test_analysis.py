@@ -77,6 +77,7 @@ def test_stability_of_ddim_is_the_theorem_s_matrix():
     np.testing.assert_allclose(radius, [expected], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_stability_tends_to_one_and_tells_good_steps_from_bad():
     data = closed_forms.GaussianData(pj.sde.PSLD(), mean=0.0, variance=0.3)
     euler = pj.integrators.get("euler")
@@ -87,6 +88,7 @@ def test_stability_tends_to_one_and_tells_good_steps_from_bad():
     assert coarse.min() > 1.5
 
 
+@pytest.mark.slow
 def test_the_estimated_jacobian_is_the_mean_diagonal(rng, key):
     data = rng.uniform(-1, 1, (20, 2, 3, 1))
     eps_fn, t = pj.scores.mixture(data, 0.1, SDE), 0.4

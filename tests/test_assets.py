@@ -17,6 +17,7 @@ def test_a_network_is_small_and_tells_nothing_of_where_it_was_made(name, megabyt
     assert not any(b"/home/" in path.read_bytes() or b"/work/" in path.read_bytes() for path in files)
 
 
+@pytest.mark.slow
 def test_ten_evaluations_draw_digits_that_the_classifier_knows(key):
     with jax.enable_x64(False):
         model, classifier = pj.load("mnist"), pj.load("mnist_clf")
@@ -45,6 +46,7 @@ def test_the_samplers_that_ship_were_tuned_for_their_model_and_keep_the_budget(n
         assert pj.load(name, {"sde.beta_min": 7.0, "sde.beta_max": 7.0}).tuned == ()
 
 
+@pytest.mark.slow
 def test_samples_are_near_the_statistics_of_mnist_and_noise_is_not(rng):
     """As many real images have 5.7, samples 8.5 (docs/results.md), with 256 of each; fewer have more."""
     law = pj.metrics.read_statistics(assets.statistics("mnist"), 64)

@@ -103,6 +103,7 @@ def test_evaluate_compares_by_many_samples(tmp_path):
     assert "[14.19] |" in (tmp_path / "evaluation.md").read_text()
 
 
+@pytest.mark.slow
 def test_conditions_from_the_command_line(tmp_path):
     """Known halves and a measurement, with pictures of what is seen, the samples and the truth."""
     small = {"sampling.num_samples": 9, "sampler.nfe": 8}
@@ -176,6 +177,7 @@ def test_every_package_is_installed():
     assert listed == found | {"psld_jax.configs", "psld_jax.convert"}
 
 
+@pytest.mark.slow
 def test_likelihood_and_interpolation(tmp_path):
     few = {"likelihood.num_images": 6, "likelihood.draws": 2, "likelihood.batch_size": 4, "likelihood.rtol": 1e-3}
     report = run("likelihood", tmp_path, **few)["likelihood"]

@@ -53,6 +53,7 @@ def test_resampling_stays_in_the_budget(digits_model, known):
         prepare(digits_model, "ancestral", **{**options, "nfe": 4})
 
 
+@pytest.mark.slow
 def test_super_resolution_of_digits_agrees_with_the_measurement(digits_model):
     """Exact score, means over 2 x 2: a mixture is not the Gaussian that is assumed, and a trajectory may end at a digit
     that agrees less well than another; so half of the error without guidance. DPS does not know that means have a
@@ -71,6 +72,7 @@ def test_super_resolution_of_digits_agrees_with_the_measurement(digits_model):
     assert errors["pigdm"] < errors["dps"] < 0.8 * error
 
 
+@pytest.mark.slow
 def test_guided_mnist(mnist):
     """Eight samples of other classes, judged by another classifier; 6 by chance is once in 40,000 times."""
     labels = np.arange(8)
@@ -210,6 +212,7 @@ def test_evaluations_of_guidance_are_counted(key, digits_model, interval):
     assert sampler.nfe >= 18
 
 
+@pytest.mark.slow
 def test_training_tells_labels(key, labelled):
     """With dropout 0.999 the embedding of "any" learns, with 0 those of the labels; the held-out loss sees labels."""
     *_, net = labelled

@@ -263,6 +263,7 @@ def test_splitting_evaluates_where_it_says(name, taus):
     assert [stage.tau for stage in stages if stage.tau is not None] == [{"t": 0.5, "s": 0.4}[c] for c in taus]
 
 
+@pytest.mark.slow
 def test_mixture_law_makes_reduced_schemes_beat_their_naive_twins(digits_model):
     """25 evaluations, uniform grid, 512 samples: Frechet distance at most a quarter."""
     import jax

@@ -124,6 +124,7 @@ def networks(draw):
 SOME = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @given(networks())
 @SOME
 def test_shapes_tell_the_structure_of_any_network(network):

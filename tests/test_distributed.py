@@ -103,6 +103,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, c
     assert max(support.losses(tmp_path)) == saved
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_images_that_one_writes(tmp_path, cache, digits_model):
     options = {"sampling.save": "png", "sampling.num_samples": 64, "sampling.batch_size": 10, "sampler.nfe": 6}
     printed = finish(processes(cache, tmp_path, "sample", options, "digits"))

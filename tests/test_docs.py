@@ -60,6 +60,7 @@ def registries_as_they_were():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in GUIDE if blocks(path, "python")], ids=page_id)
 def test_every_python_block_runs(path):
     names = {}

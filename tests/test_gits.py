@@ -34,6 +34,7 @@ def test_candidates_go_from_noise_to_the_end_of_the_path(name):
     assert np.ptp(np.diff(sde.sigma(times[1:-1]) ** (1 / 7))) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_chosen_is_better():
     """Five steps of Euler in sigma on the digits, EDM's path, against the grid of Karras et al."""
     model = pj.load("digits", {"sde.name": "edm", "data.num_points": 100, "model.bandwidth": 0.2})

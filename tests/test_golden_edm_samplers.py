@@ -83,6 +83,7 @@ def levels_of(sde, t):
     return 1.0, sde.sigma_max * t
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, id="-".join(c), marks=[] if c[1] == "churn" else pytest.mark.slow) for c in CASES],

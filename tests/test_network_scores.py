@@ -107,6 +107,7 @@ def test_other_weights_run_the_same_program():
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(pj.scores.network(tiny_network(), sde)))
 
 
+@pytest.mark.slow
 def test_tiles_change_nothing_and_make_samples_independent_of_their_batch():
     sde, net = pj.sde.PSLD(), tiny_network()
     z = state(sde, n=11)
@@ -266,6 +267,7 @@ def test_load_opens_classifiers(converted):
     np.testing.assert_allclose(call(model.logits_fn, one, jnp.float32(data["t"][0])), data["logits"][:1], atol=3e-4)
 
 
+@pytest.mark.slow
 def test_samples_from_a_converted_checkpoint_by_its_mode_and_in_python(converted, tmp_path):
     options = {"sampler.name": "ROBA", "sampler.nfe": 6, "sampling.num_samples": 3}
     config = build.override(build.load_config("saved"), options | {"model.checkpoint": str(converted / "psld")})

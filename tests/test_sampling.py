@@ -37,6 +37,7 @@ def test_images_do_not_depend_on_the_batch(sampler, digits_model, tmp_path):
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "a" / "000017.png")), images[17, ..., 0])
 
 
+@pytest.mark.slow
 def test_parts_of_a_thousand(sampler, tmp_path):
     sampling.write_samples(sampler, tmp_path / "npz", 1040, batch_size=300, form="npz", levels="round")
     sampling.write_samples(sampler, tmp_path / "again", 1040, batch_size=512, form="npz", levels="round")

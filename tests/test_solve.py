@@ -35,6 +35,7 @@ def is_shape(node):
     return isinstance(node, tuple)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)  # each is a program or two
 @given(
     case=st.sampled_from(sorted(TABLES)),
@@ -162,6 +163,7 @@ def test_adaptive_nfe_is_the_number_of_calls(key, solver, denoise):
     assert len(calls) == nfe[0]
 
 
+@pytest.mark.slow
 def test_step_control_by_sample_is_independent_of_the_batch(key):
     z = PSLD.prior_sample(key, (4, 6), jnp.float64)
     z = jax.tree.map(lambda leaf: leaf * jnp.asarray([1.0, 1.0, 30.0, 1.0])[:, None], z)

@@ -261,6 +261,7 @@ def of_sum_and_difference(halves, z, t):
     return pj.blocks.like(z, (root * jnp.concatenate([a + b, a - b], axis=1) for a, b in zip(*outs, strict=True)))
 
 
+@pytest.mark.slow
 def test_resampling_makes_what_is_found_agree_with_what_is_known(key):
     """Given one of two correlated pixels the other has mean 0.9 x; plain replacement falls short, jumps mend it.
 

@@ -122,6 +122,7 @@ def test_a_run_can_be_opened_and_has_the_average_or_the_online_weights(key, fini
         pj.load(workdir, {"model.weights": "both"})
 
 
+@pytest.mark.slow
 def test_a_run_can_be_sampled_in_python_and_by_the_configuration_for_saved_models(finished, tmp_path, caplog):
     options = {"model.checkpoint": str(finished[0]), "sampler.nfe": 5, "sampling.num_samples": 4}
     with jax.enable_x64(False):
@@ -151,6 +152,7 @@ def test_a_classifier_trains_and_reports_its_accuracy(tmp_path):
         pj.load(tmp_path, {"model.weights": "ema"})
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
     """With dropout and flips of the order of images in the middle of an epoch: all of it follows from the step."""
     recorded, record = [], training.Monitor.record

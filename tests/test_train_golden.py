@@ -179,6 +179,7 @@ def test_the_average_after_the_last_step(prefix):
         np.testing.assert_allclose(ours[parameter.path], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_fourier_frequencies_are_not_trained():
     states, _ = trained("a__")
     path = ("layers", "fourier", "frequencies")

@@ -47,6 +47,7 @@ def test_the_score_is_the_error_to_the_ode_and_the_distance_to_the_target(model,
     np.testing.assert_allclose(score.loss, score.rmse**2 * (score.distance - score.floor), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_without_a_target_the_fine_solution_from_other_noise_is_one(model, monkeypatch):
     monkeypatch.setattr(evaluate, "_NUM_TARGET", 64)
     evaluator = Evaluator(model, batch_size=32)
@@ -138,6 +139,7 @@ def test_the_space_holds_what_a_sampler_has_and_nothing_invalid():
 OPTIONS = {"num_samples": 16, "candidates": 3, "gradient_steps": 2}
 
 
+@pytest.mark.slow
 def test_tuning_chooses_and_a_killed_one_goes_on(model, target, tmp_path, monkeypatch):
     log, samplers = tmp_path / "log.jsonl", ("ancestral", "predictor_corrector")
     rows = []
@@ -211,6 +213,7 @@ def x0_error(model, images, t, kind):
     return float(jnp.sqrt(jnp.mean((x0 - images) ** 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(0.1, 0.1), (0.02, 0.4), (0.4, 0.02)], ids=str)
 def test_fitted_weights_beat_the_fixed_ones(model, size):
     noisy = dataclasses.replace(model, eps_fn=Noisy(model.eps_fn, size))

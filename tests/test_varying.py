@@ -63,6 +63,7 @@ def test_third_order_is_its_matrix_exponential_and_keeps_its_law():
 K3 = [name for name in pj.integrators.available() if pj.integrators.get(name).applies_to(pj.sde.ThirdOrder())]
 
 
+@pytest.mark.slow
 def test_three_blocks_on_the_digits():
     """Every integrator that is no splitting draws digits: their law is nearer than the prior's to that of the data."""
     model = pj.load("digits", {"sde.name": "third_order_langevin", "data.num_points": 100})

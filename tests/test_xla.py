@@ -36,6 +36,7 @@ def test_what_is_materialised_is_computed_once_in_gradients_as_well():
     assert growth(xla.materialise) < 4.5 < growth(jax.lax.optimization_barrier)
 
 
+@pytest.mark.slow
 def test_materialising_changes_no_value_and_no_derivative(key):
     biases, v = (jax.random.normal(jax.random.fold_in(key, k), (3, 32), jnp.float64) for k in range(2))
     plain, apart = (functools.partial(chain, between=between) for between in (lambda x: x, xla.materialise))
@@ -94,6 +95,7 @@ def test_jit_takes_its_options_where_it_is_outermost_and_works_inside_of_all_oth
     np.testing.assert_array_equal(jax.lax.scan(lambda c, _: (twice(c, n=2), None), x, None, length=2)[0], [0, 4, 8])
 
 
+@pytest.mark.slow
 def test_the_derivative_that_group_norm_states_is_the_one_of_its_formula(key):
     x, v, w = (jax.random.normal(jax.random.fold_in(key, k), (2, 3, 5, 16), jnp.float64) for k in range(3))
     scale, bias = (1 + 0.3 * jax.random.normal(jax.random.fold_in(key, k), (16,), jnp.float64) for k in range(3, 5))
