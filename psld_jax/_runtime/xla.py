@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -42,21 +41,29 @@ def options() -> dict[str, str]:
 MAX_PROGRAMS = 4
 
 
-class _Kept(OrderedDict[Any, Any]):
-    """The programs of one function by the structure of its arguments, the least recently used first."""
+class _Kept:
+    """The programs of one function by the structure of its arguments, at most :data:`MAX_PROGRAMS`."""
 
-    def give_back_the_oldest(self) -> None:
-        oldest = next(iter(self.values()))
-        try:
-            self.popitem(last=False)
-        except KeyError:  # a part of the key has changed since, and its hash with it: a callable that is not frozen
-            self.give_back()
-        oldest.clear_cache()
+    def __init__(self, make: Callable[[], Any]):
+        self._make = make
+        self._programs: dict[Any, Any] = {}  # the least recently used first
+
+    def __call__(self, key: Any) -> Any:
+        """The program of that structure, which is made if it is not kept."""
+        program = self._programs.pop(key, None) or self._make()
+        self._programs[key] = program
+        while len(self._programs) > MAX_PROGRAMS:
+            oldest = next(iter(self._programs))
+            if oldest not in self._programs:  # a callable in it, that is not frozen, has another hash than it had
+                self.give_back()
+                return self(key)
+            self._programs.pop(oldest).clear_cache()
+        return program
 
     def give_back(self) -> None:
-        programs = list(self.values())
-        self.clear()
-        for program in programs:
+        """Give back all of them."""
+        programs, self._programs = self._programs, {}
+        for program in programs.values():
             program.clear_cache()
 
 
@@ -71,17 +78,11 @@ def jit(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
     that was a part of an argument with them. :func:`clear_programs` gives all of them back.
     """
     inner = jax.jit(fn, **kwargs)
-    kept = _Kept()
+    # A function of its own each time, since JAX keeps what it has traced by the function.
+    kept = _Kept(
+        lambda: jax.jit(functools.wraps(fn)(functools.partial(fn)), compiler_options=options(), **kwargs),
+    )
     _ALL_KEPT[id(kept)] = kept
-
-    def outermost(key: Any) -> Callable[..., Any]:
-        if key not in kept:
-            # A function of its own, since JAX keeps what it has traced by the function.
-            kept[key] = jax.jit(functools.wraps(fn)(functools.partial(fn)), compiler_options=options(), **kwargs)
-            while len(kept) > MAX_PROGRAMS:
-                kept.give_back_the_oldest()
-        kept.move_to_end(key)
-        return kept[key]
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -90,10 +91,16 @@ def jit(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
         traced = any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.add(0, 0)])
         if traced:
             return inner(*args, **kwargs)
-        shapes = tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf for leaf in leaves)
-        return outermost((structure, shapes, jax.config.read("jax_enable_x64")))(*args, **kwargs)
+        return kept((structure, tuple(map(_kind, leaves)), jax.config.read("jax_enable_x64")))(*args, **kwargs)
 
     return call
+
+
+def _kind(leaf: Any) -> Any:
+    """What of an argument makes a program another one."""
+    if isinstance(leaf, (bool, int, float, complex)):
+        return type(leaf)
+    return (leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
 
 
 def clear_programs() -> None:
