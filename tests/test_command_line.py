@@ -140,6 +140,7 @@ def test_the_list_needs_no_configuration_and_a_run_says_that_it_does():
     assert without.returncode == 1 and "--config and --workdir must be given" in without.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_the_cost_and_leaves_nothing(tmp_path, monkeypatch):
     """Evaluations, and the memory of the compiled programs, which grows with the batch."""
     monkeypatch.chdir(tmp_path)
@@ -287,6 +288,7 @@ def test_unknown_fields_and_wrong_types_are_named_in_python_too():
         pj.integrators.get("lambda_ddim_ii", lam=float("nan"))
 
 
+@pytest.mark.slow
 def test_generate_is_deterministic_clipped_and_keeps_its_promises(digits_model):
     with jax.enable_x64(False):
         images = pj.generate(digits_model, sampler="reduced_oba", nfe=50, n=6, seed=0, lam_s=0.5)

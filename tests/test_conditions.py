@@ -152,6 +152,7 @@ def labelled():
     return scores.network(net, sde), sde, net
 
 
+@pytest.mark.slow
 def test_labels_reach_the_network(key, labelled):
     eps_fn, sde, net = labelled
     z = sde.prior_sample(key, (6, 8, 8, 1))
@@ -199,6 +200,7 @@ class Counting:
         return jax.tree.map(lambda leaf: 0.1 * leaf, z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.7), (0.95, 1.0)])
 def test_evaluations_of_guidance_are_counted(key, digits_model, interval):
     """The stated NFE is the number of calls, and stays in the budget."""

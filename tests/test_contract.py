@@ -78,6 +78,7 @@ def test_reported_nfe_is_the_number_of_calls(key, name, sde, denoise):
     np.testing.assert_allclose(sorted(CALLS), sorted(table.tau), rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_integrator
 @pytest.mark.parametrize("denoise", [True, False])
 def test_a_budget_is_used_but_never_exceeded(name, denoise):
@@ -144,6 +145,7 @@ def test_keys_are_the_noise_of_the_key_schedule(key, name, sde):
     np.testing.assert_allclose(np.stack(keyed), np.stack(recorded), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @every_integrator
 def test_sample_i_is_the_same_bits_whatever_the_batch_split(name, few_digits):
     with jax.enable_x64(False):
@@ -153,6 +155,7 @@ def test_sample_i_is_the_same_bits_whatever_the_batch_split(name, few_digits):
             np.testing.assert_array_equal(parts, whole)
 
 
+@pytest.mark.slow
 @every_integrator
 def test_float32_sampling_agrees_with_float64_at_100_nfe(rng, key, name, few_digits):
     sde, integrator = few_digits.sde, pj.integrators.get(name)

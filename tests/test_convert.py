@@ -75,6 +75,7 @@ def options_for(name):
 # Structure.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_golden_file_is_understood_and_used_up(name):
     options = described(name)
@@ -362,6 +363,7 @@ def test_score_network_end_to_end(tmp_path, capsys):
         read_converted(out, "emma")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["", "_cuda_tags"])
 def test_classifier_end_to_end(tmp_path, tag):
     source = GOLDEN / f"lightning_clf_tiny{tag}.ckpt"
@@ -470,6 +472,7 @@ def test_other_things_are_never_overwritten(tmp_path):
     assert (tmp_path / "out" / "thesis.tex").exists() and (tmp_path / "file").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError, MemoryError, OSError])
 @pytest.mark.parametrize("moment", ["start", "middle", "description", "rename"])
 @pytest.mark.parametrize("existing", [False, True])

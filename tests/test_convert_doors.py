@@ -105,6 +105,7 @@ def test_the_time_of_a_level_is_told_as_that_level(steps):
     np.testing.assert_allclose(between, index[1:] - 0.5, atol=1e-3)  # float32 of numbers up to 4000
 
 
+@pytest.mark.slow
 def test_a_class_is_given_to_a_network_that_has_none_for_any(converted):
     model = pj.load(converted)
     with pytest.raises(ValueError, match="none for 'any'"):

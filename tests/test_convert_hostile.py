@@ -307,6 +307,7 @@ def bombs():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", bombs())
 def test_bombs(tmp_path, kind):
     bomb = bombs()[kind]

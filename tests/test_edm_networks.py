@@ -83,6 +83,7 @@ def test_the_filtered_convolution_reaches_over_the_border(rng):
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, rtol=0, atol=1e-6)  # float32 sums in another order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["song", "dhariwal"])
 def test_training_draws_and_counts_labels(architecture, rng):
     """Dropout and the dropped label change the output; integers, one-hot rows and 'none' are the same labels."""

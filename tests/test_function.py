@@ -40,6 +40,7 @@ CASES = [(VP, "eps"), (VP, "data"), (VP, "score"), (VP, "velocity")]
 CASES += [(pj.sde.PSLD(), name) for name in ("eps", "data", "score")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sde", "predicts"), CASES, ids=lambda case: str(case).split("(")[0])
 def test_every_prediction_gives_the_same_noise(key, sde, predicts):
     eps_fn = pj.scores.function(network(sde, predicts, 1 / 1000), sde, predicts=predicts, times=lambda t: 1000 * t)

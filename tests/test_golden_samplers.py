@@ -87,6 +87,7 @@ def ode_runs():
         yield pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] * (not usual or not small))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "run"), [*ode_runs()])
 def test_adaptive_ode_agrees_with_the_original_within_its_tolerance(name, run):
     arrays, p, opts = LOADED[name][1], run["prefix"], run["sampler_opts"]

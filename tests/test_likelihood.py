@@ -68,6 +68,7 @@ def test_bits_of_uniform_noise(rng):
         pj.dequantize(levels.astype(int))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", SDES)
 def test_encode_then_decode(rng, sde):
     """Back where it was, and the code looks like the prior."""

@@ -49,6 +49,7 @@ def test_bad_input_is_named():
         pj.metrics.frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m", "d"), [(20, 30, 7), (6, 8, 15), (30, 5, 12), (4, 50, 12)])
 def test_the_distance_to_fixed_samples_is_the_distance(rng, n, m, d):
     samples, target = rng.standard_normal((n, d)), 2 + 3 * rng.standard_normal((m, d))

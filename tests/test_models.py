@@ -71,6 +71,7 @@ def test_the_plan_follows_the_original():
     assert [entry.name for entry in models.plan(small(), 10)] == [*(e.name for e in entries[:12]), "classifier"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resblock_type", ["ddpm", "biggan"])
 @pytest.mark.parametrize("fir", [True, False])
 def test_every_combination_of_pyramids_gives_an_image(resblock_type, fir):
@@ -157,6 +158,7 @@ def test_without_noise_conditioning_time_is_ignored():
     np.testing.assert_array_equal(run(network, z, t), run(network, z, t / 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [small, tiny])
 def test_bfloat16_is_close_and_returns_float32(config):
     z, t = batch()

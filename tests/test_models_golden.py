@@ -74,6 +74,7 @@ def test_score_network(name):
         check(output("score_fn.", jnp.float64), nhwc(data["score_fn__out_f64"]), 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifier(name):
     data, config, n_classes, n_params = load(name)

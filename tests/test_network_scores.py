@@ -38,6 +38,7 @@ def call(fn, *arguments):
     return fn(*arguments)
 
 
+@pytest.mark.slow
 def test_blocks_go_in_and_come_out_side_by_side():
     sde, net = pj.sde.PSLD(), tiny_network()
     z = state(sde)
@@ -50,6 +51,7 @@ def test_blocks_go_in_and_come_out_side_by_side():
     assert all(leaf.dtype == jnp.float64 for leaf in double)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sde", "block"),
     [(CLD, 1), (pj.sde.PSLD(gamma=4.0, nu=0.0, decomposition="upper"), 0)],
@@ -177,6 +179,7 @@ def test_integrators_that_freeze_the_score_do_not_care_how_it_is_predicted(key, 
     np.testing.assert_allclose(outs[0], outs[1], rtol=1e-4, atol=1e-4 * np.abs(outs[0]).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "lambda_ddim_ii", "conjugate_velocity_verlet", "conjugate_obab", "heun"])
 def test_preconditioned_conjugate_integrators_converge_too(name):
     sde = pj.sde.PSLD(0.25, 4.25, beta_min=3.0, beta_max=9.0)

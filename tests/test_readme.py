@@ -1,3 +1,5 @@
+import pytest
+
 """The README's Python runs as it stands, and the table of samplers has every one with its cost."""
 
 import re
@@ -12,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 README, SAMPLERS = ((ROOT / name).read_text() for name in ("README.md", "docs/samplers.md"))
 
 
+@pytest.mark.slow
 def test_every_python_block_runs():
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}

@@ -44,6 +44,7 @@ def slope_of_log_density(z, mu, total):
     return jax.scipy.special.logsumexp(exponents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", SDES, ids=lambda s: f"K{s.num_blocks}-{type(s).__name__}-{s.decomposition}")
 @pytest.mark.parametrize("data_block", [8, 1000])
 def test_score_is_the_gradient_of_the_log_density(rng, sde, data_block):

@@ -146,6 +146,7 @@ def test_adaptive_solution_is_the_closed_form(key, solver, sde):
     assert nfe.shape == (5,) and nfe.dtype == jnp.int64
 
 
+@pytest.mark.slow
 @each_solver("denoise", (True, False))
 def test_adaptive_nfe_is_the_number_of_calls(key, solver, denoise):
     calls = []

@@ -176,6 +176,7 @@ def two_gaussians(plain, logits, z, t):
     return jax.tree.map(lambda a, b: weights[:, :1, None, None] * a + weights[:, 1:, None, None] * b, *parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["predictor_corrector", "ancestral", "RVV", "ROBA", "lambda_ddim_ii"])
 @pytest.mark.parametrize("sde", SDES)
 def test_guided_samples_have_the_law_of_the_class(key, sde, sampler):
@@ -200,6 +201,7 @@ def as_it_is(x):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pigdm", "dps"])
 @pytest.mark.parametrize("sde", SDES)
 def test_posterior_of_a_noisy_measurement(key, sde, method):

@@ -97,6 +97,7 @@ def test_the_loss_falls(finished):
     assert last < 0.95 * first
 
 
+@pytest.mark.slow
 def test_old_checkpoints_go_but_for_the_last_two_and_every_sixth(finished):
     assert support.steps(finished[0]) == [6, 10, 12]
 
@@ -136,6 +137,7 @@ def test_a_run_can_be_sampled_in_python_and_by_the_configuration_for_saved_model
     assert not caplog.records  # Orbax warns easily
 
 
+@pytest.mark.slow
 def test_a_classifier_trains_and_reports_its_accuracy(tmp_path):
     options = {"train.steps": 4, "train.eval_every": 4, "train.eval_images": 20, "train.sample_every": 2}
     summary, printed = support.train(tmp_path, CLASSIFIER | options)

@@ -116,6 +116,7 @@ def test_losses_gradient_norms_and_rates(prefix):
     assert metrics[0]["lr"] == 0
 
 
+@pytest.mark.slow
 @cases
 def test_parameters_after_each_step(prefix):
     states, metrics = trained(prefix)

@@ -64,6 +64,7 @@ def test_differences_below_the_noise_do_not_count_and_overflow_loses():
     assert Score(np.nan, 2.0, 1.0).loss == Score(None, np.inf, 1.0).loss == np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "nfe"),
     [

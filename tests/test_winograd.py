@@ -69,6 +69,7 @@ def test_convolution_and_both_gradients_are_those_of_xla(sizes):
     assert_close(all_three(convolve), all_three(plain))
 
 
+@pytest.mark.slow
 @needs_library
 def test_derivatives_of_all_kinds_and_orders():
     x, kernel, _ = arrays(2, 8, 7, 16, 32)

@@ -41,6 +41,9 @@ def step_errors(model: Model, times: Array, n: int = 64, seed: int = 0) -> np.nd
     Entry ``[i, j]``, ``j > i``, is the root mean square over ``n`` samples of what the step from the fine solution at
     ``times[i]``, exact for a constant ``E[x_0 | z]`` (Euler in ``sigma``), misses it by at ``times[j]``, in the
     positions, in units of ``alpha``; infinite for other pairs.
+
+    Raises:
+      NotFinite: if the fine solution is not finite.
     """
     sde, times = model.sde, np.asarray(times, np.float64)
     keys = random.sample_keys(jax.random.key(seed), np.arange(n))
