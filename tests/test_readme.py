@@ -1,11 +1,10 @@
-import pytest
-
 """The README's Python runs as it stands, and the table of samplers has every one with its cost."""
 
 import re
 from pathlib import Path
 
 import jax
+import pytest
 
 import psld_jax as pj
 from psld_jax.sampling.adaptive import SOLVERS
