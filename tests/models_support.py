@@ -8,14 +8,26 @@ import numpy as np
 from flax import nnx
 from seeds import generator
 
-jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+def _known(options):
+    """Those of the options that this XLA knows: they are not promised, and one that is gone is not needed."""
+    known = {}
+    for name, value in options.items():
+        try:
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
+        except jax.errors.JaxRuntimeError:
+            continue
+        known[name] = value
+    return known
+
+
+jit = functools.partial(jax.jit, compiler_options=_known(_QUICK))
 
 
 def fill(network, arrays):
