@@ -62,7 +62,7 @@ class Call:
         (os.system, ("touch {marker}",), "posix.system"),
         (eval, ("open('{marker}', 'w')",), "builtins.eval"),
         (exec, ("open('{marker}', 'w')",), "builtins.exec"),
-        (open, ("{marker}", "w"), "io.open"),
+        (open, ("{marker}", "w"), "_?io.open"),  # with an underscore from Python 3.12 on
         (getattr, ("{marker}", "x"), "builtins.getattr"),
         (np.load, ("{marker}",), "numpy.load"),
     ],
