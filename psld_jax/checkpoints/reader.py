@@ -23,8 +23,7 @@ from psld_jax.checkpoints.pickle_vm import MAX_BYTES, unpickle
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 #: Tensors may share storages, but their bytes together are at most so many times the file's.
-MAX_SHARING = 8
-_MAX_NAME = 500
+MAX_SHARING, _MAX_NAME = 8, 500
 #: Names of state dicts one level down, of the weights and of their averages.
 _ONLINE = ("model_state_dict", "model", "net", "network", "params", "module", "unet")
 _EMA = ("ema", "ema_model", "ema_state_dict", "model_ema", "ema_params")
