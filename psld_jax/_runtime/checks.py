@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.errors import check_images
+
 Array = Any
 
 #: The smallest time for which coefficients are made on the device; grids and solves end no earlier. The splines in time
@@ -54,14 +56,14 @@ def check_array(what: str, values: Array) -> None:
         raise ValueError(f"{what}: {bad} of {values.size} values are not finite (NaN or infinite)")
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: Any, name: str = "seed") -> int:
     """``seed`` as an integer; ``ValueError`` unless it is one from 0 to 2**32 - 1."""
     try:
         number = -1 if isinstance(seed, (bool, np.bool_)) else operator.index(seed)
     except TypeError:
         number = -1
     if not 0 <= number < 2**32:
-        raise ValueError(f"seed={seed!r} must be an integer from 0 to 2**32 - 1")
+        raise ValueError(f"{name}={seed!r} must be an integer from 0 to 2**32 - 1")
     return number
 
 
@@ -95,8 +97,7 @@ def as_pixels(what: str, images: Array, image_shape: tuple[int, ...], *, levels:
         values = np.asarray(images)
     except ValueError:
         raise ValueError(f"{what} must be one array [n, {', '.join(map(str, image_shape))}]") from None
-    if values.ndim == 0 or values.shape[1:] != tuple(image_shape) or not len(values):
-        raise ValueError(f"{what} have shape {values.shape}, expected [n, {', '.join(map(str, image_shape))}]")
+    check_images(what, values, image_shape)
     if values.dtype == np.uint8:
         if not levels:
             raise ValueError(f"{what} are levels 0 to 255; psld_jax.dequantize makes images of them")

@@ -90,5 +90,5 @@ def check_counts(least: int = 1, **counts: Any) -> None:
 
 def check_images(what: str, images: Any, image_shape: tuple[int, ...]) -> None:
     """Raise a ``ValueError`` unless ``images`` are one or more of shape ``(H, W, C)``."""
-    if np.shape(images)[1:] != tuple(image_shape) or not len(images):
+    if np.ndim(images) == 0 or np.shape(images)[1:] != tuple(image_shape) or not len(images):
         raise ValueError(f"{what} have shape {np.shape(images)}, expected [n, {', '.join(map(str, image_shape))}]")

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from psld_jax import build
 from psld_jax._runtime import distributed, xla
+from psld_jax._runtime.checks import check_seed
 from psld_jax._runtime.distributed import Agreement, Devices
 from psld_jax._runtime.errors import is_count
 from psld_jax._runtime.random import sample_keys
@@ -227,8 +228,7 @@ def check(config: Any, devices: Devices) -> None:
     for name in ("warmup", "eval_every", "sample_every", "checkpoint_every", "keep_every", "eval_images"):
         if not is_count(c[name], 0):
             raise ValueError(f"config.train.{name}={c[name]!r} must be an integer >= 0")
-    if not is_count(config.seed, 0) or config.seed >= 2**32:
-        raise ValueError(f"config.seed={config.seed!r} must be an integer from 0 to 2**32 - 1")
+    check_seed(config.seed, "config.seed")
     if not 1e-6 <= c.t_min < 1:
         raise ValueError(f"config.train.t_min={c.t_min} must lie in [1e-6, 1)")
     for name in ("weight_decay", "grad_clip"):
