@@ -6,6 +6,7 @@ are split into batches, over devices or over restarted runs therefore cannot cha
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -33,15 +34,25 @@ def per_sample(key: Array, n: int) -> Array:
     """``key`` itself if it holds one key per sample, else ``sample_keys(key, 0..n-1)``; ``[n]``.
 
     Raises:
-      ValueError: if ``key`` is no random key, or holds another number of keys than ``n``.
+      ValueError: as :func:`check_key`.
     """
+    check_key(key, n)
+    return key if is_batch(key) else sample_keys(key, jnp.arange(n))
+
+
+def check_key(key: Array, n: int) -> None:
+    """Raise a ``ValueError`` if ``key`` is no random key, or holds another number of keys than ``n``."""
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise ValueError(f"key={key!r} is not a random key; make one with jax.random.key(seed)")
-    if not is_batch(key):
-        return sample_keys(key, jnp.arange(n))
-    if len(key) != n:
+    if is_batch(key) and len(key) != n:
         raise ValueError(f"got {len(key)} random keys for a batch of {n}; pass one key, or one per sample")
-    return key
+
+
+@functools.lru_cache(maxsize=16)
+def unused(n: int) -> Array:
+    """``n`` keys for a program that takes keys and draws nothing from them: made once, also while JAX traces."""
+    with jax.ensure_compile_time_eval():
+        return sample_keys(jax.random.key(0), jnp.arange(n))
 
 
 def normal_like(keys: Array, draw: Array, state: Any) -> Any:

@@ -92,9 +92,13 @@ def sample(
         raise ValueError(f"this sampler draws noise {num_draws} times: pass key=... or noise=...")
     if noise is not None and num_draws:
         noise, keys = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), blocks.like(z_T, noise)), None
+    elif num_draws:
+        noise, keys = None, random.per_sample(key, n)
     else:
         # A sampler without draws runs in the program of those that have some, so it has keys too.
-        noise, keys = None, random.per_sample(jax.random.key(0) if key is None else key, n)
+        if key is not None:
+            random.check_key(key, n)
+        noise, keys = None, random.unused(n)
     eps_fn, z_T = blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z_T)
     if remat or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((eps_fn, table, z_T, keys, noise, known))):
         rows = {**to_device(table.rows(), dtype), "end": jnp.asarray(table.ends())}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from psld_jax._runtime.device import to_device
@@ -40,7 +41,7 @@ def history_capacity(needed: int) -> int:
 
 
 def padded(table: Tableau, dtype: Any, smallest: int = MIN_ROWS) -> tuple[dict[str, Array], np.int32]:
-    """The rows of ``table``, filled up, and how many of them there are.
+    """The rows of ``table``, filled up, and how many of them there are; kept with the table until its numbers change.
 
     An inert row leaves the state as it is: ``P = A = I``, all else zero, no draws. The fields of
     :meth:`Tableau.rows` are all there, ``[capacity, ...]``, floating ones in ``dtype``; ``end`` is
@@ -49,6 +50,18 @@ def padded(table: Tableau, dtype: Any, smallest: int = MIN_ROWS) -> tuple[dict[s
     Raises:
       ValueError: for a table with a longer history than the loop keeps.
     """
+    content = [None if values is None else np.asarray(values).tobytes() for values in table.rows().values()]
+    which = np.dtype(dtype), smallest, content, np.asarray(table.last_rows).tobytes()
+    made = table.__dict__.get("_padded")
+    if made is None or made[0] != which:
+        # What is kept must be numbers, also where JAX is tracing.
+        with jax.ensure_compile_time_eval():
+            made = which, to_device(_filled_up(table, smallest), dtype)
+        table.__dict__["_padded"] = made
+    return made[1], np.int32(table.nfe)
+
+
+def _filled_up(table: Tableau, smallest: int) -> dict[str, np.ndarray]:
     size, k = capacity(table.nfe, smallest), table.num_blocks
     identity, zero = np.eye(k), np.zeros((k, k))
     history = history_capacity(table.B.shape[1])
@@ -63,7 +76,7 @@ def padded(table: Tableau, dtype: Any, smallest: int = MIN_ROWS) -> tuple[dict[s
     b = np.zeros((size, history, k, k))
     b[: table.nfe, : table.B.shape[1]] = table.B
     none = np.int32(-1)
-    rows = {
+    return {
         "tau": fill(table.tau, 1.0),
         "P": fill(table.P, identity),
         "Rpre": fill(table.Rpre, zero),
@@ -76,7 +89,6 @@ def padded(table: Tableau, dtype: Any, smallest: int = MIN_ROWS) -> tuple[dict[s
         "post_draw": fill(table.post_draw, none),
         "end": fill(table.ends(), np.int32(0)),
     }
-    return to_device(rows, dtype), np.int32(table.nfe)
 
 
 def padded_known(known: Known | None) -> Known | None:
