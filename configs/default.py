@@ -132,6 +132,7 @@ def get_config() -> ConfigDict:
     config.sampler.sigmas = ()
     config.sampler.timesteps = ()
     config.sampler.tuned = ""  # a samplers.json that --mode tune wrote; empty: the model's own, if it has one
+    config.sampler.solver = ""  # the file of a learned solver, in place of name, grid and nfe
     config.sampler.t_end = (
         0.0  # where the grid ends; 0: where the diffusion needs it to (PSLD 1e-3, EDM at sigma 0.002)
     )
@@ -208,6 +209,18 @@ def get_config() -> ConfigDict:
     config.tune.candidates = 24  # settings in the first round, on a quarter of the samples
     config.tune.gradient_steps = 20  # 0: no refinement by gradient
     config.tune.features = "pixels"  # of the images, for distances: pixels | mnist (of a classifier)
+    # What is learned from the best setting of each budget: none | times (alone) | table (all coefficients of a solver)
+    config.tune.learn = "none"
+    config.tune.learning = ConfigDict()
+    config.tune.learning.num_samples = 512  # noises that it is learned on; as many others select
+    config.tune.learning.batch_size = 64
+    config.tune.learning.jacobian_batches = 0  # batches of them in an iteration; 0: all
+    config.tune.learning.iterations = 40
+    config.tune.learning.free = ("tau", "A", "B")  # coefficients of a row: tau, A, B, P, U, V
+    config.tune.learning.history = 4  # predictions that a row combines, up to 16
+    config.tune.learning.consistent = False  # keep what a step does where the prediction is constant
+    config.tune.learning.error = "pixels"  # of the error to the fine solution: pixels | features
+    config.tune.learning.distance = 0.0  # weight of the Frechet distance beside it
     config.tune.num_targets = 10_000  # images of config.data, if it has a path, that the samples are compared to
 
     config.evaluate = ConfigDict()

@@ -22,7 +22,8 @@ from psld_jax.sampling.adaptive import sample_ode
 from psld_jax.sampling.generate import generate, generate_states
 from psld_jax.sampling.loop import sample
 from psld_jax.sampling.settings import Setting, Tuned
-from psld_jax.tuning import fit_projection, gits_grid, tune
+from psld_jax.sampling.solver import Solver, load_solver
+from psld_jax.tuning import fit_projection, gits_grid, learn, tune
 
 __all__ = [
     "Classifier",
@@ -30,6 +31,7 @@ __all__ = [
     "NotFinite",
     "PhaseState",
     "Setting",
+    "Solver",
     "Steering",
     "Tableau",
     "ThirdOrderState",
@@ -51,7 +53,9 @@ __all__ = [
     "integrators",
     "interpolate",
     "known_pixels",
+    "learn",
     "load",
+    "load_solver",
     "log_likelihood",
     "metrics",
     "models",

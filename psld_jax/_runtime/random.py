@@ -41,7 +41,7 @@ def per_sample(key: Array, n: int) -> Array:
 
 
 def check_key(key: Array, n: int) -> None:
-    """Raise a ``ValueError`` if ``key`` is no random key, or holds another number of keys than ``n``."""
+    """Raise a ``ValueError`` if ``key`` is no random key, neither one nor ``[n]`` of them."""
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise ValueError(f"key={key!r} is not a random key; make one with jax.random.key(seed)")
     if is_batch(key) and len(key) != n:
@@ -50,7 +50,7 @@ def check_key(key: Array, n: int) -> None:
 
 @functools.lru_cache(maxsize=16)
 def unused(n: int) -> Array:
-    """``n`` keys for a program that takes keys and draws nothing from them: made once, also while JAX traces."""
+    """``n`` keys ``[n]`` for a program that takes keys and draws nothing from them: made once, also while JAX traces."""
     with jax.ensure_compile_time_eval():
         return sample_keys(jax.random.key(0), jnp.arange(n))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import importlib
 import os
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from flax import nnx
 
 from psld_jax import assets, blocks, scores
 from psld_jax._runtime.checks import check_array
+from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_choice, unknown
 from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
@@ -52,6 +55,17 @@ class Model:
     data: np.ndarray | None = None
     tuned: tuple[Tuned, ...] = ()
     n_classes: int = 0
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 digits that tell weights, or the data of an exact score, from others; "" if the model holds no arrays."""
+        # What follows from the diffusion is computed, and differs between machines in the last bits.
+        parts = jax.tree.leaves(blocks.as_pytree(self.eps_fn), is_leaf=lambda leaf: isinstance(leaf, TimeFunction))
+        arrays = [np.asarray(leaf) for leaf in parts if isinstance(leaf, (jax.Array, np.ndarray))]
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+        return digest.hexdigest()[:16] if arrays else ""
 
     def denoise(self, z: Any, t: Any) -> jax.Array:
         """``E[x_0 | z_t = z]``, ``[n, H, W, C]`` in the dtype of ``z``: one evaluation of the network.

@@ -169,6 +169,7 @@ def sampler_options(config: Any) -> dict[str, Any]:
     c = config.sampler
     options = {name: c[name] for name in ("nfe", "grid", "rho", "rtol", "atol", "max_steps")}
     options |= {name: tuple(c[name]) for name in ("sigmas", "timesteps") if c[name]}
+    options |= {"solver": c.solver} if c.solver else {}
     options |= {"t_end": c.t_end or None, "denoise": last_step(config)}
     return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -50,18 +49,27 @@ def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         scores = f"{error}distance {row.score.distance:.3g} (fine solution {row.score.floor:.3g})"
         console.print(f"{row.nfe} NFE: {scores}: {row.setting.describe()}")
 
-    options = {name: c[name] for name in ("nfe", "samplers", "num_samples", "candidates", "gradient_steps")}
+    options = {name: c[name] for name in ("nfe", "samplers", "num_samples", "candidates", "gradient_steps", "learn")}
+    options["learning"] = c.learning.to_dict()
     sampler = {"t_end": config.sampler.t_end or None, "denoise": build.last_step(config)}
     log = workdir / "tuning.jsonl"
     features = metrics.features(c.features)
     tuning = tune(
-        model, **options, **sampler, target=target, features=features, seed=config.seed, log=log, report=report
+        model,
+        **options,
+        **sampler,
+        target=target,
+        features=features,
+        seed=config.seed,
+        log=log,
+        report=report,
+        progress=console.print,
     )
     tuning.write(workdir / "samplers.json")
     plots.save_tuning(workdir, [row.to_json() for row in tuning.rows])
     if Path(config.model.checkpoint or workdir).absolute() != workdir.absolute():
         console.print(f"sampler.name=auto uses it with --config.sampler.tuned={workdir / 'samplers.json'}")
-    return {"best": [dataclasses.asdict(row) for row in tuning.best]}
+    return {"best": [{"nfe": row.nfe, "setting": row.setting.describe()} for row in tuning.best]}
 
 
 def _target(model: build.Model, config: Any) -> np.ndarray | None:

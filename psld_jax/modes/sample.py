@@ -91,7 +91,8 @@ def _save_samples(
 
 def _resolve(model: build.Model, config: Any, name: str) -> Setting:
     c = config.sampler
-    return resolve(model, name, c.nfe, grid=c.grid, rho=c.rho, **build.sampler_hyper(config, name))
+    solver = c.solver or None if name == c.name else None
+    return resolve(model, name, c.nfe, grid=c.grid, rho=c.rho, solver=solver, **build.sampler_hyper(config, name))
 
 
 def _trajectories(model: Any, config: Any, workdir: Path) -> None:
@@ -99,7 +100,7 @@ def _trajectories(model: Any, config: Any, workdir: Path) -> None:
     c, paths, times = config.sampler, {}, {}
     z_T = model.sde.prior_sample(jax.random.key(config.seed), (6, *model.image_shape))
     row, column = (size // 2 for size in model.image_shape[:2])
-    settings = {s.integrator().name: s for s in (_resolve(model, config, n) for n in (c.name, "RVV", "ddim"))}
+    settings = {s.name: s for s in (_resolve(model, config, n) for n in (c.name, "RVV", "ddim"))}
     for name, setting in settings.items():
         table = setting.table(model.sde, c.nfe, t_end=c.t_end or None, denoise=False)
         path = sample(model.eps_fn, table, z_T, jax.random.key(config.seed), return_trajectory=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,6 +22,7 @@ from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import MAX_STEPS, SOLVERS, check_solver
 from psld_jax.sampling.sampler import Sampler, batch_shape
 from psld_jax.sampling.settings import Setting, choose, given_times
+from psld_jax.sampling.solver import LEARNED, Solver, load_solver
 
 Array = Any
 
@@ -30,23 +34,41 @@ def resolve(
     *,
     grid: str | Sequence[float] = "auto",
     rho: float = 7.0,
+    solver: Solver | str | os.PathLike[str] | None = None,
+    usable: Callable[[Solver], bool] = lambda solver: True,
     **hyper: Any,
 ) -> Setting:
     """The setting that these arguments of :func:`generate` mean for ``model``.
 
-    ``sampler="auto"`` is what was tuned for the model at the nearest budget, else a rule (``settings.choose``).
+    ``sampler="auto"`` is what was learned for the budget or tuned for the nearest one, else a rule
+    (``settings.choose``); of learned solvers only those that are ``usable``.
     ``grid="auto"`` is the grid that was tuned with it, and that of the diffusion for a sampler that is named
     (``sde.grid``: ``"quadratic"`` for PSLD and VP).
 
     Raises:
-      ValueError: for hyper-parameters beside ``sampler="auto"``; what is unknown is found when a table is made.
+      ValueError: for hyper-parameters beside ``sampler="auto"``, or a solver beside another sampler or a grid; what is
+        unknown is found when a table is made.
     """
+    if solver is not None or sampler == LEARNED:
+        return _learned(sampler, solver, grid, hyper)
     if sampler != "auto":
         return Setting(sampler, model.sde.grid if _is(grid, "auto") else _times(grid), rho, hyper)
     if hyper:
         raise ValueError(f'sampler="auto" chooses its hyper-parameters; name a sampler to set {sorted(hyper)}')
-    chosen = choose(model.sde, model.tuned, nfe)
-    return chosen if _is(grid, "auto") else dataclasses.replace(chosen, grid=_times(grid), rho=rho)
+    if _is(grid, "auto"):
+        return choose(model.sde, model.tuned, nfe, usable)
+    return dataclasses.replace(choose(model.sde, model.tuned, nfe, lambda _: False), grid=_times(grid), rho=rho)
+
+
+def _learned(sampler: str, solver: Any, grid: Any, hyper: dict[str, Any]) -> Setting:
+    """The setting of a learned solver, or of the file that it is in."""
+    if solver is None:
+        raise ValueError(f"sampler={LEARNED!r} needs solver=..., a learned solver or the file of one")
+    if sampler not in ("auto", LEARNED):
+        raise ValueError(f"solver is a sampler by itself; leave sampler={sampler!r} out")
+    if hyper or not _is(grid, "auto"):
+        raise ValueError(f"a learned solver has its own times and coefficients; leave {sorted(hyper) or 'grid'} out")
+    return Setting.learned(solver if isinstance(solver, Solver) else load_solver(solver))
 
 
 def _is(grid: Any, name: str) -> bool:
@@ -69,6 +91,7 @@ def prepare(
     nfe: int = 20,
     grid: str | Sequence[float] = "auto",
     rho: float = 7.0,
+    solver: Solver | str | os.PathLike[str] | None = None,
     sigmas: Sequence[float] | None = None,
     timesteps: Sequence[float] | None = None,
     t_end: float | None = None,
@@ -96,8 +119,16 @@ def prepare(
         grid, nfe = given_times(model.sde, sampler, sigmas, timesteps, hyper, denoise)
         t_end = grid[-1]
     if sampler not in SOLVERS:
-        setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
-        return Sampler(model, setting, _table(setting, bound, model, nfe, t_end, denoise), {}, bound)
+        usable = functools.partial(Solver.fits, sde=model.sde, t_end=t_end, denoise=denoise, resample=steering.resample)
+
+        def setting_for(budget: int) -> Setting:
+            return resolve(model, sampler, budget, grid=grid, rho=rho, solver=solver, usable=usable, **hyper)
+
+        setting, table = _within_budget(setting_for, bound, model, nfe, t_end, denoise)
+        _check_network(setting, model)
+        return Sampler(model, setting, table, {}, bound)
+    if solver is not None:
+        raise ValueError(f"solver is a sampler by itself; leave sampler={sampler!r} out")
     if steering.known is not None or steering.resample > 1:
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
     if hyper:
@@ -127,20 +158,40 @@ def check_end(t_end: Any, denoise: Any) -> None:
 _CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
 
 
-def _table(
-    setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float | None, denoise: bool | str
-) -> Tableau:
-    """The largest table whose evaluations, those of guidance included, ``nfe`` allows."""
+def _within_budget(
+    setting_for: Callable[[int], Setting],
+    bound: Bound | None,
+    model: Model,
+    nfe: int,
+    t_end: float | None,
+    denoise: bool | str,
+) -> tuple[Setting, Tableau]:
+    """The setting and its largest table whose evaluations, those of guidance included, ``nfe`` allows."""
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise}
     if bound is None:
-        return setting.table(model.sde, nfe, **options)
+        setting = setting_for(nfe)
+        return setting, setting.table(model.sde, nfe, **options)
     options |= {"resample": bound.steering.resample, "jump": bound.steering.jump}
     # Guidance at most doubles the evaluations; how much it does depends on where the grid lies.
     for budget in range(nfe, 0, -1):
+        setting = setting_for(budget)
         table = setting.table(model.sde, budget, **options)
         if bound.evaluations(table) <= nfe:
-            return table
+            return setting, table
     raise AssertionError("a budget below one step has been refused")
+
+
+def _check_network(setting: Setting, model: Model) -> None:
+    """Warn if a solver was learned for other weights: its numbers need not be the best for these."""
+    if setting.solver is None:
+        return
+    learned_for = setting.solver.about["network"]
+    if learned_for and model.fingerprint and learned_for != model.fingerprint:
+        warnings.warn(
+            f"the solver was learned for another network ({learned_for}; this one is {model.fingerprint}): it may be "
+            "worse than sampler='auto' without it",
+            stacklevel=4,
+        )
 
 
 def generate_states(

@@ -8,7 +8,7 @@
                                  z <- A z + sum_j B_j q_{-j} + R xi
                                  z <- known pixels, where there are any
 
-The step is written once (:func:`_step`); two loops run it:
+The step is written once (:func:`step`); two loops run it:
 
 - :func:`_run`, a loop whose length ``n`` is an argument of the program. This is what :func:`sample` does. A sampler,
   budget, order or grid is data, so nothing is compiled for it; rows that are not used are not visited.
@@ -118,12 +118,12 @@ def run_rows(eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any,
 
     Returns a state like ``z_T``, leaves ``[n, ...]``.
     """
-    draw = _draws(keys, noise)
+    draw = draws_of(keys, noise)
 
     def body(i: Array, carry: Any) -> Any:
-        return _step(eps_fn, draw, known, carry, {name: values[i] for name, values in rows.items()})
+        return step(eps_fn, draw, known, carry, {name: values[i] for name, values in rows.items()})
 
-    return jax.lax.fori_loop(0, count, body, _start(rows, draw, known, z_T))[0]
+    return jax.lax.fori_loop(0, count, body, first_carry(rows, draw, known, z_T))[0]
 
 
 _run = xla.jit(run_rows)
@@ -131,15 +131,15 @@ _run = xla.jit(run_rows)
 
 def _scan(eps_fn, rows, count, z_T, keys, noise, known, *, keep: bool, remat: bool):
     """The same by ``lax.scan``: the final state, and those after every row if ``keep``. ``count`` of None: all rows."""
-    draw = _draws(keys, noise)
+    draw = draws_of(keys, noise)
 
     def body(carry: Any, inputs: Any) -> Any:
         i, row = inputs
-        step = partial(_step, eps_fn, draw, known, row=row)
-        carry = step(carry) if count is None else jax.lax.cond(i < count, step, lambda carry: carry, carry)
+        take = partial(step, eps_fn, draw, known, row=row)
+        carry = take(carry) if count is None else jax.lax.cond(i < count, take, lambda carry: carry, carry)
         return carry, (carry[0] if keep else None)
 
-    start = _start(rows, draw, known, z_T)
+    start = first_carry(rows, draw, known, z_T)
     numbers = jnp.arange(rows["tau"].shape[0])
     (z, _), path = jax.lax.scan(jax.checkpoint(body) if remat else body, start, (numbers, rows))
     return z, path
@@ -148,7 +148,7 @@ def _scan(eps_fn, rows, count, z_T, keys, noise, known, *, keep: bool, remat: bo
 _scan_program = xla.jit(partial(_scan, keep=True, remat=False))
 
 
-def _draws(keys: Any, noise: Any) -> Draw:
+def draws_of(keys: Any, noise: Any) -> Draw:
     """Draw number ``i`` of every sample, shaped like a state: from its key, or as it was recorded."""
 
     def draw(number: Array, z: blocks.State) -> blocks.State:
@@ -159,13 +159,13 @@ def _draws(keys: Any, noise: Any) -> Draw:
     return draw
 
 
-def _start(rows: Any, draw: Draw, known: Known | None, z_T: blocks.State) -> tuple[blocks.State, tuple[Any, ...]]:
-    """The state and an empty history."""
+def first_carry(rows: Any, draw: Draw, known: Known | None, z_T: blocks.State) -> tuple[blocks.State, tuple[Any, ...]]:
+    """The state, leaves ``[n, ...]``, and an empty history."""
     empty = jax.tree.map(jnp.zeros_like, z_T)
     return (z_T if known is None else known(z_T, 0, draw)), (empty,) * rows["B"].shape[1]
 
 
-def _step(eps_fn: Any, draw: Draw, known: Known | None, carry: Any, row: dict[str, Any]) -> Any:
+def step(eps_fn: Any, draw: Draw, known: Known | None, carry: Any, row: dict[str, Any]) -> Any:
     """One row: ``(z, history)`` before and after it. What a table of exact rows lacks is ``None``, and not traced."""
 
     def add_noise(z: blocks.State, matrix: Array, number: Array) -> blocks.State:

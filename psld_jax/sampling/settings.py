@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from psld_jax._runtime.errors import check_counts, is_count, unknown, why
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
 from psld_jax.sampling.adaptive import SOLVERS
+from psld_jax.sampling.solver import LEARNED, Solver, load_solver
 from psld_jax.sde import LinearSDE
 
 
@@ -27,12 +28,28 @@ class Setting:
       grid: name of a grid, or descending times, which other budgets stretch (``grids.resample``).
       rho: of the ``power`` and ``edm`` grids.
       hyper: hyper-parameters; those that are left out have their defaults.
+      solver: the table itself, if it was learned: ``sampler`` is ``"learned"`` then, and the rest has no meaning.
     """
 
     sampler: str
     grid: str | tuple[float, ...] = "quadratic"
     rho: float = 7.0
     hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
+    solver: Solver | None = None
+
+    def __post_init__(self) -> None:
+        if (self.sampler == LEARNED) != (self.solver is not None):
+            raise ValueError(f"sampler={self.sampler!r} with solver={self.solver}: a solver goes with {LEARNED!r}")
+
+    @classmethod
+    def learned(cls, solver: Solver) -> Setting:
+        """The setting that is a learned solver."""
+        return cls(LEARNED, solver=solver)
+
+    @property
+    def name(self) -> str:
+        """The sampler's name: the integrator's own, if an acronym was given."""
+        return LEARNED if self.solver is not None else self.integrator().name
 
     def integrator(self) -> integrators.Integrator:
         """The integrator; ``ValueError`` for an unknown name or hyper-parameter."""
@@ -55,12 +72,14 @@ class Setting:
         Raises:
           ValueError: for an unknown sampler, grid or hyper-parameter, or a budget below one step.
         """
+        if self.solver is not None:
+            return self.solver.table_for(sde, nfe, t_end=t_end, denoise=denoise, resample=resample)
         if self.sampler in SOLVERS:
             raise ValueError(f"{self.sampler!r} is adaptive and has no table; use psld_jax.sample_ode")
         try:
             integrators.get(self.sampler)  # the name alone: what is wrong with a hyper-parameter is said below
         except ValueError:
-            raise unknown("sampler", self.sampler, ("auto", *integrators.available(), *SOLVERS)) from None
+            raise unknown("sampler", self.sampler, ("auto", LEARNED, *integrators.available(), *SOLVERS)) from None
         integrator = self.integrator()
         options: dict[str, Any] = {"t_end": sde.t_end if t_end is None else t_end}
         if isinstance(self.grid, str):
@@ -73,6 +92,8 @@ class Setting:
 
     def describe(self) -> str:
         """One line for people."""
+        if self.solver is not None:
+            return self.solver.describe()
         grid = self.grid if isinstance(self.grid, str) else "tuned"
         chosen = [f"{name}={value}" for name, value in self.hyper.items()]
         rho = {"power": f"rho={self.rho:g}", "edm": f"edm grid, rho={self.rho:g}"}
@@ -80,12 +101,22 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         """A dict that JSON can hold; :meth:`from_json` reads it."""
-        return dataclasses.asdict(self)
+        values = {name: getattr(self, name) for name in ("sampler", "grid", "rho", "hyper")}
+        return values if self.solver is None else {**values, "solver": self.solver.to_json()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Setting:
-        """The setting that :meth:`to_json` wrote; ``ValueError`` for anything that it did not."""
-        names = {field.name for field in dataclasses.fields(cls)}
+    def from_json(cls, values: dict[str, Any], directory: Path | None = None) -> Setting:
+        """The setting that :meth:`to_json` wrote, or one that names the file of its solver, in ``directory``.
+
+        Raises:
+          ValueError: for anything else.
+        """
+        names = {"sampler", "grid", "rho", "hyper"}
+        if "solver" in values and set(values) == {*names, "solver"}:
+            solver = values["solver"]
+            if isinstance(solver, str):
+                return cls.learned(load_solver((directory or Path()) / solver))
+            return cls.learned(Solver.from_json(solver))
         if set(values) != names:
             raise ValueError(f"a sampler's setting holds {sorted(names)}, got {sorted(values)}")
         hyper = {name: _tuples(value) for name, value in values["hyper"].items()}
@@ -131,11 +162,18 @@ def rule(sde: LinearSDE, nfe: int) -> Setting:
     return Setting("predictor_corrector", hyper={"order": 3, "variable": "t"})
 
 
-def choose(sde: LinearSDE, tuned: Sequence[Tuned], nfe: int) -> Setting:
-    """``sampler="auto"``: what was tuned for the budget nearest to ``nfe`` (in its logarithm), else :func:`rule`."""
-    if not tuned:
-        return rule(sde, nfe)
-    return nearest(tuned, max(nfe, 1))
+def choose(
+    sde: LinearSDE, tuned: Sequence[Tuned], nfe: int, usable: Callable[[Solver], bool] = lambda solver: True
+) -> Setting:
+    """``sampler="auto"``: a solver that was learned for ``nfe`` evaluations, if there is a ``usable`` one.
+
+    Otherwise what was tuned for the budget nearest to ``nfe`` (in its logarithm), else :func:`rule`.
+    """
+    for row in tuned:
+        if row.setting.solver is not None and row.nfe == nfe and usable(row.setting.solver):
+            return row.setting
+    others = [row for row in tuned if row.setting.solver is None]
+    return nearest(others, max(nfe, 1)) if others else rule(sde, nfe)
 
 
 def nearest(tuned: Sequence[Tuned], nfe: int) -> Setting:
@@ -151,7 +189,7 @@ def read_tuned(path: Path, which: str = "best") -> tuple[str, tuple[Tuned, ...]]
     """
     try:
         content = json.loads(path.read_text())
-        rows = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"])) for row in content[which])
+        rows = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"], path.parent)) for row in content[which])
         return content["model"], rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no file of tuned samplers ({why(error)}); --mode tune writes one") from None

@@ -105,6 +105,7 @@ class Evaluator:
         return other
 
     def _draw(self, seed: int) -> None:
+        self.seed = seed
         self._key = jax.random.split(jax.random.key(seed))[0]
         self._exact = np.zeros((0, *self.model.image_shape), np.float32)
         self._floors: dict[int, float] = {}
@@ -112,13 +113,27 @@ class Evaluator:
     def __call__(self, setting: Setting, nfe: int, n: int, paired: bool = True) -> Score:
         """The score of ``n`` samples with a budget of ``nfe`` evaluations; without an error, if not ``paired``."""
         table = self._table(setting, nfe)
-        x = np.concatenate([self._run(table, start, self._key) for start in range(0, n, self.batch_size)])[:n]
-        finite = np.isfinite(x).all()
+        return self.judge(
+            np.concatenate([self.run(table, start) for start in range(0, n, self.batch_size)])[:n], paired
+        )
+
+    def judge(self, x: np.ndarray, paired: bool = True) -> Score:
+        """The score of samples from the first ``n`` noises, ``[n, H, W, C]``."""
+        n, finite = len(x), np.isfinite(x).all()
         distance = self._distance(x) if finite else np.inf
         rmse = np.inf if paired else None
         if paired and finite:
             rmse = float(np.sqrt(np.mean((x.astype(float) - self.exact(n)) ** 2)))
         return Score(rmse, distance, self.floor(n))
+
+    def run(self, table: Tableau, start: int) -> np.ndarray:
+        """``x`` of a batch of samples, from number ``start`` on, ``[batch_size, H, W, C]``."""
+        return self._run(table, start, self._key)
+
+    def start(self, start: int) -> tuple[Any, Any]:
+        """Keys and noise of that batch."""
+        keys = random.sample_keys(self._key, np.arange(start, start + self.batch_size))
+        return keys, self._prior(keys)
 
     def exact(self, n: int) -> np.ndarray:
         """``x`` at the end of the fine solution from the first ``n`` noises, ``[n, H, W, C]``."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from psld_jax import build, integrators, metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_seed
-from psld_jax._runtime.errors import check_counts
+from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model
 from psld_jax.sampling.generate import check_end
@@ -23,6 +23,7 @@ from psld_jax.tuning._gradient import refine
 from psld_jax.tuning._search import applicable, search
 from psld_jax.tuning.gits import candidates as fine_times
 from psld_jax.tuning.gits import cheapest, step_errors
+from psld_jax.tuning.learn import learn as learn_solver
 
 Array = Any
 
@@ -30,6 +31,10 @@ Array = Any
 DEFAULT_SAMPLERS = ("predictor_corrector", "exponential_multistep", "ancestral", "ipndm")
 
 
+#: What :func:`tune` can learn beside its search.
+LEARN = ("none", "times", "table")
+#: Iterations of L-BFGS where the times alone are learned.
+_TIMES_STEPS = 100
 #: Steps of the fine solution whose times GITS chooses from.
 _FINE_STEPS = 60
 
@@ -49,8 +54,15 @@ class Row:
     score: Score
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that JSON can hold."""
-        return {"nfe": self.nfe, "setting": self.setting.to_json(), **dataclasses.asdict(self.score)}
+        """A dict that JSON can hold; it names the file of a learned solver, see :meth:`Tuning.write`."""
+        return {"nfe": self.nfe, "setting": _named(self.setting), **dataclasses.asdict(self.score)}
+
+
+def _named(setting: Setting) -> dict[str, Any]:
+    """A setting for JSON, with the name of its solver's file in place of the solver."""
+    if setting.solver is None:
+        return setting.to_json()
+    return {**setting.to_json(), "solver": f"solver_{setting.solver.nfe}.json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +79,26 @@ class Tuning:
 
     @property
     def best(self) -> tuple[Tuned, ...]:
-        """For every budget the setting whose samples had the smallest distance: ``sampler="auto"`` chooses from these.
+        """For every budget the setting whose samples had the smallest distance, and the solver that was learned for it.
 
-        ``dataclasses.replace(model, tuned=tuning.best)`` is a model that uses them.
+        ``sampler="auto"`` chooses from these; ``dataclasses.replace(model, tuned=tuning.best)`` is a model that uses
+        them. A learned solver serves its own budget alone, so the setting that was tuned stays beside it.
         """
-        budgets = sorted({row.nfe for row in self.rows})
-        chosen = (min((r for r in self.rows if r.nfe == nfe), key=lambda r: r.score.distance) for nfe in budgets)
-        return tuple(Tuned(row.nfe, row.setting) for row in chosen)
+        learned = [row for row in self.rows if row.setting.solver is not None]
+        tuned = [row for row in self.rows if row.setting.solver is None]
+        budgets = sorted({row.nfe for row in tuned})
+        chosen = (min((r for r in tuned if r.nfe == nfe), key=lambda r: r.score.distance) for nfe in budgets)
+        return tuple(Tuned(row.nfe, row.setting) for row in sorted([*chosen, *learned], key=lambda row: row.nfe))
 
     def write(self, path: Path) -> None:
-        """Write all to a file that a model's directory may hold as ``samplers.json``."""
-        best = [{"nfe": tuned.nfe, "setting": tuned.setting.to_json()} for tuned in self.best]
+        """Write all to a file that a model's directory may hold as ``samplers.json``.
+
+        Learned solvers go into files of their own beside it, ``solver_5.json`` for 5 evaluations.
+        """
+        for tuned in self.best:
+            if tuned.setting.solver is not None:
+                tuned.setting.solver.write(path.with_name(f"solver_{tuned.nfe}.json"))
+        best = [{"nfe": tuned.nfe, "setting": _named(tuned.setting)} for tuned in self.best]
         content = {"model": self.model, "best": best, "rows": [row.to_json() for row in self.rows]}
         replace(path, json.dumps(content, indent=1) + "\n")
 
@@ -104,8 +125,11 @@ def tune(
     t_end: float | None = None,
     denoise: bool | str = True,
     seed: int = 0,
+    learn: str = "none",
+    learning: dict[str, Any] | None = None,
     log: Path | None = None,
     report: Callable[[Row], None] = lambda row: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Tuning:
     """Choose grid and hyper-parameters of every sampler for every budget, and the best sampler for every budget.
 
@@ -125,8 +149,13 @@ def tune(
       target: images ``[m, H, W, C]`` in [-1, 1], best from the data; by default, samples of the fine solution.
       features: of images, for the distance, e.g. ``metrics.features("mnist")``; by default their pixels.
       t_end, denoise, seed: of the samplers.
+      learn: what is learned from the best deterministic setting of every budget, beside the tuned ones: ``"none"``;
+        ``"times"``, the times alone, by a longer descent (as LD3, Tong et al., 2024); ``"table"``, all coefficients
+        (:func:`psld_jax.learn`). A solver is kept only where it does better on noise that it has not seen.
+      learning: options of :func:`psld_jax.learn` such as ``num_samples`` and ``iterations``.
       log: a file of JSON lines with every run; a killed tuning that is started again does not repeat what it holds.
       report: called with every row as it is found.
+      progress: called with a line for people after every iteration of learning.
 
     Raises:
       ValueError: for unknown samplers, counts out of range, or a log of another tuning.
@@ -136,6 +165,7 @@ def tune(
     check_counts(8, num_samples=num_samples)
     check_counts(candidates=candidates)
     check_counts(0, gradient_steps=gradient_steps)
+    check_choice("learn", learn, LEARN)
     seed = check_seed(seed)
     if target is not None:
         target = as_pixels("target", target, model.image_shape)
@@ -202,4 +232,26 @@ def tune(
             rows.append(best_of(name, budget, inherited))
             report(rows[-1])
             inherited = [rows[-1].setting]
+
+    def learned(start: Setting, budget: int) -> Setting:
+        if learn == "times":
+            key = ["times", start.to_json(), budget]
+            return Setting.from_json(trials.get(key, lambda: refine(start, trainer, budget, _TIMES_STEPS).to_json()))
+        options = {"target": target, "features": features, "t_end": t_end, "denoise": denoise, "seed": seed}
+        options |= {"batch_size": batch, "num_samples": 4 * batch, **(learning or {})}
+        place = None if log is None else log.with_name(f"{log.stem}_learning_{budget}{log.suffix}")
+        return Setting.learned(learn_solver(model, budget, start, log=place, report=progress, **options).solver)
+
+    for budget in budgets if learn != "none" else ():
+        starts = [row for row in rows if row.nfe == budget and row.score.rmse is not None]
+        if not starts:
+            continue
+        start = min(starts, key=lambda row: row.score.loss)
+        setting = learned(start.setting, budget)
+        row = Row(budget, setting, judge(setting, budget, 2 * num_samples))
+        if row.score.loss < start.score.loss:
+            rows.append(row)
+            report(row)
+        else:
+            progress(f"{budget} evaluations: what was learned is no better than {start.setting.describe()}")
     return Tuning(belongs_to, tuple(rows))

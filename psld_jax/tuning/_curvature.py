@@ -1,0 +1,198 @@
+"""How the samples move with the coefficients of a table: loss, gradient and curvature by forward mode.
+
+The loss is that of the tuner (``_evaluate.Score.loss``) in its logarithm, with a weight for the distance:
+
+    log mean |x - x*|^2  +  weight log excess(distance)
+
+A coefficient of row ``k`` moves only what comes after it, so its column of the Jacobian starts there; some 16 columns
+share one run. Gauss and Newton's curvature of the error is exact. That of the distance is an upper bound: the distance
+of two Gaussians is the mean square of ``x - T(x)`` with their linear transport ``T`` (Olkin & Pukelsheim, 1982), which
+moves with the samples and is held fixed here, as a surrogate that touches the distance from above.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psld_jax import blocks, metrics
+from psld_jax._runtime import xla
+from psld_jax.sampling.loop import draws_of, first_carry, step
+from psld_jax.sampling.rows import padded
+from psld_jax.tuning._coefficients import Coefficients
+from psld_jax.tuning._evaluate import Evaluator, Score, excess
+
+Array = Any
+
+#: Columns of the Jacobian that share one run.
+_COLUMNS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What is made small, and what it is made of.
+
+    Attributes:
+      error: of features or pixels to the fine solution's, root mean square; ``None`` for a stochastic sampler.
+      score: of the samples.
+      weight: of the distance.
+    """
+
+    error: float | None
+    score: Score
+    weight: float
+
+    @property
+    def value(self) -> float:
+        """The loss; infinite where the samples are not finite."""
+        above = float(excess(self.score.distance, self.score.floor))
+        if not np.isfinite(above) or (self.error is not None and not np.isfinite(self.error)):
+            return np.inf
+        if self.error is None:
+            return float(np.log(above))
+        return float(2 * np.log(max(self.error, 1e-30)) + (self.weight * np.log(above) if self.weight else 0.0))
+
+
+class Objective:
+    """Loss and curvature of a table on fixed noise.
+
+    Args:
+      evaluator: model, noise, fine solution and target; ``batch_size`` samples run at a time.
+      coefficients: what is learned.
+      n: samples, a multiple of the batch size.
+      weight: of the distance in the loss.
+      error: ``"pixels"`` or ``"features"``: what the error to the fine solution is taken of; ``"none"`` for a
+        stochastic sampler, whose samples have no such partner.
+    """
+
+    def __init__(self, evaluator: Evaluator, coefficients: Coefficients, n: int, *, weight: float, error: str):
+        self.coefficients, self.weight, self._error = coefficients, weight, error
+        self._evaluator, self._n = evaluator, n
+        self._features = evaluator.features
+
+    def samples(self, theta: Array) -> np.ndarray:
+        """``x`` of all samples, ``[n, H, W, C]``."""
+        table = self.coefficients.table(theta)
+        return np.concatenate([self._evaluator.run(table, start) for start in self._starts()])
+
+    def loss(self, x: np.ndarray) -> Loss:
+        """The loss of :meth:`samples`, ``[n, H, W, C]``."""
+        evaluator, n = self._evaluator, self._n
+        if not np.isfinite(x).all():
+            return Loss(np.inf, Score(np.inf, np.inf, evaluator.floor(n)), self.weight)
+        score = evaluator.judge(x, paired=self._error != "none")
+        error = score.rmse
+        if self._error == "features":
+            error = float(np.sqrt(np.mean((self._of(x) - self._of(evaluator.exact(n))) ** 2)))
+        return Loss(error, score, self.weight)
+
+    def _of(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(self._features(np.clip(x, -1, 1)), np.float64)
+
+    def normal_equations(self, theta: Array, x: np.ndarray, parts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Curvature ``[p, p]`` and gradient ``[p]`` of the loss at ``theta``, from its samples ``x`` in these batches.
+
+        Float64. Batch ``i`` holds samples ``i batch_size`` and the following.
+        """
+        evaluator, size = self._evaluator, self.coefficients.size
+        error = None if self._error == "none" else self._weighted_error(x)
+        distance = self._weighted_distance(x) if self.weight or error is None else None
+        rows, count = padded(self.coefficients.table(theta), jnp.float32)
+        eps_fn = blocks.as_pytree(evaluator.model.eps_fn)
+        curvature, gradient = np.zeros((size, size)), np.zeros(size)
+        for part in parts:
+            start = part * evaluator.batch_size
+            here = slice(start, start + evaluator.batch_size)
+            keys, z_T = evaluator.start(start)
+            jacobian = np.zeros((size, *x[here].shape), np.float32)
+            for k in np.unique(self.coefficients.rows):
+                mine = np.flatnonzero(self.coefficients.rows == k)
+                carry = _carry_before(eps_fn, rows, np.int32(k), z_T, keys)
+                for few in np.split(mine, range(_COLUMNS, len(mine), _COLUMNS)):
+                    tangents = self.coefficients.directions(theta, few.tolist(), _COLUMNS)
+                    columns = _columns(eps_fn, rows, np.int32(k), count, carry, tangents, keys)
+                    jacobian[few] = np.asarray(columns)[: len(few)]
+            in_features = self._pushed(jacobian, x[here]) if self._error == "features" or distance else jacobian
+            for term, moves in (
+                (error, in_features if self._error == "features" else jacobian),
+                (distance, in_features),
+            ):
+                if term is not None:
+                    slope, weight = term
+                    flat = moves.reshape(size, -1).astype(np.float64)
+                    curvature += weight * flat @ flat.T
+                    gradient += flat @ slope[here].reshape(-1)
+        whole = self._n / (len(parts) * evaluator.batch_size)
+        return curvature * whole, gradient * whole
+
+    def _weighted_error(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """Slope of ``log mean |x - x*|^2`` and its curvature, one number."""
+        exact = self._evaluator.exact(self._n)
+        apart = self._of(x) - self._of(exact) if self._error == "features" else x.astype(np.float64) - exact
+        weight = 2.0 / (apart.size * np.mean(apart**2))
+        return weight * apart, float(weight)
+
+    def _weighted_distance(self, x: np.ndarray) -> tuple[np.ndarray, float] | None:
+        """The same of ``weight log excess(distance)`` in the features, ``None`` where it is within the noise."""
+        target, floor = self._evaluator.target(), self._evaluator.floor(self._n)
+        value, slope = jax.value_and_grad(target.distance)(jnp.asarray(self._of(x), jnp.float32))
+        above = float(value) - floor
+        if above <= float(excess(0.0, floor)):
+            return None
+        weight = (self.weight or 1.0) / above
+        return weight * np.asarray(slope, np.float64), 2.0 * weight / self._n
+
+    def _pushed(self, jacobian: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """A Jacobian ``[p, n, H, W, C]`` of pixels as one of features, ``[p, n, d]``."""
+        if self._features.name == "pixels":
+            return jacobian * (np.abs(x) <= 1)  # what is clipped does not move
+        parts = np.split(jacobian, range(_COLUMNS, len(jacobian), _COLUMNS))
+        return np.concatenate([_feature_columns(self._features, jnp.asarray(x), jnp.asarray(part)) for part in parts])
+
+    def _starts(self) -> range:
+        return range(0, self._n, self._evaluator.batch_size)
+
+
+@xla.jit
+def _carry_before(eps_fn, rows, k, z_T, keys):
+    """State and history before row ``k``."""
+    draw = draws_of(keys, None)
+
+    def body(i: Array, carry: Any) -> Any:
+        return step(eps_fn, draw, None, carry, {name: values[i] for name, values in rows.items()})
+
+    return jax.lax.fori_loop(0, k, body, first_carry(rows, draw, None, z_T))
+
+
+@xla.jit
+def _columns(eps_fn, rows, k, count, carry, tangents, keys):
+    """How ``x`` moves with the coefficients of row ``k``, for each of ``tangents`` ``[c, ...]``: ``[c, n, ...]``."""
+    draw = draws_of(keys, None)
+    own = {name: values[k] for name, values in rows.items()}
+    free = {name: own[name] for name in tangents}
+
+    def samples(free: dict[str, Array]) -> Array:
+        def body(i: Array, carry: Any) -> Any:
+            row = {name: values[i] for name, values in rows.items()}
+            row |= {name: jnp.where(i == k, values, row[name]) for name, values in free.items()}
+            return step(eps_fn, draw, None, carry, row)
+
+        return jax.lax.fori_loop(k, count, body, carry)[0][0]
+
+    history = rows["B"].shape[1]
+    wide = {name: values.astype(own[name].dtype) for name, values in tangents.items()}
+    wide["B"] = jnp.pad(wide["B"], [(0, 0), (0, history - wide["B"].shape[1]), (0, 0), (0, 0)])
+    return jax.vmap(lambda direction: jax.jvp(samples, (free,), (direction,))[1])(wide)
+
+
+@functools.partial(xla.jit, static_argnames="features")
+def _feature_columns(features: metrics.Features, x: Array, columns: Array) -> Array:
+    def of(x: Array) -> Array:
+        return features.fn(jnp.clip(x, -1, 1)).reshape(len(x), -1)
+
+    return jax.vmap(lambda column: jax.jvp(of, (x,), (column,))[1])(columns)

@@ -1,0 +1,283 @@
+"""Learned solvers: the coefficients of a table, fitted to a fine solution by damped least squares.
+
+A table of few evaluations is a long way from the fine solution, but its error is a smooth function of some hundred
+numbers. The problem is one of least squares, badly scaled, so it is solved by the method of Levenberg and Marquardt
+(Marquardt, 1963): a step solves ``(H + damping diag H) step = -g`` with Gauss and Newton's curvature ``H``, and is
+taken only where the loss falls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psld_jax import metrics
+from psld_jax._runtime.checks import NotFinite, as_pixels, check_flag, check_number, check_seed
+from psld_jax._runtime.errors import check_choice, check_counts
+from psld_jax._runtime.journal import Journal
+from psld_jax.build import Model
+from psld_jax.sampling.generate import check_end
+from psld_jax.sampling.settings import Setting, choose
+from psld_jax.sampling.solver import Solver
+from psld_jax.tuning._coefficients import FREE, Coefficients
+from psld_jax.tuning._curvature import Loss, Objective
+from psld_jax.tuning._evaluate import Evaluator, Score
+
+Array = Any
+
+ERRORS = ("pixels", "features")
+
+#: Marquardt's damping at the start, at least, and by what it falls after a good step and grows after a bad one.
+_DAMPING, _LEAST_DAMPING, _EASE, _STIFFEN = 1e-2, 1e-7, 4.0, 4.0
+#: Tries of one iteration, each with more damping, before it gives up.
+_TRIES = 8
+#: Iterations without a better loss on the noise of the selection, after which learning ends.
+_PATIENCE = 8
+#: A gain of the training loss below this ends it too.
+_LEAST_GAIN = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What :func:`learn` found.
+
+    Attributes:
+      solver: the learned one.
+      before, after: scores of the setting where it started, and of the solver, on noise that neither has seen.
+      size: numbers that were learned.
+      iterations: how many it took.
+    """
+
+    solver: Solver
+    before: Score
+    after: Score
+    size: int
+    iterations: int
+
+    @property
+    def better(self) -> bool:
+        """Whether the solver has the smaller ``Score.loss``."""
+        return self.after.loss < self.before.loss
+
+
+def learn(
+    model: Model,
+    nfe: int,
+    start: Setting | Sequence[Setting] | None = None,
+    *,
+    free: Sequence[str] = ("tau", "A", "B"),
+    history: int = 4,
+    consistent: bool = False,
+    error: str = "pixels",
+    distance: float = 0.0,
+    num_samples: int = 512,
+    jacobian_batches: int = 0,
+    batch_size: int = 64,
+    iterations: int = 40,
+    target: Array | None = None,
+    features: metrics.Features | None = None,
+    t_end: float | None = None,
+    denoise: bool | str = True,
+    seed: int = 0,
+    log: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Learned:
+    """Learn the coefficients of a solver of ``nfe`` evaluations, from the best setting that is known.
+
+    From the same noise its samples are to come to where a fine solution of the probability-flow ODE does. The error to
+    it is made small, and the Frechet distance beside it, if it is given a weight. Of all iterations, that with the
+    smallest ``rmse^2 excess`` (``evaluate.Score``) on noise of its own is taken: the error alone would prefer blurred
+    images. A stochastic sampler has no error: there the distance alone is made small.
+
+    With ``p`` numbers an iteration costs about ``p nfe / 2`` evaluations for each sample of its Jacobian.
+
+    Args:
+      model: from ``psld_jax.load``.
+      nfe: the budget, denoising included.
+      start: where to start, or several settings, each of which is learned; by default what ``sampler="auto"`` takes
+        without learned solvers.
+      free: what is learned of each row: ``"tau"``, the time that the network is told, ``"A"``, ``"B"``, ``"P"``,
+        ``"U"``, ``"V"`` (see :class:`psld_jax.Tableau`), and for a stochastic sampler ``"R"``, the noise.
+      history: predictions that a row combines, up to 16; more than 4 run in another program.
+      consistent: keep what a step does where the prediction is constant; it then learns fewer numbers, and needs fewer
+        samples.
+      error: to the fine solution, in ``"pixels"`` or ``"features"``.
+      distance: weight of the distance in the loss, ``2 log error + distance log excess``.
+      num_samples: noises that it is learned on, a multiple of ``batch_size``; as many others select, and twice as many
+        others are reported on.
+      jacobian_batches: batches of the noises that an iteration takes its Jacobian of, others each time; 0: all.
+      batch_size: samples that run at a time.
+      iterations: at most so many.
+      target, features, t_end, denoise, seed: as for :func:`psld_jax.tune`; images ``[m, H, W, C]`` in [-1, 1].
+      log: a file of JSON lines with every iteration; a killed run that is started again goes on from there.
+      report: called with a line for people after every iteration.
+
+    Raises:
+      ValueError: for arguments out of range, an adaptive start, or a log of something else.
+      NotFinite: if no start has finite samples.
+    """
+    check_end(t_end, denoise)
+    check_counts(nfe=nfe, num_samples=num_samples, batch_size=batch_size, iterations=iterations, history=history)
+    check_counts(0, jacobian_batches=jacobian_batches)
+    check_choice("error", error, ERRORS)
+    check_number("distance", distance, 0)
+    check_flag("consistent", consistent)
+    for name in free:
+        check_choice("free", name, FREE)
+    if num_samples % batch_size:
+        raise ValueError(f"num_samples={num_samples} must be a multiple of batch_size={batch_size}")
+    seed = check_seed(seed)
+    if target is not None:
+        target = as_pixels("target", target, model.image_shape)
+    t_end = model.sde.t_end if t_end is None else check_number("t_end", t_end)
+    if start is None:
+        start = choose(model.sde, model.tuned, nfe, lambda solver: False)
+    starts = [start] if isinstance(start, Setting) else list(start)
+    features = features or metrics.features("pixels")
+    evaluator = Evaluator(
+        model, target=target, features=features, t_end=t_end, denoise=denoise, seed=seed, batch_size=batch_size
+    )
+    about = {"diffusion": repr(model.sde), "network": model.fingerprint, "nfe": nfe, "t_end": t_end, "denoise": denoise}
+    about |= {"features": features.name, "error": error, "distance": distance, "free": list(free), "history": history}
+    about |= {"consistent": consistent, "num_samples": num_samples, "batch_size": batch_size, "seed": seed}
+    journal = Journal(log, {**about, "jacobian_batches": jacobian_batches, "iterations": iterations}, "a learning")
+    judge = evaluator.with_seed(seed + 3)
+    found: list[Learned] = []
+    for setting in starts:
+        run = _Run(
+            setting=setting,
+            evaluator=evaluator,
+            nfe=nfe,
+            options={"free": tuple(free), "history": history, "consistent": consistent},
+            error=error,
+            distance=distance,
+            num_samples=num_samples,
+            jacobian_batches=jacobian_batches,
+            journal=journal,
+            report=report,
+        )
+        before = judge(setting, nfe, 2 * num_samples, paired=run.paired)
+        if not np.isfinite(before.loss):
+            report(f"{setting.describe()}: its samples are not finite, so it is left out")
+            continue
+        theta, count = run.learned(iterations)
+        known = {**about, "start": setting.to_json(), "iterations": count, "numbers": run.coefficients.size}
+        solver = Solver(run.coefficients.table(theta), known)
+        after = judge(Setting.learned(solver), nfe, 2 * num_samples, paired=run.paired)
+        scores = {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)}
+        solver = dataclasses.replace(solver, about={**known, "scores": scores})
+        found.append(Learned(solver, before, after, run.coefficients.size, count))
+    if not found:
+        raise NotFinite(
+            f"no start has finite samples with {nfe} evaluations: look at the weights, t_end, or give start"
+        )
+    return min(found, key=lambda one: one.after.loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Point:
+    """Where an iteration ended, as the journal keeps it."""
+
+    theta: list[float]
+    damping: float
+    loss: float
+    other: float
+    selection: float
+    line: str
+
+
+class _Run:
+    """Learning from one start."""
+
+    def __init__(
+        self,
+        *,
+        setting: Setting,
+        evaluator: Evaluator,
+        nfe: int,
+        options: dict[str, Any],
+        error: str,
+        distance: float,
+        num_samples: int,
+        jacobian_batches: int,
+        journal: Journal,
+        report: Callable[[str], None],
+    ):
+        table = setting.table(evaluator.model.sde, nfe, t_end=evaluator.t_end, denoise=evaluator.denoise)
+        self.paired = table.num_draws == 0
+        self.coefficients = Coefficients(table, **options)
+        self._setting, self._journal, self._report = setting, journal, report
+        self._batches = num_samples // evaluator.batch_size
+        self._few = jacobian_batches or self._batches
+        seed = evaluator.seed
+        self._train, self._select = (
+            Objective(
+                evaluator.with_seed(seed + i),
+                self.coefficients,
+                num_samples,
+                weight=distance if self.paired else 1.0,
+                error=error if self.paired else "none",
+            )
+            for i in (1, 2)
+        )
+
+    def learned(self, iterations: int) -> tuple[np.ndarray, int]:
+        """The best numbers, and the iterations that it took."""
+        point = self._kept(-1, lambda: self._point(np.zeros(self.coefficients.size), _DAMPING))
+        assert point is not None
+        best, progress, since = point, point.other, 0
+        for i in range(iterations):
+            new = self._kept(i, functools.partial(self._step, point, i))
+            if new is None:
+                return np.array(best.theta), i
+            gain, point = point.loss - new.loss, new
+            self._report(f"{i + 1}: {point.line}")
+            best = min(best, point, key=lambda one: one.selection)
+            progress, since = (point.other, 0) if point.other < progress else (progress, since + 1)
+            if since >= _PATIENCE or gain < _LEAST_GAIN:
+                return np.array(best.theta), i + 1
+        return np.array(best.theta), iterations
+
+    def _kept(self, number: int, make: Callable[[], _Point | None]) -> _Point | None:
+        """The point with that number: from the journal, or made and written down."""
+
+        def written() -> dict[str, Any]:
+            point = make()
+            return {"point": None if point is None else dataclasses.asdict(point)}
+
+        kept = self._journal.get(["learn", self._setting.to_json(), number], written)["point"]
+        return None if kept is None else _Point(**kept)
+
+    def _step(self, point: _Point, number: int) -> _Point | None:
+        """The next point, or ``None`` where no step makes the loss smaller."""
+        objective, theta = self._train, np.array(point.theta)
+        parts = [(number * self._few + i) % self._batches for i in range(min(self._few, self._batches))]
+        curvature, gradient = objective.normal_equations(theta, objective.samples(theta), parts)
+        if not (np.isfinite(curvature).all() and np.isfinite(gradient).all()):
+            return None
+        # A number that moves nothing has no curvature; it stays where it is.
+        scale = np.diag(curvature) + 1e-12 * max(float(np.diag(curvature).max()), 1e-300)
+        damping = point.damping
+        for _ in range(_TRIES):
+            moved = theta - np.linalg.solve(curvature + damping * np.diag(scale), gradient)
+            loss = objective.loss(objective.samples(moved))
+            if loss.value < point.loss:
+                return self._point(moved, max(damping / _EASE, _LEAST_DAMPING), loss)
+            damping *= _STIFFEN
+        return None
+
+    def _point(self, theta: np.ndarray, damping: float, loss: Loss | None = None) -> _Point:
+        loss = loss or self._train.loss(self._train.samples(theta))
+        other = self._select.loss(self._select.samples(theta))
+        line = f"{_said(loss)}; other noise: {_said(other)}"
+        return _Point(theta.tolist(), damping, loss.value, other.value, other.score.loss, line)
+
+
+def _said(loss: Loss) -> str:
+    error = "" if loss.error is None else f"error {loss.error:.4f}, "
+    return f"{error}distance {loss.score.distance:.4f} (fine solution {loss.score.floor:.4f})"

@@ -1,0 +1,314 @@
+"""Learned solvers: what is learned, how the loss moves with it, that it helps, and their files."""
+
+import copy
+import dataclasses
+import importlib
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import seeds
+
+import psld_jax as pj
+from psld_jax.sampling.settings import Tuned
+from psld_jax.tuning._coefficients import FREE, Coefficients
+from psld_jax.tuning._curvature import Objective
+from psld_jax.tuning._evaluate import Evaluator
+
+module = importlib.import_module("psld_jax.tuning.learn")  # the function has the module's name
+MULTISTEP = pj.Setting("exponential_multistep", hyper={"prediction": "data", "order": 2})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pj.load("digits", {"data.num_points": 40})
+
+
+@pytest.fixture(scope="module")
+def vp():
+    return pj.load("digits", {"data.num_points": 40, "sde.name": "vpsde"})
+
+
+@pytest.fixture(scope="module")
+def evaluator(model):
+    noise = seeds.generator("learning target").standard_normal((80, *model.image_shape))
+    return Evaluator(model, target=np.tile(model.data, (2, 1, 1, 1)) + 0.05 * noise, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def solver(model):
+    """A solver that was learned for nothing but to be a file: its numbers are the table's."""
+    table = MULTISTEP.table(model.sde, 5)
+    about = {"diffusion": repr(model.sde), "network": model.fingerprint, "t_end": model.sde.t_end, "denoise": True}
+    return pj.Solver(table, {**about, "start": MULTISTEP.to_json()})
+
+
+@pytest.mark.parametrize("sampler", ["exponential_multistep", "predictor_corrector", "reduced_oba", "heun"])
+def test_zero_is_the_table_and_every_number_moves_its_row_alone(model, sampler, rng):
+    table = pj.Setting(sampler).table(model.sde, 7)
+    free = Coefficients(table, free=FREE, history=3)
+    same = free.table(np.zeros(free.size))
+    for name, values in table.rows().items():
+        if values is not None:
+            got = getattr(same, name)
+            np.testing.assert_array_equal(got[:, : table.B.shape[1]] if name == "B" else got, values)
+    number = int(rng.integers(free.size))
+    moved = free.table(1e-3 * np.eye(free.size)[number])
+    for name, values in same.rows().items():
+        if values is not None:
+            others = np.delete(np.arange(table.nfe), free.rows[number])
+            np.testing.assert_array_equal(getattr(moved, name)[others], values[others])
+
+
+def test_a_consistent_solver_stays_exact_for_a_constant_prediction(model, rng):
+    table = MULTISTEP.table(model.sde, 6)
+    free = Coefficients(table, free=("A", "B", "P", "tau"), history=4, consistent=True)
+    moved = free.table(rng.standard_normal(free.size))
+    np.testing.assert_array_equal(moved.A, table.A)
+    np.testing.assert_allclose(moved.B.sum(axis=1), table.B.sum(axis=1), atol=1e-14)
+    assert not np.allclose(moved.B[:, 0], table.B[:, 0])
+
+
+@pytest.mark.parametrize(("weight", "error"), [(0.0, "pixels"), (1.0, "pixels")])
+def test_the_gradient_is_that_of_the_loss(evaluator, weight, error, rng):
+    free = Coefficients(MULTISTEP.table(evaluator.model.sde, 4), free=("tau", "A", "B"), history=2)
+    objective = Objective(evaluator, free, 32, weight=weight, error=error)
+    theta = 0.01 * rng.standard_normal(free.size)
+    curvature, gradient = objective.normal_equations(theta, objective.samples(theta), [0, 1])
+    direction = rng.standard_normal(free.size)
+    step = 1e-3 / np.linalg.norm(direction)
+    up, down = (objective.loss(objective.samples(theta + s * step * direction)).value for s in (1, -1))
+    # Samples are float32: the difference of the losses has some three digits. A wider step crosses kinks, where a
+    # pixel is clipped.
+    np.testing.assert_allclose(gradient @ direction, (up - down) / (2 * step), rtol=1e-2, atol=1e-2)
+    assert np.linalg.eigvalsh(curvature).min() > -1e-6 * np.abs(curvature).max()
+
+
+@pytest.mark.slow
+def test_the_gradient_through_features_is_that_of_the_loss(rng):
+    model = pj.load("mnist")
+    evaluator = Evaluator(model, features=pj.metrics.features("mnist"), batch_size=4)
+    evaluator.exact(4)
+    free = Coefficients(MULTISTEP.table(model.sde, 3), free=("B",), history=1)
+    for weight, error in ((0.0, "features"), (1.0, "pixels")):
+        objective = Objective(evaluator, free, 4, weight=weight, error=error)
+        theta = np.zeros(free.size)
+        _, gradient = objective.normal_equations(theta, objective.samples(theta), [0])
+        direction = rng.standard_normal(free.size)
+        step = 1e-2 / np.linalg.norm(direction)
+        up, down = (objective.loss(objective.samples(theta + s * step * direction)).value for s in (1, -1))
+        # As above; the classifier's kinks are between the two points.
+        np.testing.assert_allclose(gradient @ direction, (up - down) / (2 * step), rtol=5e-2, atol=5e-2)
+
+
+def _learned(model, log=None, **options):
+    options = {"num_samples": 64, "batch_size": 32, "iterations": 3, "history": 2, **options}
+    return pj.learn(model, 4, MULTISTEP, log=log, **options)
+
+
+@pytest.mark.parametrize("name", ["model", "vp"])
+def test_learning_makes_the_error_smaller_on_noise_it_has_not_seen(name, request):
+    found = _learned(request.getfixturevalue(name), num_samples=32)
+    assert found.better and found.after.rmse < 0.9 * found.before.rmse
+    assert found.solver.about["scores"]["after"]["rmse"] == found.after.rmse
+    assert found.solver.nfe == 4 and found.size == found.solver.about["numbers"]
+
+
+def test_a_killed_learning_goes_on(model, tmp_path, monkeypatch):
+    lines, log = [], tmp_path / "log.jsonl"
+    whole = _learned(model, log, report=lines.append)
+    assert len(lines) == whole.iterations == 3
+    kept = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(kept[:-1]) + kept[-1][:40])  # killed while it wrote
+    steps = []
+    step = module._Run._step
+    monkeypatch.setattr(module._Run, "_step", lambda self, *args: steps.append(args) or step(self, *args))
+    again = _learned(model, log)
+    assert len(steps) == 1
+    np.testing.assert_array_equal(again.solver.table.B, whole.solver.table.B)
+    with pytest.raises(ValueError, match="seed"):
+        _learned(model, log, seed=5)
+
+
+@pytest.mark.slow
+def test_noise_can_be_learned(model):
+    start = pj.Setting("ancestral")
+    found = pj.learn(model, 5, start, free=("R",), history=1, num_samples=256, batch_size=64, iterations=6)
+    assert found.after.rmse is None and found.after.distance < found.before.distance
+
+
+def test_a_start_that_is_not_finite_is_left_out(model, monkeypatch):
+    lines = []
+    bad = pj.Setting.learned(_with_nan(model))
+    found = pj.learn(
+        model, 5, [bad, MULTISTEP], num_samples=16, batch_size=16, iterations=1, history=1, report=lines.append
+    )
+    assert "not finite" in lines[0] and found.solver.about["start"]["sampler"] == "exponential_multistep"
+    with pytest.raises(pj.NotFinite, match="no start"):
+        pj.learn(model, 5, bad, num_samples=16, batch_size=16, iterations=1)
+
+
+def _with_nan(model):
+    table = MULTISTEP.table(model.sde, 5)
+    table = dataclasses.replace(table, A=np.full_like(table.A, np.nan))
+    about = {"diffusion": repr(model.sde), "network": "", "t_end": model.sde.t_end, "denoise": True}
+    return pj.Solver(table, about)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"free": ("C",)}, "C"),
+        ({"free": ("R",)}, "nothing to learn"),
+        ({"error": "faces"}, "faces"),
+        ({"num_samples": 40}, "multiple of batch_size=32"),
+        ({"history": 0}, "history=0"),
+        ({"distance": -1.0}, "distance=-1.0"),
+        ({"iterations": 0}, "iterations=0"),
+        ({"history": 40, "free": ("B",)}, "at most 16"),
+    ],
+)
+def test_bad_options_are_one_line(model, options, message):
+    nfe = 20 if "history" in options and options["history"] > 16 else 4
+    with pytest.raises(ValueError, match=message):
+        pj.learn(model, nfe, MULTISTEP, **{"num_samples": 64, "batch_size": 32, **options})
+
+
+def test_a_file_holds_every_bit_and_the_samples_are_the_same(model, solver, tmp_path):
+    solver.write(tmp_path / "solver.json")
+    again = pj.load_solver(tmp_path / "solver.json")
+    for name, values in solver.table.rows().items():
+        if values is None:
+            assert getattr(again.table, name) is None
+        else:
+            np.testing.assert_array_equal(getattr(again.table, name), values)
+    assert again.about == json.loads(json.dumps(solver.about))
+    want = pj.generate(model, "exponential_multistep", nfe=5, n=4, grid=MULTISTEP.grid, **MULTISTEP.hyper)
+    for given in (solver, tmp_path / "solver.json", str(tmp_path / "solver.json")):
+        np.testing.assert_array_equal(pj.generate(model, solver=given, n=4), want)
+    np.testing.assert_array_equal(pj.generate(model, "learned", solver=solver, n=4), want)
+
+
+def _damage():
+    def change(name, value):
+        return lambda values: values.update({name: value})
+
+    def row(name, make):
+        return lambda values: values["rows"].update({name: make(values["rows"][name])})
+
+    yield "format", change("format", "another")
+    yield "version", change("version", 99)
+    yield "about", change("about", {})
+    yield "about is no object", change("about", 3)
+    yield "draws", change("num_draws", "two")
+    yield "missing rows", lambda values: values.pop("rows")
+    yield "missing B", lambda values: values["rows"].pop("B")
+    yield "nan", row("A", lambda a: [[[float("nan")] * 2] * 2] * len(a))
+    yield "tau 0", row("tau", lambda tau: [0.0, *tau[1:]])
+    yield "short", row("U", lambda u: u[:-1])
+    yield "text", row("V", lambda v: "V")
+    yield "ragged", row("B", lambda b: [*b[:-1], b[-1][:1] * 3])
+    yield "long history", row("B", lambda b: [x * 17 for x in b])
+    yield "noise without a draw", row("R", lambda r: [[[0.0] * 2] * 2] * 5)
+    yield "last rows", change("last_rows", [0, 1, 2, 3, 9])
+    yield "times", change("times", [1.0])
+
+
+@pytest.mark.parametrize(("what", "damage"), list(_damage()), ids=[what for what, _ in _damage()])
+def test_a_damaged_file_is_one_line(solver, tmp_path, what, damage):
+    values = copy.deepcopy(solver.to_json())
+    damage(values)
+    path = tmp_path / "solver.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError) as raised:
+        pj.load_solver(path)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\x00", "null", "[" * 100_000])
+def test_what_is_no_solver_is_one_line(tmp_path, content):
+    path = tmp_path / "solver.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"solver\.json"):
+        pj.load_solver(path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        pj.load_solver(tmp_path / "none.json")
+
+
+def test_a_solver_is_for_one_diffusion_one_end_and_one_budget(model, vp, solver):
+    for options, message in (
+        ({"nfe": 4}, "nfe=4 is too few"),
+        ({"t_end": 0.1}, "t_end"),
+        ({"denoise": False}, "denoise"),
+        ({"grid": "uniform"}, "its own times"),
+        ({"order": 2}, "its own times"),
+        ({"sampler": "ddim"}, "sampler by itself"),
+        ({"sampler": "rk45"}, "sampler by itself"),
+        ({"known": np.zeros((1, 8, 8, 1)), "mask": np.ones((8, 8)), "resample": 2}, "resample=2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pj.generate(model, n=1, **{"solver": solver, **options})
+    with pytest.raises(ValueError, match="this model is"):
+        pj.generate(vp, n=1, solver=solver)
+    with pytest.raises(ValueError, match="needs solver="):
+        pj.generate(model, "learned", n=1)
+
+
+def test_other_weights_are_warned_of_once(model, solver):
+    other = pj.load("digits", {"data.num_points": 39})
+    assert other.fingerprint != model.fingerprint == pj.load("digits", {"data.num_points": 40}).fingerprint
+    with pytest.warns(UserWarning, match="another network"):
+        pj.generate(other, n=1, solver=solver)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pj.generate(model, n=1, solver=solver)
+
+
+def test_auto_takes_a_solver_for_its_own_budget_alone(model, solver):
+    learned, tuned = Tuned(5, pj.Setting.learned(solver)), Tuned(8, pj.Setting("ddim"))
+    model = dataclasses.replace(model, tuned=(learned, tuned))
+    same = {"n": 2, "nfe": 5}
+    np.testing.assert_array_equal(pj.generate(model, **same), pj.generate(model, solver=solver, **same))
+    for options in ({"nfe": 6}, {"nfe": 5, "denoise": False}, {"nfe": 5, "t_end": 1e-2}, {"nfe": 5, "grid": "uniform"}):
+        np.testing.assert_array_equal(
+            pj.generate(model, n=2, **{"grid": "quadratic", **options} if "nfe" in options else options),
+            pj.generate(model, "ddim", n=2, **{"grid": "quadratic", **options}),
+        )
+
+
+def test_known_pixels_and_measurements_go_with_a_solver(model, solver, rng):
+    images = np.clip(model.data[:2], -1, 1)
+    mask = np.zeros((8, 8))
+    mask[:4] = 1
+    filled = pj.generate(model, n=2, solver=solver, known=images, mask=mask)
+    np.testing.assert_allclose(filled[:, :4], images[:, :4], atol=1e-6)  # float32
+    operator = pj.operators.downsample(2)
+    steered = pj.generate(model, n=2, nfe=10, solver=solver, operator=operator, measurement=operator(images))
+    assert np.isfinite(steered).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learn", ["times", "table"])
+def test_the_tuner_keeps_what_was_learned_where_it_is_better(model, tmp_path, learn):
+    rows, lines = [], []
+    options = {"num_samples": 32, "candidates": 2, "gradient_steps": 2, "log": tmp_path / "tuning.jsonl"}
+    learning = {"num_samples": 32, "iterations": 4, "history": 2}
+    tuning = pj.tune(
+        model, (4,), ("exponential_multistep",), learn=learn, learning=learning, report=rows.append,
+        progress=lines.append, **options,
+    )  # fmt: skip
+    assert len(rows) == len(tuning.rows) == 2 and rows[1].score.loss < rows[0].score.loss
+    tuning.write(tmp_path / "samplers.json")
+    read = pj.load("digits", {"data.num_points": 40, "sampler.tuned": str(tmp_path / "samplers.json")})
+    assert (tmp_path / "solver_4.json").exists() == (learn == "table")
+    mine = dataclasses.replace(model, tuned=tuning.best)
+    np.testing.assert_array_equal(pj.generate(read, nfe=4, n=2), pj.generate(mine, nfe=4, n=2))
+    again = pj.tune(model, (4,), ("exponential_multistep",), learn=learn, learning=learning, **options)
+    assert [row.to_json() for row in again.rows] == [row.to_json() for row in tuning.rows]
+
+
+def test_the_device_count_does_not_matter_to_a_table(solver):
+    leaves = jax.tree.leaves(solver.table)
+    assert all(isinstance(leaf, np.ndarray) and leaf.dtype in (np.float64, np.int64) for leaf in leaves)
