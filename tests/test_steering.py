@@ -136,6 +136,21 @@ def gaussian_eps(sde, mean=MEAN, spread=SPREAD):
     return closed_forms.affine(fn)
 
 
+PATHS = [sde for sde in map(pj.sde.get, pj.sde.available()) if sde.num_blocks == 1]
+PATHS += [pj.sde.Discrete("squaredcos_cap_v2"), pj.sde.Discrete(zero_terminal_snr=True), pj.sde.Flow(shift=3.0)]
+
+
+@pytest.mark.parametrize("sde", PATHS, ids=repr)
+def test_guidance_knows_every_path_on_the_device(sde):
+    """Also where the signal vanishes, at t = 1, and where slopes jump, at the levels of a schedule."""
+    made = pj.scores.posterior_guided(closed_forms.smooth_eps, sde, flat_logits, np.zeros((1, 1)))
+    t = np.concatenate([np.geomspace(1e-4, 1, 300), 1 - np.geomspace(1e-9, 0.1, 300), np.arange(1, 20) / 20])
+    for found, fn in ((made.gradient, gradient_matrix), (made.matrices, data_matrices)):
+        exact = fn(sde, t)
+        scale = np.maximum(np.abs(exact), np.abs(fn(sde, 0.9 * t))).max(axis=(1, 2))
+        assert (np.abs(np.asarray(found(jnp.asarray(t))) - exact).max(axis=(1, 2)) / scale).max() < 2e-9
+
+
 @pytest.mark.parametrize("sde", SDES)
 def test_data_matrices_give_the_posterior_mean(rng, sde):
     """``E[x_0 | z]`` of Gaussian data in closed form; float64."""

@@ -112,7 +112,7 @@ def classifier_guided(
       ValueError: for another ``time``.
     """
     check_choice("classifier time", time, CLASSIFIER_TIMES)
-    matrix = TimeFunction(lambda t: gradient_matrix(sde, t))
+    matrix = TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots)
     return ClassifierGuided(
         blocks.as_pytree(eps_fn), blocks.as_pytree(logits_fn), jnp.asarray(labels), jnp.asarray(scale), matrix, time
     )
@@ -294,9 +294,9 @@ def posterior_guided(
         jnp.asarray(measurement),
         jnp.asarray(scale, jnp.float32),
         jnp.asarray(noise_std, jnp.float32),
-        TimeFunction(lambda t: data_matrices(sde, t)),
-        TimeFunction(lambda t: gradient_matrix(sde, t)),
-        TimeFunction(variance),
+        TimeFunction(lambda t: data_matrices(sde, t), knots=sde.knots),
+        TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots),
+        TimeFunction(variance, knots=sde.knots),
         method,
         iterations,
     )
