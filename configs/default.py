@@ -149,6 +149,7 @@ def get_config() -> ConfigDict:
     hyper.order = placeholder(int)  # of multistep and exponential integrators, UniPC, ancestral, ...
     hyper.variable = placeholder(str)  # t | log_t | log_snr | sigma
     hyper.eta = placeholder(float)  # ancestral, ddim, ...: 0 (deterministic) to 1
+    hyper.jitter = placeholder(float)  # sscs: of its half-steps, in place of that of the diffusion
     hyper.S_churn = placeholder(float)  # edm_heun, euler_edm, dpm2: noise on the way, between S_min and S_max
     hyper.S_min = placeholder(float)
     hyper.S_max = placeholder(float)
