@@ -92,12 +92,13 @@ def prepare(
     check_number("rho", rho, 0, strict=True)
     check_end(t_end, denoise)
     bound = steering.bind(model) if conditions else None
-    if sigmas is not None or timesteps is not None:
-        grid, nfe = given_times(model.sde, sampler, sigmas, timesteps, hyper, denoise)
+    given = sigmas is not None or timesteps is not None
+    if given:
+        grid, nfe = given_times(model.sde, sampler, sigmas, timesteps, hyper, denoise, steering.resample)
         t_end = grid[-1]
     if sampler not in SOLVERS:
         setting = resolve(model, sampler, nfe, grid=grid, rho=rho, **hyper)
-        return Sampler(model, setting, _table(setting, bound, model, nfe, t_end, denoise), {}, bound)
+        return Sampler(model, setting, _table(setting, bound, model, nfe, t_end, denoise, given), {}, bound)
     if steering.known is not None or steering.resample > 1:
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
     if hyper:
@@ -128,9 +129,9 @@ _CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
 
 
 def _table(
-    setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float | None, denoise: bool | str
+    setting: Setting, bound: Bound | None, model: Model, nfe: int, t_end: float | None, denoise: bool | str, given: bool
 ) -> Tableau:
-    """The largest table whose evaluations, those of guidance included, ``nfe`` allows."""
+    """The largest table whose evaluations, those of guidance included, ``nfe`` allows; all of it, if it is given."""
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise}
     if bound is None:
         return setting.table(model.sde, nfe, **options)
@@ -138,7 +139,7 @@ def _table(
     # Guidance at most doubles the evaluations; how much it does depends on where the grid lies.
     for budget in range(nfe, 0, -1):
         table = setting.table(model.sde, budget, **options)
-        if bound.evaluations(table) <= nfe:
+        if given or bound.evaluations(table) <= nfe:
             return table
     raise AssertionError("a budget below one step has been refused")
 
