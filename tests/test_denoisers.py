@@ -260,8 +260,13 @@ def test_everything_runs_with(name, rng):
     filled = pj.generate(model, "ancestral", nfe=8, n=2, known=x, mask=np.broadcast_to(mask, (1, 2, 2, 1)))
     np.testing.assert_array_equal(filled[:, :, 0], np.clip(x, -1, 1)[:, :, 0])
     operator = pj.operators.downsample(2)
-    measured = np.asarray(operator(x))
-    guided = pj.generate(model, "ddim", nfe=40, n=2, operator=operator, measurement=measured)
-    assert np.abs(np.asarray(operator(guided)) - measured).max() < 0.3  # its noise is 0.05; without guidance, 1
+    measured = np.tile(np.asarray(operator(x)), (32, 1, 1, 1))
+    errors = []
+    for condition in ({}, {"operator": operator, "measurement": measured}):
+        drawn = pj.generate(model, "ddim", nfe=40, n=64, **condition)
+        errors.append(np.sqrt(np.mean((np.asarray(operator(drawn)) - measured) ** 2)))
+    # PiGDM takes p(x_0 | z) for one Gaussian, and these data are 20 points: 0.65 to 0.68 of the error of eight samples
+    # without it, however many steps. That the posterior of Gaussian data is exact is tested in tests/test_steering.py.
+    assert errors[1] < 0.8 * errors[0]
     tuning = pj.tune(model, nfe=(5,), samplers=("ddim",), num_samples=16, candidates=2, gradient_steps=0)
     assert np.isfinite(tuning.rows[0].score.distance)

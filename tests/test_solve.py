@@ -214,16 +214,15 @@ def test_time_functions_are_accurate_and_refuse_what_is_not_smooth():
 
 
 def test_a_time_function_may_have_kinks_at_known_times(rng):
-    """Piecewise in the knots; without them no spline is fine enough."""
+    """Piecewise between them: a few pieces each."""
     knots = np.sort(rng.uniform(0.01, 0.99, 100))
     heights = rng.uniform(1, 2, 100)
 
     def fn(t):
         return np.stack([np.sqrt(t) * np.interp(t, knots, heights), t], axis=-1)
 
-    with pytest.raises(ValueError, match="is it smooth"):
-        TimeFunction(fn)
     made = TimeFunction(fn, knots=rng.permutation(knots))
+    assert made.coefficients.shape[0] < 2000
     t = np.concatenate([np.geomspace(1e-9, 1.0, 1001), knots])
     exact = fn(t)
     assert (np.abs(made(jnp.asarray(t)) - exact).max(axis=1) / exact.max(axis=1)).max() < 2e-9

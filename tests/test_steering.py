@@ -233,6 +233,23 @@ def test_posterior_of_a_noisy_measurement(key, sde, method):
     assert abs(x.std() - spread) < 4 * spread / np.sqrt(2 * n)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vesde", "edm", "vpsde", "subvp", "cosine", "flow", "discrete"])
+def test_posterior_of_a_noisy_measurement_on_every_path(key, name):
+    """The same on paths of one block, where the exact score is that of one point smoothed by 1."""
+    sde, n, noise = pj.sde.get(name), 4096, 0.5
+    y = np.full((n, 1, 1, 1), 1.5, np.float32)
+    score = pj.scores.mixture(np.zeros((1, 1, 1, 1)), 1.0, sde)
+    guided = pj.scores.posterior_guided(score, sde, as_it_is, y, noise_std=noise)
+    times = pj.grids.edm(60, t_end=sde.t_end, sde=sde)
+    table = pj.tabulate(pj.integrators.get("predictor_corrector", variable="log_snr"), sde, times)
+    x = np.asarray(pj.sample(guided, table, sde.prior_sample(key, (n, 1, 1, 1)))[0]).ravel()
+    expected, spread = 1.5 / (1 + noise**2), noise / np.sqrt(1 + noise**2)
+    # Four standard errors, and what is left out: where the signal is below 1/80 of the noise, guidance fades.
+    assert abs(x.mean() - expected) < 4 * spread / np.sqrt(n) + expected * spread / 80
+    assert abs(x.std() - spread) < 4 * spread / np.sqrt(2 * n)
+
+
 def test_pigdm_solves_with_the_operator(key):
     """Averages over pairs, of known covariance: the minimiser is that of the normal equations."""
     sde = pj.sde.PSLD(0.01, 4.01)

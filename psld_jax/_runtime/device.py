@@ -7,7 +7,6 @@ cross here and nowhere else: :func:`to_device` for tables, :class:`TimeFunction`
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,10 +46,10 @@ class TimeFunction:
     """A float64 host function of time, made available to traced code as a piecewise cubic polynomial.
 
     ``fn(t)`` takes a float64 array ``[n]`` and returns ``[n, ...]``. A smooth function becomes a spline, uniform in
-    ``u = log t + 16 t``. One with ``knots``, times at which its slopes jump, is interpolated in ``log t`` between them,
-    at four points of every cell. Both are refined on construction until they reproduce ``fn`` to ``rtol``, relative to
-    the largest entry between ``0.9 t`` and ``t``: so a function may vanish at 1. In float32 what is left is the
-    rounding of ``t``.
+    ``u = log t + 16 t``. One with ``knots``, times at which its slopes jump, or one that changes too fast somewhere, is
+    interpolated in ``log t`` between the knots, at four points of cells that are as short as need be. Both are refined
+    on construction until they reproduce ``fn`` to ``rtol``, relative to the largest entry between ``0.9 t`` and ``t``:
+    so a function may vanish at 1. In float32 what is left is the rounding of ``t``.
 
     Calling it with a scalar or ``[n]`` array of times returns ``[...]`` or ``[n, ...]`` in the dtype of
     ``t``. Outside ``[t_min, t_max]`` the result is NaN: device code cannot raise, and a clamped coefficient
@@ -82,9 +81,13 @@ class TimeFunction:
         low, high = t_min * (1 - 1e-6), t_max * (1 + 1e-6)
         inside = np.sort(np.asarray(knots, np.float64))
         inside = inside[(inside > low) & (inside < high)]
-        fit = functools.partial(_cells, knots=inside) if len(inside) else _spline
+        error = np.inf
         #: ``[4, ...]`` of every piece, the highest power first; where pieces begin, and the last one ends.
-        self.coefficients, self.starts, error = fit(fn, low, high, rtol)
+        self.coefficients = self.starts = np.zeros(0)
+        if not len(inside):
+            self.coefficients, self.starts, error = _spline(fn, low, high, rtol)
+        if error > rtol:
+            self.coefficients, self.starts, error = _cells(fn, low, high, rtol, inside)
         if error > rtol:
             raise ValueError(
                 f"{_MAX_PIECES} cubic pieces reproduce the function of time to {error:.1e}, not to rtol={rtol:.1e}; "
@@ -149,7 +152,7 @@ _TO_COEFFICIENTS = np.linalg.inv(np.vander(_TOLD, 4))
 
 
 def _cells(
-    fn: Function, low: float, high: float, rtol: float, *, knots: np.ndarray
+    fn: Function, low: float, high: float, rtol: float, knots: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Coefficients ``[n, 4, ...]`` of cubic pieces between knots, ``log t`` where they begin, and the largest error.
 

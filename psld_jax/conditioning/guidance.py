@@ -23,8 +23,8 @@ Array = Any
 
 CLASSIFIER_TIMES = ("forward", "original")
 POSTERIORS = ("pigdm", "dps")
-# A signal-to-noise ratio below which guidance fades out, on paths whose signal vanishes.
-_NO_SIGNAL = 1e-3
+# A signal-to-noise ratio below which guidance fades out, on paths whose signal vanishes: that at which EDM starts.
+_NO_SIGNAL = 80.0**-2
 
 
 def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:
