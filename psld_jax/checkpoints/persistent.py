@@ -60,7 +60,7 @@ class Record:
 class _Window:
     """Bytes ``start`` to ``start + size`` of a file, as a file."""
 
-    def __init__(self, file: BufferedReader, start: int, size: int):
+    def __init__(self, file: BufferedReader | _Window, start: int, size: int):
         self._file, self._start, self._size, self._at = file, start, size, 0
 
     def seek(self, at: int) -> None:
