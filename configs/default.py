@@ -21,10 +21,11 @@ def get_config() -> ConfigDict:
     config.sde.beta_min = 8.0  # rate at t = 0, linear in t
     config.sde.beta_max = 8.0  # and at t = 1
     config.sde.jitter = 1e-9  # added to variances
-    for name in sde.available():
-        for key, value in sde.parameters(name).items():
-            if key not in config.sde:
-                config.sde[key] = value
+    defaults = [item for name in sde.available() for item in sde.parameters(name).items() if item[0] not in config.sde]
+    for key, value in defaults:
+        # Where two diffusions have different defaults, a field that is not set is the diffusion's own.
+        same = all(other == value for name, other in defaults if name == key)
+        config.sde[key] = value if same else placeholder(type(value))
 
     config.model = ConfigDict()
     # mixture: the exact score of the smoothed data | ncsnpp: NCSN++ | ncsnpp_clf: its classifier |
@@ -150,6 +151,7 @@ def get_config() -> ConfigDict:
     hyper.order = placeholder(int)  # of multistep and exponential integrators, UniPC, ancestral, ...
     hyper.variable = placeholder(str)  # t | log_t | log_snr | sigma
     hyper.eta = placeholder(float)  # ancestral, ddim, ...: 0 (deterministic) to 1
+    hyper.jitter = placeholder(float)  # sscs: of its half-steps, in place of that of the diffusion
     hyper.S_churn = placeholder(float)  # edm_heun, euler_edm, dpm2: noise on the way, between S_min and S_max
     hyper.S_min = placeholder(float)
     hyper.S_max = placeholder(float)

@@ -1,4 +1,4 @@
-"""EDM's networks: ``network-snapshot-*.pkl`` and the released ``edm-*.pkl`` (Karras et al., 2022)."""
+"""EDM's networks: ``network-snapshot-*.pkl``, released ``edm-*.pkl``, ``training-state-*.pt`` (Karras et al., 2022)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from psld_jax.models.edm_plan import EDMConfig, plan
 from .origins import Asked, Converted
 
 NAME = "edm"
-ACCEPTS = "network-snapshot-*.pkl of NVlabs/edm, and its released edm-*.pkl"
+ACCEPTS = "network-snapshot-*.pkl and training-state-*.pt of NVlabs/edm, and its released edm-*.pkl"
+#: Where a file has its network: the average, or, in the state of a training run, the network in training.
+_SETS = {"ema": "ema", "net": "online"}
 
 _PRECONDITIONS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
 _ARCHITECTURES = {"SongUNet": "song", "DhariwalUNet": "dhariwal"}
@@ -56,7 +58,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The averaged network of the file, as the family ``edm``.
+    """The network of the file, as the family ``edm``: the average, or that in training in the state of a training run.
 
     Nothing in the file is executed. Its configuration is taken from the arguments and attributes of its objects, and
     compared with what the objects say of their parts.
@@ -66,18 +68,18 @@ def read(path: Path, asked: Asked) -> Converted:
       ValueError: with the file's name, for a file that is damaged, holds another network, or has weights that are not
         finite.
     """
-    if asked.weights not in (None, "ema"):
-        raise ValueError(f"{path}: weights={asked.weights!r} are not in files of EDM; 'ema' are")
     with read_persistent(path) as file:
         try:
-            return _convert(file)
+            return _convert(file, asked.weights)
         except ValueError as error:
             message = str(error)
             raise ValueError(message if str(path) in message else f"{path}: {message}") from None
 
 
-def _convert(file: PersistentPickle) -> Converted:
-    network, beside = _network(file.content)
+def _convert(file: PersistentPickle, asked: str | None) -> Converted:
+    network, chosen, beside = _network(file.content)
+    if asked not in (None, chosen):
+        raise ValueError(f"weights={asked!r} are not in this file; {chosen!r} are")
     config = configuration(network)
     weights, sources, notes = _weights(file, network, config)
     low, high = max(_SIGMA_MIN, config.sigma_min), min(_SIGMA_MAX, config.sigma_max)
@@ -87,7 +89,7 @@ def _convert(file: PersistentPickle) -> Converted:
         f"diffusion: that of EDM, noise levels {low:g} to {high:g}; the network was made for {config.sigma_min:g} to "
         f"{config.sigma_max:g}",
         f"images: {config.image_size} x {config.image_size} x {config.channels}",
-        "weights: ema, which alone is in such files",
+        f"weights: {chosen}, which alone is in such files",
         f"labels: {config.label_dim} classes" if config.label_dim else "labels: none",
     ]
     if field(network, "use_fp16"):
@@ -99,28 +101,30 @@ def _convert(file: PersistentPickle) -> Converted:
     return Converted(
         origin=NAME,
         network={"name": "edm", "config": options},
-        weights={"ema": weights},
+        weights={chosen: weights},
         sde={"name": "edm", "sigma_min": low, "sigma_max": high, "data_std": config.sigma_data},
         image_shape=config.image_shape,
         n_classes=config.label_dim,
         notes=tuple(found),
-        sources={"ema": sources},
-        format="pickle",
+        sources={chosen: sources},
+        format=file.format,
     )
 
 
-def _network(content: Any) -> tuple[Record, list[str]]:
-    """The preconditioned network in a file, and the names of what stands beside it."""
+def _network(content: Any) -> tuple[Record, str, list[str]]:
+    """The preconditioned network in a file, which set of weights it has, and the names of what stands beside it."""
     beside: list[str] = []
+    where = "ema"
     if type(content) is dict:
-        beside = [clip(str(key), 40).strip("'") for key in content if key != "ema"]
-        if type(content.get("ema")) is not Record:
-            raise ValueError(f"it has no network under 'ema'; its keys are {', '.join(beside[:10]) or 'missing'}")
-        content = content["ema"]
+        where = next((key for key in _SETS if key in content), "ema")
+        beside = [clip(str(key), 40).strip("'") for key in content if key != where]
+        if type(content.get(where)) is not Record:
+            raise ValueError(f"it has no network under {where!r}; its keys are {', '.join(beside[:10]) or 'missing'}")
+        content = content[where]
     if type(content) is not Record or content.kind not in _PRECONDITIONS:
         what = clip(content.kind) if type(content) is Record else f"a {type(content).__name__}"
         raise ValueError(f"its network is {what}; {', '.join(_PRECONDITIONS)} are accepted")
-    return content, beside
+    return content, _SETS[where], beside
 
 
 def configuration(network: Record) -> EDMConfig:

@@ -19,7 +19,7 @@ from psld_jax.checkpoints import directory as saved
 from psld_jax.checkpoints.safetensors import SafeTensors
 from psld_jax.models import edm, source_parameters, unet2d_source
 from psld_jax.models.unet2d_structure import UNet2DConfig
-from psld_jax.sde import Discrete
+from psld_jax.sde import VESDE, Discrete
 
 from . import configs, mapping, ncsnpp, schedules
 from .origins import Asked, Converted
@@ -136,9 +136,9 @@ def diffusers_files(config: Any) -> dict[str, dict[str, Any]]:
     network["mid_block_type"] = "UNetMidBlock2D" if options.mid_block else None
     sde = build.build_sde(config)
     scheduler: dict[str, Any]
-    if config.sde.name == "vesde":
+    if isinstance(sde, VESDE):
         scheduler = {"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 2000}
-        scheduler |= {"sigma_min": config.sde.sigma_min, "sigma_max": config.sde.sigma_max}
+        scheduler |= {"sigma_min": sde.sigma_min, "sigma_max": sde.sigma_max}
     elif isinstance(sde, Discrete) and options.predicts in schedules.PREDICTIONS.values():
         prediction = next(key for key, value in schedules.PREDICTIONS.items() if value == options.predicts)
         levels = np.asarray(sde.alpha(sde.time_of(np.arange(sde.num_steps)))) ** 2

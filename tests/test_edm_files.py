@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from psld_jax.convert import convert
 from psld_jax.convert import edm as origin
-from psld_jax.convert.origins import Asked
+from psld_jax.convert.origins import Asked, recognise
 from seeds import generator
 
 import psld_jax as pj
@@ -37,6 +37,60 @@ def test_a_network_of_our_own_making(tmp_path, values):
     for source, array in origin.state_dict(edm_files.TINY, found.weights["ema"]).items():
         np.testing.assert_array_equal(array, values[source])
     assert found.sde == {"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0, "data_std": 0.5}
+
+
+def as_training_state(path, values, root="archive", cut=None):
+    """``training-state-*.pt``: the same records in protocol 2, in an archive of ``torch.save``."""
+    edm_files_of_pickle, storages = (edm_files.stored, edm_files.raw), {}
+
+    def stored(array, kind="torch.FloatStorage"):
+        key = str(len(storages))
+        storages[key] = array.tobytes()[:cut]
+        return files.storage(key, array.size, kind, "cuda:0")
+
+    def raw(value):
+        return files.call("_codecs.encode", files.text(value.decode("latin1")), files.text("latin1"))
+
+    edm_files.stored, edm_files.raw = stored, raw
+    try:
+        network = edm_files.network(edm_files.TINY, values)
+    finally:
+        edm_files.stored, edm_files.raw = edm_files_of_pickle
+    optimizer = files.mapping({"state": files.mapping({}), "param_groups": files.listing()})
+    pickled = files.program(files.mapping({"net": network, "optimizer_state": optimizer}))
+    path.write_bytes(files.zip_file(pickled, storages, root))
+    return path
+
+
+def test_the_state_of_a_training_run(tmp_path, values):
+    path = as_training_state(tmp_path / "training-state-000001.pt", values)
+    assert is_persistent(path) and origin.recognises(path)
+    assert recognise(path).NAME == "edm"
+    found = read(path)
+    assert list(found.weights) == ["online"] and found.format == "zip"
+    assert any("optimizer_state" in note for note in found.notes)
+    for source, array in origin.state_dict(edm_files.TINY, found.weights["online"]).items():
+        np.testing.assert_array_equal(array, values[source])
+    with pytest.raises(ValueError, match="weights='ema' are not in this file; 'online' are"):
+        origin.read(path, Asked(weights="ema"))
+    convert(path, output=tmp_path / "out")
+    assert np.isfinite(pj.generate(pj.load(tmp_path / "out"), sampler="heun", nfe=5, n=2)).all()
+
+
+def test_a_training_state_that_is_damaged(tmp_path, values):
+    path = as_training_state(tmp_path / "a.pt", values, cut=3)
+    with pytest.raises(ValueError, match="the storage '0' is missing or cut off"):
+        read(path)
+    whole = as_training_state(tmp_path / "b.pt", values).read_bytes()
+    for at in range(100, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            read(path)
+        except ValueError as error:
+            assert "a.pt" in str(error)
+        path.write_bytes(whole[:at])
+        with pytest.raises(ValueError, match=r"a\.pt"):
+            read(path)
 
 
 def test_from_file_to_samples(tmp_path, values):
@@ -215,7 +269,7 @@ def test_files_of_something_else(tmp_path, values):
         with pytest.raises(ValueError, match=message):
             read(path)
     assert not origin.recognises(tmp_path) and not origin.recognises(tmp_path / "none.pkl")
-    with pytest.raises(ValueError, match="weights='online' are not in files of EDM; 'ema' are"):
+    with pytest.raises(ValueError, match="weights='online' are not in this file; 'ema' are"):
         origin.read(
             edm_files.write(tmp_path / "a.pkl", edm_files.network(edm_files.TINY, values)), Asked("", (), "online")
         )

@@ -56,6 +56,7 @@ VP = pj.sde.get("vpsde", beta_min=0.1, beta_max=20.0).predicting("data")
 VE = VarianceTime().predicting("data")
 HEUN, EULER = ("edm_heun", {}), ("euler_edm", {})
 CHURN = {"S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003}
+VP_CHURN = {"S_churn": 30, "S_min": 0.01, "S_max": 1, "S_noise": 1.007}
 #: A path and times, or noise levels of EDM's; ``None`` for those that the original called the network at.
 CASES = {
     ("edm_ddpmpp_uncond", "heun"): (HEUN, karras(0.002, 80, 18)),
@@ -68,6 +69,7 @@ CASES = {
     ("ve_ncsnpp", "heun"): (HEUN, karras(0.02, 80, 18)),
     ("ve_ncsnpp", "ve_euler"): (("euler", {}), (VE, np.geomspace(1, 0.0002**2, 18))),
     ("ve_ncsnpp", "ve_heun"): (("heun", {}), (VE, np.geomspace(1, 0.0002**2, 12))),
+    ("vp_ddpmpp", "vp_churn"): (("edm_heun", {"clock": "t", **VP_CHURN}), (VP, np.linspace(1, 1e-3, 12))),
     ("vp_ddpmpp", "vp_euler"): (("euler", {}), (VP, np.linspace(1, 1e-3, 18))),
     ("vp_ddpmpp", "vp_heun"): (("edm_heun", {"clock": "t"}), (VP, np.linspace(1, 1e-3, 12))),
 }

@@ -97,6 +97,18 @@ def test_it_is_the_published_method(case, rng):
     np.testing.assert_allclose(got, reference(DENOISE, y * sigmas[0], sigmas, **options), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["edm_heun", "euler_edm", "dpm2"])
+def test_churn_is_added_before_the_denoising_step_too(name):
+    """Karras et al., 2022, algorithm 2: all of its steps, so a draw in each, and a last evaluation at more noise."""
+    sde, levels = pj.sde.EDM(), np.array([80.0, 5.0, 0.2])
+    table = pj.tabulate(pj.integrators.get(name, S_churn=0.6), sde, sde.time(levels))
+    assert table.num_draws == 3
+    np.testing.assert_allclose(sde.sigma(table.tau[-1]), 0.2 * (1 + 0.6 / 3), rtol=1e-12)
+    raised = table.Rpre[-1, 0, 0]
+    np.testing.assert_allclose(raised**2, 0.24**2 - 0.2**2, rtol=1e-10)
+    np.testing.assert_allclose([table.A[-1, 0, 0], table.B[-1, 0, 0, 0]], [1, -0.24], rtol=1e-12)
+
+
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_ddim_with_noise_is_the_published_rule(eta, rng):
     grid = pj.grids.uniform(STEPS, t_end=0.02)

@@ -202,7 +202,29 @@ def test_time_functions_are_accurate_and_refuse_what_is_not_smooth():
     exact = np.stack([1 / np.sqrt(t), np.exp(-8 * t)], axis=-1)
     # 1e-9 of the largest entry at that time.
     assert (np.abs(fn(jnp.asarray(t)) - exact).max(axis=1) / exact.max(axis=1)).max() < 1e-9
+    # A function may vanish at 1, where the error is relative to what it was a little before.
+    vanishing = TimeFunction(lambda t: (1 - t) / ((1 - t) ** 2 + 1e-3 * t**2))
+    t = 1 - np.geomspace(1e-9, 0.1, 1001)
+    exact = (1 - t) / ((1 - t) ** 2 + 1e-3 * t**2)
+    assert np.abs(vanishing(jnp.asarray(t)) - exact).max() < 1e-9 * exact.max()
     with pytest.raises(ValueError, match="is it smooth"):
         TimeFunction(lambda t: np.abs(np.sin(1 / t)))
     with pytest.raises(ValueError, match="0 < t_min < t_max"):
         TimeFunction(lambda t: t, t_min=0.0)
+
+
+def test_a_time_function_may_have_kinks_at_known_times(rng):
+    """Piecewise between them: a few pieces each."""
+    knots = np.sort(rng.uniform(0.01, 0.99, 100))
+    heights = rng.uniform(1, 2, 100)
+
+    def fn(t):
+        return np.stack([np.sqrt(t) * np.interp(t, knots, heights), t], axis=-1)
+
+    made = TimeFunction(fn, knots=rng.permutation(knots))
+    assert made.coefficients.shape[0] < 2000
+    t = np.concatenate([np.geomspace(1e-9, 1.0, 1001), knots])
+    exact = fn(t)
+    assert (np.abs(made(jnp.asarray(t)) - exact).max(axis=1) / exact.max(axis=1)).max() < 2e-9
+    assert np.isnan(made(jnp.asarray([0.5e-9, 1.1]))).all()
+    assert made(jnp.float32(0.5)).shape == (2,) and made(jnp.float32(0.5)).dtype == np.float32

@@ -136,6 +136,21 @@ def gaussian_eps(sde, mean=MEAN, spread=SPREAD):
     return closed_forms.affine(fn)
 
 
+PATHS = [sde for sde in map(pj.sde.get, pj.sde.available()) if sde.num_blocks == 1]
+PATHS += [pj.sde.Discrete("squaredcos_cap_v2"), pj.sde.Discrete(zero_terminal_snr=True), pj.sde.Flow(shift=3.0)]
+
+
+@pytest.mark.parametrize("sde", PATHS, ids=repr)
+def test_guidance_knows_every_path_on_the_device(sde):
+    """Also where the signal vanishes, at t = 1, and where slopes jump, at the levels of a schedule."""
+    made = pj.scores.posterior_guided(closed_forms.smooth_eps, sde, flat_logits, np.zeros((1, 1)))
+    t = np.concatenate([np.geomspace(1e-4, 1, 300), 1 - np.geomspace(1e-9, 0.1, 300), np.arange(1, 20) / 20])
+    for found, fn in ((made.gradient, gradient_matrix), (made.matrices, data_matrices)):
+        exact = fn(sde, t)
+        scale = np.maximum(np.abs(exact), np.abs(fn(sde, 0.9 * t))).max(axis=(1, 2))
+        assert (np.abs(np.asarray(found(jnp.asarray(t))) - exact).max(axis=(1, 2)) / scale).max() < 2e-9
+
+
 @pytest.mark.parametrize("sde", SDES)
 def test_data_matrices_give_the_posterior_mean(rng, sde):
     """``E[x_0 | z]`` of Gaussian data in closed form; float64."""
@@ -215,6 +230,23 @@ def test_posterior_of_a_noisy_measurement(key, sde, method):
     expected, spread = 1.5 / (1 + noise**2), noise / np.sqrt(1 + noise**2)
     # Four standard errors; the prior at t = 1 is not quite z_1, which is below them.
     assert abs(x.mean() - expected) < 4 * spread / np.sqrt(n)
+    assert abs(x.std() - spread) < 4 * spread / np.sqrt(2 * n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vesde", "edm", "vpsde", "subvp", "cosine", "flow", "discrete"])
+def test_posterior_of_a_noisy_measurement_on_every_path(key, name):
+    """The same on paths of one block, where the exact score is that of one point smoothed by 1."""
+    sde, n, noise = pj.sde.get(name), 4096, 0.5
+    y = np.full((n, 1, 1, 1), 1.5, np.float32)
+    score = pj.scores.mixture(np.zeros((1, 1, 1, 1)), 1.0, sde)
+    guided = pj.scores.posterior_guided(score, sde, as_it_is, y, noise_std=noise)
+    times = pj.grids.edm(60, t_end=sde.t_end, sde=sde)
+    table = pj.tabulate(pj.integrators.get("predictor_corrector", variable="log_snr"), sde, times)
+    x = np.asarray(pj.sample(guided, table, sde.prior_sample(key, (n, 1, 1, 1)))[0]).ravel()
+    expected, spread = 1.5 / (1 + noise**2), noise / np.sqrt(1 + noise**2)
+    # Four standard errors, and what is left out: where the signal is below 1/80 of the noise, guidance fades.
+    assert abs(x.mean() - expected) < 4 * spread / np.sqrt(n) + expected * spread / 80
     assert abs(x.std() - spread) < 4 * spread / np.sqrt(2 * n)
 
 

@@ -140,7 +140,7 @@ def _saved_model(config: Any) -> Model | Classifier:
             f"{section}.{key} is {config[section][key]!r}, stored is {value!r}"
             for section in ("model", "sde")
             for key, value in stored[section].items()
-            if config[section][key] != value and key not in _RUN_TIME
+            if config[section][key] not in (value, None) and key not in _RUN_TIME
         ]
         if differences:
             raise ValueError(

@@ -36,7 +36,8 @@ def build_sde(config: Any) -> LinearSDE:
     """
     name, m = config.sde.name, config.model
     check_choice("config.sde.name", name, named.available())
-    sde = named.get(name, **{key: config.sde[key] for key in named.parameters(name)})
+    given = {key: config.sde[key] for key in named.parameters(name) if config.sde[key] is not None}
+    sde = named.get(name, **given)
     if m.name not in families.available():
         return sde if m.data_std == 0 else sde.preconditioned(m.data_std)
     if not isinstance(sde, OneBlock) or m.data_std:

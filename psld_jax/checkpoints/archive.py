@@ -81,6 +81,36 @@ def check_crc(file: BinaryIO, name: str, entry: Entry) -> None:
         _fail(f"{clip(name)} does not have the checksum that was stored with it: the file is damaged")
 
 
+def archive_entries(file: BinaryIO, file_size: int) -> tuple[Entry, str, dict[str, Entry]]:
+    """The pickle of an archive of ``torch.save``, the name of its folder, and the storages by key.
+
+    Raises:
+      ValueError: as :func:`list_entries`; for an archive of something else, or of a big-endian machine.
+    """
+    entries = list_entries(file, file_size)
+    roots = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(roots) != 1:
+        _fail(f"it has {len(roots)} entries FOLDER/data.pkl; torch.save writes one")
+    root = roots[0]
+    if f"{root}/constants.pkl" in entries:
+        _fail("it is a TorchScript program; torch.save(model.state_dict(), FILE) writes what is accepted")
+    order = f"{root}/byteorder"
+    if order in entries and read_entry(file, order, entries[order], 16) != b"little":
+        _fail("it was written on a big-endian machine, which is not accepted")
+    prefix = f"{root}/data/"
+    storages = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+    return entries[f"{root}/data.pkl"], root, storages
+
+
+def read_entry(file: BinaryIO, name: str, entry: Entry, limit: int) -> bytes:
+    """The bytes of an entry, at most ``limit``, whose checksum fits; else a ``ValueError``."""
+    if entry.size > limit:
+        _fail(f"its entry {clip(name)} has {entry.size} bytes; at most {limit} are accepted")
+    check_crc(file, name, entry)
+    file.seek(entry.start)
+    return file.read(entry.size)
+
+
 def _fail(reason: str) -> NoReturn:
     raise ValueError(f"the zip archive is not accepted: {reason}")
 

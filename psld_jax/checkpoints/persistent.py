@@ -5,6 +5,8 @@ its state, and the Python source of a whole module, which the original executes.
 unread, and a record stays a description. Each tensor's storage is a bytes object that is itself a legacy
 ``torch.save`` file: it stays where it is until the tensor is read. So the limits count what describes the objects, not
 the hundreds of megabytes of numbers between.
+
+EDM's ``training-state-*.pt`` hold the same records in a zip archive of ``torch.save``, whose storages are its entries.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from psld_jax.checkpoints.archive import archive_entries, check_crc
 from psld_jax.checkpoints.pickle_names import Opaque, StorageRef, TensorRef, clip
 from psld_jax.checkpoints.pickle_vm import MAX_BYTES
 from psld_jax.checkpoints.pickle_vm import _Machine as _PickleMachine
@@ -57,15 +60,21 @@ class Record:
 class _Window:
     """Bytes ``start`` to ``start + size`` of a file, as a file."""
 
-    def __init__(self, file: BufferedReader, start: int, size: int):
+    def __init__(self, file: BufferedReader | _Window, start: int, size: int):
         self._file, self._start, self._size, self._at = file, start, size, 0
 
     def seek(self, at: int) -> None:
         self._at = at
 
     def read(self, n: int) -> bytes:
+        return self._taken(self._file.read, n)
+
+    def readline(self, n: int) -> bytes:
+        return self._taken(self._file.readline, n)
+
+    def _taken(self, read: Callable[[int], bytes], n: int) -> bytes:
         self._file.seek(self._start + self._at)
-        data = self._file.read(max(0, min(n, self._size - self._at)))
+        data = read(max(0, min(n, self._size - self._at)))
         self._at += len(data)
         return data
 
@@ -78,7 +87,7 @@ class _Machine(_PickleMachine):
         "written and save the state dict of its network with torch.save"
     )
 
-    def __init__(self, file: BufferedReader, size: int):
+    def __init__(self, file: BufferedReader | _Window, size: int):
         super().__init__(b"", 0)
         self.file, self.end, self.left = file, size, MAX_BYTES
         file.seek(0)
@@ -144,6 +153,14 @@ class _Machine(_PickleMachine):
             self.fail("a numpy scalar has not the bytes of its type")
         return np.frombuffer(data, "<" + kind.code)[0].item()
 
+    def encoded(self, data: Any = None, encoding: Any = None, *_: Any) -> bytes:
+        if type(data) is not str or encoding != "latin1":
+            self.fail("bytes are not written as Python writes them in protocol 2")
+        try:
+            return data.encode("latin1")
+        except UnicodeEncodeError:
+            self.fail("bytes hold a character beyond 255")
+
     def storage(self, data: Any = None, *_: Any) -> StorageRef:
         if type(data) is not Blob:
             self.fail("a storage is not the bytes of a file")
@@ -167,11 +184,35 @@ _Machine.constructors = {
     "torch_utils.persistence._reconstruct_persistent_obj": _Machine.record,
     "torch.nn.modules.container.ModuleDict": _Machine.container,
     "torch.storage._load_from_bytes": _Machine.storage,
+    "_codecs.encode": _Machine.encoded,
     "dnnlib.util.EasyDict": _Machine.ordered_dict,
     "numpy.dtype": _Machine.scalar_type,
     "numpy.core.multiarray.scalar": _Machine.scalar,
     "numpy._core.multiarray.scalar": _Machine.scalar,
 }
+
+
+class _ArchiveMachine(_Machine):
+    """Reads the pickle of a zip archive, whose storages are entries of the archive."""
+
+    def __init__(self, file: BufferedReader, size: int):
+        head, self._archive, self._entries = archive_entries(file, size)
+        self._file = file
+        super().__init__(_Window(file, head.start, head.size), head.size)
+
+    def persistent(self) -> None:
+        super().persistent()
+        key, dtype, size = self.pop()
+        entry = self._entries.get(key)
+        if entry is None or entry.size < size:
+            self.fail(f"the storage {clip(key)} is missing or cut off")
+        if not dtype:
+            self.fail("a storage is untyped: its tensors' type cannot be known")
+        start = str(entry.start)
+        if start not in self.storages:
+            check_crc(self._file, f"{self._archive}/data/{key}", entry)
+        self.storages[start] = StorageRef(start, dtype, size)
+        self.push(self.storages[start])
 
 
 class PersistentPickle:
@@ -184,9 +225,12 @@ class PersistentPickle:
 
     def __init__(self, path: Path, file: BufferedReader):
         self.path, self._file = path, file
-        machine = _Machine(file, os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        #: ``"pickle"``, or ``"zip"`` for an archive of ``torch.save``.
+        self.format = "zip" if file.read(2) == b"PK" else "pickle"
+        machine = (_ArchiveMachine if self.format == "zip" else _Machine)(file, size)
         self.content = machine.run()
-        self._left = MAX_SHARING * machine.end
+        self._left = MAX_SHARING * size
 
     def read(self, ref: TensorRef) -> np.ndarray:
         """The values of a tensor, C-contiguous, of its shape and dtype.
@@ -216,7 +260,7 @@ class PersistentPickle:
 
 
 def read_persistent(path: str | os.PathLike[str]) -> PersistentPickle:
-    """Open a pickle of persistent objects, such as EDM's ``network-snapshot-*.pkl``.
+    """Open a pickle of persistent objects, such as EDM's ``network-snapshot-*.pkl`` or ``training-state-*.pt``.
 
     Nothing from the file is executed. What describes the objects is bounded by 32 MiB and 2 million opcodes; tensors
     stay in the file until they are read.
@@ -237,13 +281,16 @@ def read_persistent(path: str | os.PathLike[str]) -> PersistentPickle:
 
 
 def is_persistent(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as such a pickle does: with the name of what makes persistent objects."""
+    """Whether a file begins as such a pickle does: with the name of what makes persistent objects.
+
+    In an archive of ``torch.save`` the pickle is the first entry.
+    """
     try:
         with Path(path).open("rb") as file:
             head = file.read(_MAX_HEAD)
     except OSError:
         return False
-    return head[:1] == b"\x80" and b"torch_utils.persistence" in head
+    return (head[:1] == b"\x80" or head[:2] == b"PK") and b"torch_utils.persistence" in head
 
 
 def walk(record: Record) -> Iterator[tuple[str, Record]]:

@@ -344,5 +344,5 @@ _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x81": lambda m: m.construct(*m.pop_tuple(2)),
     b"\x92": _Machine.new_ex,
     b"b": lambda m: m.build(),
-    b"Q": _Machine.persistent,
+    b"Q": lambda m: m.persistent(),
 }

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from psld_jax._runtime.errors import why
-from psld_jax.checkpoints.archive import Entry, check_crc, list_entries
+from psld_jax.checkpoints.archive import Entry, archive_entries, check_crc, read_entry
 from psld_jax.checkpoints.pickle_names import ITEM_SIZES, Opaque, TensorRef, clip
 from psld_jax.checkpoints.pickle_vm import MAX_BYTES, unpickle
 
@@ -211,27 +211,9 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Entry]]:
     """What the archive's pickle describes, and its storages by key."""
-    entries = list_entries(file, file_size)
-    roots = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-    if len(roots) != 1:
-        raise ValueError(f"it has {len(roots)} entries FOLDER/data.pkl; torch.save writes one")
-    root = roots[0]
-    if f"{root}/constants.pkl" in entries:
-        raise ValueError("it is a TorchScript program; torch.save(model.state_dict(), FILE) writes what is accepted")
-    if f"{root}/byteorder" in entries and _read_entry(file, entries, f"{root}/byteorder", 16) != b"little":
-        raise ValueError("it was written on a big-endian machine, which is not accepted")
-    content, _, _ = unpickle(_read_entry(file, entries, f"{root}/data.pkl", MAX_BYTES))
-    prefix = f"{root}/data/"
-    return content, {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
-
-
-def _read_entry(file: BinaryIO, entries: dict[str, Entry], name: str, limit: int) -> bytes:
-    entry = entries[name]
-    if entry.size > limit:
-        raise ValueError(f"its entry {clip(name)} has {entry.size} bytes; at most {limit} are accepted")
-    check_crc(file, name, entry)
-    file.seek(entry.start)
-    return file.read(entry.size)
+    head, root, storages = archive_entries(file, file_size)
+    content, _, _ = unpickle(read_entry(file, f"{root}/data.pkl", head, MAX_BYTES))
+    return content, storages
 
 
 def open_legacy(file: Any, file_size: int, max_head: int = MAX_BYTES) -> tuple[Any, dict[str, Entry]]:

@@ -23,8 +23,8 @@ Array = Any
 
 CLASSIFIER_TIMES = ("forward", "original")
 POSTERIORS = ("pigdm", "dps")
-# A signal-to-noise ratio below which guidance fades out, on paths whose signal vanishes.
-_NO_SIGNAL = 1e-3
+# A signal-to-noise ratio below which guidance fades out, on paths whose signal vanishes: that at which EDM starts.
+_NO_SIGNAL = 80.0**-2
 
 
 def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:
@@ -112,7 +112,7 @@ def classifier_guided(
       ValueError: for another ``time``.
     """
     check_choice("classifier time", time, CLASSIFIER_TIMES)
-    matrix = TimeFunction(lambda t: gradient_matrix(sde, t))
+    matrix = TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots)
     return ClassifierGuided(
         blocks.as_pytree(eps_fn), blocks.as_pytree(logits_fn), jnp.asarray(labels), jnp.asarray(scale), matrix, time
     )
@@ -294,9 +294,9 @@ def posterior_guided(
         jnp.asarray(measurement),
         jnp.asarray(scale, jnp.float32),
         jnp.asarray(noise_std, jnp.float32),
-        TimeFunction(lambda t: data_matrices(sde, t)),
-        TimeFunction(lambda t: gradient_matrix(sde, t)),
-        TimeFunction(variance),
+        TimeFunction(lambda t: data_matrices(sde, t), knots=sde.knots),
+        TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots),
+        TimeFunction(variance, knots=sde.knots),
         method,
         iterations,
     )

@@ -53,6 +53,8 @@ PAPER = "Pandey et al., 2024"
 MAX_PAST = 4
 
 StepFn = Callable[..., Sequence[Stage]]
+#: From the diffusion, the end of the grid, the place and the hyper-parameters to :meth:`Integrator.approach`.
+LastFn = Callable[..., tuple[float, list[Stage]]]
 
 
 class Place(NamedTuple):
@@ -63,6 +65,11 @@ class Place(NamedTuple):
 
 
 _ALONE = Place()
+
+
+def _straight(sde: LinearSDE, t: float, place: Place, hyper: dict[str, Any]) -> tuple[float, list[Stage]]:
+    return t, []
+
 
 # A matrix among the hyper-parameters fixes K, so there is an SDE to probe with for K = 2 and 1.
 _PROBES: tuple[LinearSDE, ...] = (PSLD(), VPSDE())
@@ -81,6 +88,7 @@ class Integrator:
       placed: whether a step depends on its place in the run.
       nfe_once: network evaluations of a run beyond those of its steps.
       ode: whether its steps solve the ODE, though noise is added between them: then so does the denoising step.
+      before_last: what is done before the denoising step; :meth:`approach` calls it.
     """
 
     name: str
@@ -91,6 +99,14 @@ class Integrator:
     placed: bool = False
     nfe_once: int = 0
     ode: bool = False
+    before_last: LastFn = dataclasses.field(default=_straight, repr=False)
+
+    def approach(self, sde: LinearSDE, t: float, place: Place) -> tuple[float, list[Stage]]:
+        """The time from which the denoising step is taken, after a grid that ends at ``t``, and what leads there.
+
+        Methods that add noise before every step add it before this one too, and so start from a later time.
+        """
+        return self.before_last(sde, t, place, self.hyper)
 
     def stages(
         self, sde: LinearSDE, t: float, s: float, past: Sequence[float] = (), place: Place = _ALONE
@@ -147,6 +163,7 @@ class _Entry:
     source: str
     once: Callable[[dict[str, Any]], int]
     ode: bool
+    before_last: LastFn
 
 
 _REGISTRY: Registry[_Entry] = Registry("integrator", "psld_jax.integrators")
@@ -160,6 +177,7 @@ def register(
     source: str = "",
     once: Callable[[dict[str, Any]], int] = lambda hyper: 0,
     ode: bool = False,
+    before_last: LastFn = _straight,
 ) -> Callable[[StepFn], StepFn]:
     """Decorator: make ``fn(sde, t, s, *, hyper=default, ...)`` available as integrator ``name``.
 
@@ -167,13 +185,15 @@ def register(
     :class:`Place` in the run has ``place`` as its last argument before the hyper-parameters. ``order`` may be a
     function of the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case. ``source`` is who
     it is of. ``once`` counts, from the hyper-parameters, evaluations that are made once a run and not in every step.
+    ``before_last(sde, t, place, hyper)`` is for methods that do something before the denoising step, see
+    :meth:`Integrator.approach`.
 
     Raises:
       ValueError: when decorating, if the name is taken.
     """
 
     def decorate(fn: StepFn) -> StepFn:
-        _REGISTRY.add(name, _Entry(fn, order, aliases, source, once, ode))
+        _REGISTRY.add(name, _Entry(fn, order, aliases, source, once, ode, before_last))
         return fn
 
     return decorate
@@ -232,7 +252,8 @@ def get(name: str, **hyper: Any) -> Integrator:
     integrator = Integrator(key, 0, hyper, "past" in arguments, entry.fn, "place" in arguments)
     _ = integrator.nfe_per_step  # runs one step on the host, so that bad values are reported now
     order = entry.order(hyper) if callable(entry.order) else entry.order
-    return dataclasses.replace(integrator, order=order, nfe_once=entry.once(hyper), ode=entry.ode)
+    rest = {"nfe_once": entry.once(hyper), "ode": entry.ode, "before_last": entry.before_last}
+    return dataclasses.replace(integrator, order=order, **rest)
 
 
 def check_stationary(sde: LinearSDE, method: str) -> None:

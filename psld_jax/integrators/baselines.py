@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from psld_jax.integrators.ancestral import ancestral_stage
-from psld_jax.integrators.base import Stage, check_stationary, choice, register
+from psld_jax.integrators.base import Stage, check_stationary, choice, real_number, register
 from psld_jax.sde import LinearSDE, OneBlock, cholesky, linear_flow
 
 
@@ -88,7 +88,7 @@ def euler_maruyama(sde: LinearSDE, t: float, s: float) -> list[Stage]:
 
 
 @register("sscs", order=1, aliases=("SSCS",), source="Dockhorn et al., 2022")
-def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact") -> list[Stage]:
+def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact", jitter: float | None = None) -> list[Stage]:
     """Symmetric splitting of the reverse SDE (CLD-SGM's SSCS: Dockhorn et al., ICLR 2022, section 3.3).
 
     Half a step of the exact flow of ``dz = (-F - D Sigma_inf^-1) z + G dw`` (in reverse time), the score
@@ -97,14 +97,17 @@ def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact") -> lis
 
     Args:
       beta_rule: ``"exact"`` integrates ``beta`` over each half-step. ``"original"`` reproduces the original PSLD
-        code, which uses the first half's integral for both (equal for a constant beta). Either way the jitter
-        is added to each half-step's covariance, as there.
+        code, which uses the first half's integral for both (equal for a constant beta).
+      jitter: added to the diagonal of each half-step's covariance; ``None`` for that of the diffusion, as in the
+        original PSLD code. CLD-SGM adds ``sscs_num_stab``, which is 0 in its configurations.
 
     Raises:
-      ValueError: for another ``beta_rule``, or a diffusion without a stationary law.
+      ValueError: for another ``beta_rule``, a jitter that is negative or not finite, or a diffusion without a
+        stationary law.
     """
     if beta_rule not in ("exact", "original"):
         raise ValueError(f"beta_rule={beta_rule!r} must be one of exact, original")
+    jitter = sde.jitter if jitter is None else real_number("jitter", jitter, 0.0)
     check_stationary(sde, "SSCS")
     h, middle = t - s, (t + s) / 2
     b = sde.beta_integral
@@ -115,11 +118,11 @@ def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact") -> lis
         np.eye(sde.num_blocks) + h * pull + h * sde.diffusion(t) @ sde.score_skip(t),
         (h * sde.diffusion(t) @ sde.score_matrix(t),),
     )
-    first, last = (_reverse_ou(sde, length) for length in lengths)
+    first, last = (_reverse_ou(sde, length, jitter) for length in lengths)
     return [first, score.at(t), last]
 
 
-def _reverse_ou(sde: LinearSDE, length: float) -> Stage:
+def _reverse_ou(sde: LinearSDE, length: float, jitter: float) -> Stage:
     """Exact flow of ``dz = (-F - D Sigma_inf^-1) z + G dw`` over ``length`` units of ``int beta``.
 
     Its drift is ``Sigma_inf F^T Sigma_inf^-1`` (time reversal of the stationary process), so it keeps
@@ -127,4 +130,4 @@ def _reverse_ou(sde: LinearSDE, length: float) -> Stage:
     """
     sigma, f, d = sde.prior_cov(), sde.unit_drift, sde.unit_diffusion
     flow, cov = linear_flow(sigma @ f.T @ np.linalg.inv(sigma), d, length)
-    return Stage(flow, R=cholesky(cov + sde.jitter * np.eye(sde.num_blocks), sde.decomposition))
+    return Stage(flow, R=cholesky(cov + jitter * np.eye(sde.num_blocks), sde.decomposition))

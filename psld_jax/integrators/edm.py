@@ -6,6 +6,8 @@ they run in the noise frame of any diffusion of K blocks, see ``_noise_frame``: 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from psld_jax.integrators._noise_frame import (
@@ -32,7 +34,12 @@ def _euler(sde: LinearSDE, t: float, s: float, clock: str) -> Stage:
     return first_order(sde, t, s)
 
 
-@register("euler_edm", order=1, ode=True, source="Karras et al., 2022")
+def _churned(sde: LinearSDE, t: float, place: Place, hyper: dict[str, Any]) -> tuple[float, list[Stage]]:
+    """There is churn before the denoising step too."""
+    return Churn(*(hyper[name] for name in Churn._fields)).check()(sde, t, place)
+
+
+@register("euler_edm", order=1, ode=True, source="Karras et al., 2022", before_last=_churned)
 def euler_edm(
     sde: LinearSDE,
     t: float,
@@ -58,7 +65,7 @@ def euler_edm(
     return [*noise, _euler(sde, start, s, clock)]
 
 
-@register("edm_heun", order=2, ode=True, source="Karras et al., 2022")
+@register("edm_heun", order=2, ode=True, source="Karras et al., 2022", before_last=_churned)
 def edm_heun(
     sde: LinearSDE,
     t: float,
@@ -76,8 +83,8 @@ def edm_heun(
 
     ``x' = x + alpha h d``, ``x <- x + h [(1 - 1/(2 alpha)) d + 1/(2 alpha) d']`` with ``h = sigma_s - sigma_t``; before
     that, with ``S_churn > 0``, ``x <- x + sqrt(sigma^2 - sigma_t^2) S_noise xi`` up to ``sigma = (1 + gamma) sigma_t``.
-    The last step, to ``sigma = 0``, is the denoising step. Order 2, NFE 2, deterministic unless ``S_churn > 0`` (then
-    of weak order 2, with fresh noise in each step), any K.
+    The last step, to ``sigma = 0``, is the denoising step, with churn before it. Order 2, NFE 2, deterministic unless
+    ``S_churn > 0`` (then of weak order 2, with fresh noise in each step), any K.
 
     Args:
       alpha: in (0, 1], where ``d'`` is taken: 1 at the end (Heun), 1/2 in the middle.
@@ -120,7 +127,7 @@ def edm_heun(
     return [*noise, predictor, corrector]
 
 
-@register("dpm2", order=2, ode=True, source="Karras et al., 2022")
+@register("dpm2", order=2, ode=True, source="Karras et al., 2022", before_last=_churned)
 def dpm2(
     sde: LinearSDE,
     t: float,

@@ -173,7 +173,8 @@ def tabulate(
                 steps.append([*back, *stages])
                 times.append(grid[i + 1])
     if denoise:
-        steps.append([last_stage(sde, grid[-1], denoise, stochastic=integrator.stochastic and not integrator.ode)])
+        start, noise = integrator.approach(sde, grid[-1], Place(len(grid) - 1, len(grid)))
+        steps.append([*noise, last_stage(sde, start, denoise, stochastic=integrator.stochastic and not integrator.ode)])
         times.append(0.0)
     return _assemble(steps, np.array(times), sde.num_blocks)
 

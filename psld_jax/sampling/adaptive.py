@@ -142,7 +142,7 @@ def check_reached(problem: OdeProblem, reached: Array, nfe: Array) -> None:
 def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
     """``[H, N] [K, 2 K]`` of the probability-flow ODE ``dz/dt = H z + N eps`` between the two times."""
     return TimeFunction(
-        lambda t: np.concatenate(sde.probability_flow(t), axis=-1), t_end * (1 - 1e-5), t_start, rtol=sde.device_rtol
+        lambda t: np.concatenate(sde.probability_flow(t), axis=-1), t_end * (1 - 1e-5), t_start, knots=sde.knots
     )
 
 

@@ -115,8 +115,9 @@ def prepare(
     check_number("rho", rho, 0, strict=True)
     check_end(t_end, denoise)
     bound = steering.bind(model) if conditions else None
-    if sigmas is not None or timesteps is not None:
-        grid, nfe = given_times(model.sde, sampler, sigmas, timesteps, hyper, denoise)
+    given = sigmas is not None or timesteps is not None
+    if given:
+        grid, nfe = given_times(model.sde, sampler, sigmas, timesteps, hyper, denoise, steering.resample)
         t_end = grid[-1]
     if sampler not in SOLVERS:
         usable = functools.partial(Solver.fits, sde=model.sde, t_end=t_end, denoise=denoise, resample=steering.resample)
@@ -124,7 +125,7 @@ def prepare(
         def setting_for(budget: int) -> Setting:
             return resolve(model, sampler, budget, grid=grid, rho=rho, solver=solver, usable=usable, **hyper)
 
-        setting, table = _within_budget(setting_for, bound, model, nfe, t_end, denoise)
+        setting, table = _within_budget(setting_for, bound, model, nfe, t_end, denoise, given)
         _check_network(setting, model)
         return Sampler(model, setting, table, {}, bound)
     if solver is not None:
@@ -165,8 +166,12 @@ def _within_budget(
     nfe: int,
     t_end: float | None,
     denoise: bool | str,
+    given: bool,
 ) -> tuple[Setting, Tableau]:
-    """The setting and its largest table whose evaluations, those of guidance included, ``nfe`` allows."""
+    """The setting and its largest table whose evaluations, those of guidance included, ``nfe`` allows.
+
+    All of the table, if its times were given.
+    """
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise}
     if bound is None:
         setting = setting_for(nfe)
@@ -176,7 +181,7 @@ def _within_budget(
     for budget in range(nfe, 0, -1):
         setting = setting_for(budget)
         table = setting.table(model.sde, budget, **options)
-        if bound.evaluations(table) <= nfe:
+        if given or bound.evaluations(table) <= nfe:
             return setting, table
     raise AssertionError("a budget below one step has been refused")
 

@@ -124,9 +124,15 @@ class Setting:
 
 
 def given_times(
-    sde: LinearSDE, sampler: str, sigmas: Any, timesteps: Any, hyper: dict[str, Any], denoise: bool | str
+    sde: LinearSDE,
+    sampler: str,
+    sigmas: Any,
+    timesteps: Any,
+    hyper: dict[str, Any],
+    denoise: bool | str,
+    resample: int = 1,
 ) -> tuple[tuple[float, ...], int]:
-    """Times that are given as noise levels or as they are, and the evaluations that they take.
+    """Times that are given as noise levels or as they are, and the evaluations that they take without guidance.
 
     Raises:
       ValueError: for both, an adaptive or unnamed sampler, or times that ``grids.from_sigmas`` or
@@ -138,7 +144,9 @@ def given_times(
         raise ValueError(f"sampler={sampler!r} chooses its own times; name an integrator to give sigmas or timesteps")
     from_list = grids.from_sigmas if timesteps is None else grids.from_timesteps
     times = from_list(sde, sigmas if timesteps is None else timesteps)
-    return tuple(times), Setting(sampler, hyper=hyper).integrator().nfe_per_step * (len(times) - 1) + bool(denoise)
+    integrator = Setting(sampler, hyper=hyper).integrator()
+    once = integrator.nfe_per_step * (len(times) - 1) + integrator.nfe_once
+    return tuple(times), once * resample + bool(denoise)
 
 
 def _tuples(value: Any) -> Any:

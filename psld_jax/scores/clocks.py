@@ -68,7 +68,7 @@ def clock(times: str | Callable[[Array], Array] | None, sde: LinearSDE) -> Any:
             f"times={name!r}: the noise level of {sde!r} is infinite at t = 1; a network that is told it needs a path "
             "with a finite one, e.g. EDM or VESDE"
         )
-    return TimeFunction(sde.sigma if name == "sigma" else lambda t: np.log(sde.sigma(t)) / 4)
+    return TimeFunction(sde.sigma if name == "sigma" else lambda t: np.log(sde.sigma(t)) / 4, knots=sde.knots)
 
 
 @jax.tree_util.register_dataclass
@@ -103,4 +103,4 @@ def discrete_times(alphas_cumprod: Sequence[float], sde: LinearSDE) -> DiscreteT
         raise ValueError("alphas_cumprod must be at least two numbers that fall, below 1 and above 0")
     if sde.num_blocks != 1:
         raise ValueError(f"discrete noise levels are those of a diffusion of one block, not of {sde.num_blocks}")
-    return DiscreteTimes(TimeFunction(sde.log_snr), np.log1p(-levels) - np.log(levels))
+    return DiscreteTimes(TimeFunction(sde.log_snr, knots=sde.knots), np.log1p(-levels) - np.log(levels))

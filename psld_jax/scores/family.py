@@ -124,7 +124,7 @@ def family(net: nnx.Module, sde: LinearSDE, options: Options, *, tile: int | Non
     network = FamilyNetwork(state, graph, tile_size(tile))
     # A network that is told a noise level means that of data which keep their size.
     scaled = options.clock == "sigma" and not isinstance(sde, (EDM, VESDE))
-    scale = TimeFunction(lambda t: 1 / sde.alpha(t)) if scaled else None
+    scale = TimeFunction(lambda t: 1 / sde.alpha(t), knots=sde.knots) if scaled else None
     return FamilyScore(network, _clock(options.clock, sde), scale, bool(getattr(options, "needs_labels", False)))
 
 
@@ -156,7 +156,7 @@ def _clock(name: str, sde: OneBlock) -> Any:
     if name == "sigma" and isinstance(sde, EDM):
         return LinearClock(np.float64(sde.sigma_max), np.float64(0.0))  # exact, where a spline is not
     if name == "sigma" and np.isfinite(sde.sigma(np.float64(1.0))):
-        return TimeFunction(sde.sigma)
+        return TimeFunction(sde.sigma, knots=sde.knots)
     if name == "index" and isinstance(sde, Discrete):
         return IndexClock(sde.num_steps)
     raise ValueError(_without(name, sde))

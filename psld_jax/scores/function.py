@@ -138,7 +138,7 @@ def function(
         raise ValueError(f"{predicts} is the prediction of a diffusion of one block, not of {k}")
     own_time, scale = clock(times, sde), _input_scale(sde, inputs)
     same = predicts == sde.prediction
-    matrices = None if same else TimeFunction(lambda t: _conversion(sde, predicts, t))
+    matrices = None if same else TimeFunction(lambda t: _conversion(sde, predicts, t), knots=sde.knots)
     return FunctionScore(blocks.as_pytree(predict), matrices, own_time, scale, channels_first)
 
 
@@ -163,5 +163,5 @@ def _input_scale(sde: LinearSDE, inputs: str) -> TimeFunction | None:
             raise ValueError(
                 f"inputs='data' is x / alpha, and alpha of {sde!r} vanishes at t = 1; use 'path' or 'unit'"
             )
-        return TimeFunction(lambda t: 1 / sde.alpha(t))
-    return TimeFunction(lambda t: (sde.alpha(t) ** 2 + sde.std(t) ** 2) ** -0.5)
+        return TimeFunction(lambda t: 1 / sde.alpha(t), knots=sde.knots)
+    return TimeFunction(lambda t: (sde.alpha(t) ** 2 + sde.std(t) ** 2) ** -0.5, knots=sde.knots)

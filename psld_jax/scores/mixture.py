@@ -162,7 +162,7 @@ def mixture(
         points.reshape(count, size, -1).astype(dtype),
         half_norms.reshape(count, size).astype(dtype),
         center.astype(dtype),
-        TimeFunction(coefficients, t_min),
+        TimeFunction(coefficients, t_min, knots=sde.knots),
         data.shape[1:],
         path is None,
     )

@@ -142,7 +142,7 @@ def network(net: nnx.Module, sde: LinearSDE, *, tile: int | None = None) -> Netw
     """
     graph, state = nnx.split(net)
     config: Any = getattr(net, "config")  # noqa: B009 (declared by the networks, not by nnx.Module)
-    inputs = None if sde.data_std is None else TimeFunction(lambda t: np.asarray(sde.input_matrix(t)))
+    inputs = None if sde.data_std is None else TimeFunction(lambda t: np.asarray(sde.input_matrix(t)), knots=sde.knots)
     return NetworkScore(state, inputs, graph, predicted_blocks(sde, config.in_ch, config.returned_ch), tile_size(tile))
 
 

@@ -21,6 +21,7 @@ class StatesOfBlocks:
     """The part of a diffusion that makes states; the rest, :class:`psld_jax.sde.LinearSDE`, makes matrices."""
 
     num_blocks: int
+    knots: np.ndarray
 
     def mean(self, t: Array) -> np.ndarray:
         """``mu_t``, ``[..., K, 1]``."""
@@ -97,7 +98,7 @@ class StatesOfBlocks:
 
     @functools.cached_property
     def _kernel_of_time(self) -> TimeFunction:
-        return TimeFunction(self._kernel)
+        return TimeFunction(self._kernel, knots=self.knots)
 
     def denoiser_at(self, t: Array, dtype: Any) -> jax.Array:
         """``[U, V] [1, 2 K]`` of ``E[x_0 | z] = U z + V out`` at one time, known or traced, on the device.
@@ -117,7 +118,7 @@ class StatesOfBlocks:
 
     @functools.cached_property
     def _denoiser_of_time(self) -> TimeFunction:
-        return TimeFunction(self._denoiser)
+        return TimeFunction(self._denoiser, knots=self.knots)
 
 
 def _known_time(t: Array) -> np.ndarray:

@@ -64,8 +64,8 @@ class LinearSDE(StatesOfBlocks):
     t_end = 1e-3
     last_step = "euler"
     grid = "quadratic"
-    #: To what the field of the ODE is known on the device, relative to its largest entry.
-    device_rtol = 1e-9
+    #: Times at which slopes jump, float64 ``[m]``: what is made of the diffusion is smooth between them.
+    knots: np.ndarray = np.zeros(0)
 
     def __init__(
         self,
@@ -202,8 +202,8 @@ class LinearSDE(StatesOfBlocks):
         return np.exp((low + high) / 2)
 
     def _check_sigma(self, sigma: np.ndarray, least: float, most: float) -> None:
-        # One part in 1e9 of slack: who asks for the level of t = 1 has rounded it.
-        inside = (sigma >= least * (1 - 1e-9)) & (sigma <= most * (1 + 1e-9))
+        # One part in a million of slack: who asks for the level of t = 1 may have it in float32.
+        inside = (sigma >= least * (1 - 1e-6)) & (sigma <= most * (1 + 1e-6))
         if not np.all(inside):
             wrong = sigma[~inside].flat[0] if sigma.ndim else sigma
             raise ValueError(f"sigma={wrong} is no noise level of {self!r}: it must lie in [{least:.6g}, {most:.6g}]")

@@ -62,7 +62,6 @@ class Discrete(OneBlock):
     """
 
     grid = "uniform"
-    device_rtol = 1e-7  # its slope has a kink at every level, and levels are tables of seven digits
     variance_preserving = True
 
     def __init__(
@@ -93,7 +92,8 @@ class Discrete(OneBlock):
                 first, last = alpha[0], alpha[-1]
                 alpha = (alpha - last) * first / (first - last)
                 std = np.sqrt((1 - alpha) * (1 + alpha))
-        self._log_t = np.log(np.arange(1, self.num_steps + 1) / self.num_steps)
+        self.knots = np.arange(1, self.num_steps + 1) / self.num_steps
+        self._log_t = np.log(self.knots)
         values = np.arcsinh(alpha / std)
         # No curvature at the first level, where the straight line goes on.
         ends: Any = ("natural", "not-a-knot")  # scipy's types know only one name for both

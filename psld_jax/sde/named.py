@@ -17,8 +17,8 @@ Class = TypeVar("Class", bound=type[LinearSDE])
 def register(name: str) -> Callable[[Class], Class]:
     """Decorator: make a subclass of :class:`LinearSDE` available as ``config.sde.name``.
 
-    The arguments of its constructor become fields of ``config.sde``, with its defaults where another diffusion has not
-    given one already.
+    The arguments of its constructor become fields of ``config.sde``, with its defaults; where another diffusion has
+    another default for the same name, a field that is not set (``None``) stands for that of the diffusion.
 
     Raises:
       ValueError: when decorating, if the name is taken, or an argument has no default.
