@@ -50,7 +50,7 @@ def check_key(key: Array, n: int) -> None:
 
 @functools.lru_cache(maxsize=16)
 def unused(n: int) -> Array:
-    """``n`` keys ``[n]`` for a program that takes keys and draws nothing from them: made once, also while JAX traces."""
+    """Keys ``[n]`` for a program that takes keys and draws nothing from them: made once, also while JAX traces."""
     with jax.ensure_compile_time_eval():
         return sample_keys(jax.random.key(0), jnp.arange(n))
 
