@@ -261,7 +261,8 @@ def test_a_wrong_type_is_told_in_our_own_words():
         ({"sampler.nfe": None}, r"has the wrong type NoneType: it must be a whole number \(int\), such as 20"),
         ({"model.ch_mult": 3}, r"config\.model\.ch_mult=3 has the wrong type int: it must be a tuple, such as \(1, 2"),
         ({"sampler.denoise": "yes"}, r"it must be True or False, such as True"),
-        ({"sampler.hyper.eta": "x"}, r"config\.sampler\.hyper\.eta='x' has the wrong type str: it must be a number"),
+        ({"seed": True}, r"config\.seed=True has the wrong type bool: it must be a whole number"),
+        ({"train.lr": True}, r"config\.train\.lr=True has the wrong type bool: it must be a number \(float\)"),
         ({"sampler": 3}, r"config\.sampler=3 has the wrong type int: it is a section; set its fields"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -69,8 +69,7 @@ def override(config: Any, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         check_choice("config field", name, known)
         try:
-            if value is None and not name.startswith(_OPEN):  # which ml_collections takes for every field
-                raise TypeError
+            _check_kind(config, name, value)
             with config.ignore_type() if name in _PAIRS and _is_size(value) else contextlib.nullcontext():
                 config.update_from_flattened_dict({name: value})
         except TypeError:
@@ -80,15 +79,29 @@ def override(config: Any, values: dict[str, Any]) -> Any:
     return config.lock()
 
 
-def _wanted(config: Any, name: str) -> str:
-    """What a field takes, in words."""
+def _check_kind(config: Any, name: str, value: Any) -> None:
+    """``TypeError`` for what ml_collections takes for every field, or for a number."""
+    if value is None and not name.startswith(_OPEN):
+        raise TypeError
+    if isinstance(value, bool) and _kind(config, name) in (int, float):
+        raise TypeError
+
+
+def _kind(config: Any, name: str) -> type:
     *sections, key = name.split(".")
     for section in sections:
         config = config[section]
-    kind = config.get_type(key)
-    if issubclass(kind, ConfigDict):
-        return f"it is a section; set its fields, such as config.{name}.{next(iter(config[key]), 'NAME')}"
-    default = "" if config[key] is None else f", such as {shown(config[key])}"
+    return config.get_type(key)
+
+
+def _wanted(config: Any, name: str) -> str:
+    """What a field takes, in words."""
+    kind, value = _kind(config, name), config
+    for key in name.split("."):
+        value = value[key]
+    if isinstance(value, ConfigDict):
+        return f"it is a section; set its fields, such as config.{name}.{next(iter(value), 'NAME')}"
+    default = "" if value is None else f", such as {shown(value)}"
     return f"it must be {_KINDS.get(kind, kind.__name__)}{default}"
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from psld_jax import assets, blocks, scores
 from psld_jax._runtime.checks import check_array
-from psld_jax._runtime.errors import check_choice, unknown
+from psld_jax._runtime.errors import check_choice, check_kind, unknown
 from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
 from psld_jax.checkpoints import directory as checkpoint
@@ -73,6 +73,11 @@ class Model:
         matrices = self.sde.denoiser_at(t, state[0].dtype)
         out = self.eps_fn(state, jnp.asarray(t, state[0].dtype))
         return blocks.apply(matrices, (*state, *out))[0]
+
+
+def check_model(model: Any) -> None:
+    """Raise a ``ValueError`` unless ``model`` is a :class:`Model`."""
+    check_kind("model", model, Model, "a model: psld_jax.load opens one, from_function and from_denoiser make one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +307,8 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
       ValueError: for an unknown name or field (with the nearest known one), a value out of range, or a directory that
         holds no model.
     """
+    check_kind("name", name, (str, os.PathLike), "text, or a path")
+    check_kind("overrides", overrides, (dict, type(None)), "a dictionary, {'sampler.nfe': 10}")
     if not str(name).strip() or "\0" in str(name):
         raise ValueError(f"name={str(name)!r} must be a model that ships, or a path; '.' is the current directory")
     if name == "digits":

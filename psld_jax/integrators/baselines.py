@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from psld_jax._runtime.checks import check_flag
+from psld_jax._runtime.errors import check_choice
 from psld_jax.integrators.ancestral import ancestral_stage
 from psld_jax.integrators.base import Stage, check_stationary, choice, register
 from psld_jax.sde import LinearSDE, OneBlock, cholesky, linear_flow
@@ -25,6 +29,14 @@ def euler_stage(sde: LinearSDE, t: float, h: float, *, stochastic: bool = False)
 
 #: How samples are brought from the end of a grid to the data.
 LAST_STEPS = ("euler", "exponential")
+
+
+def check_last_step(denoise: Any) -> None:
+    """Raise a ``ValueError`` unless ``denoise`` is True, False or the name of a last step."""
+    if isinstance(denoise, str):
+        check_choice("denoise", denoise, LAST_STEPS)
+    else:
+        check_flag("denoise", denoise)
 
 
 def last_stage(sde: LinearSDE, t: float, how: bool | str = True, *, stochastic: bool = False) -> Stage:

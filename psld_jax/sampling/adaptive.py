@@ -15,10 +15,10 @@ from psld_jax import blocks
 from psld_jax._runtime import xla
 from psld_jax._runtime.checks import MIN_TIME, check_number
 from psld_jax._runtime.device import TimeFunction, to_device
-from psld_jax._runtime.errors import check_choice, check_counts
-from psld_jax.integrators.baselines import last_stage
+from psld_jax._runtime.errors import check_callable, check_choice, check_counts
+from psld_jax.integrators.baselines import check_last_step, last_stage
 from psld_jax.sampling.states import EpsFn, check_state, evaluate
-from psld_jax.sde import LinearSDE
+from psld_jax.sde import LinearSDE, check_sde
 
 Array = Any
 
@@ -64,6 +64,8 @@ def sample_ode(
       ValueError: for an unknown solver, tolerances or times out of range, or a state that does not fit; and for
         tolerances that cannot be met. Inside ``jax.jit``, where nothing can be raised, such samples are NaN.
     """
+    check_sde(sde)
+    check_callable("eps_fn", eps_fn, "a function of a state and a time")
     _, dtype = check_state(z_T, sde.num_blocks)
     problem = ode_problem(sde, dtype, t_end, t_start, solver, rtol, atol, denoise, step_control, max_steps)
     return _solved(problem, eps_fn, z_T)
@@ -174,6 +176,7 @@ def ode_problem(
       ValueError: for an unknown solver or step control, tolerances or steps out of range, or times that are not
         ``1e-9 <= t_end < t_start <= 1``.
     """
+    check_last_step(denoise)
     t_end = sde.t_end if t_end is None else check_number("t_end", t_end)
     t_start = check_number("t_start", t_start)
     if not MIN_TIME <= t_end < t_start <= 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from psld_jax import build, integrators, metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_seed
-from psld_jax._runtime.errors import check_counts
+from psld_jax._runtime.errors import check_counts, check_kind, shown
 from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model
 from psld_jax.sampling.generate import check_end
@@ -88,6 +89,8 @@ def _budgets(nfe: Any) -> set[int]:
     budgets = list(nfe)
     for budget in budgets:
         check_counts(nfe=budget)
+    if not budgets:
+        raise ValueError("nfe is empty: it must be one budget or more, e.g. (5, 10)")
     return set(map(int, budgets))
 
 
@@ -131,7 +134,12 @@ def tune(
     Raises:
       ValueError: for unknown samplers, counts out of range, or a log of another tuning.
     """
+    build.check_model(model)
     budgets = sorted(_budgets(nfe))
+    if isinstance(samplers, str) or not isinstance(samplers, Sequence) or not samplers:
+        raise ValueError(f"samplers={shown(samplers)} must be several names, e.g. ('ddim',)")
+    check_kind("features", features, (metrics.Features, type(None)), "one of psld_jax.metrics.features, or None")
+    check_kind("log", log, (str, os.PathLike, type(None)), "a path, or None")
     check_end(t_end, denoise)
     check_counts(8, num_samples=num_samples)
     check_counts(candidates=candidates)
@@ -145,7 +153,7 @@ def tune(
     features = features or metrics.features("pixels")
     about = {"model": belongs_to, "features": features.name, "num_samples": num_samples}
     about |= {"t_end": t_end, "denoise": denoise, "seed": seed}
-    trials = Journal(log, about, "a tuning")
+    trials = Journal(None if log is None else Path(log), about, "a tuning")
     batch = max(num_samples // 4, 1)
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise, "batch_size": batch}
     evaluator = Evaluator(model, target=target, features=features, seed=seed, **options)
