@@ -34,12 +34,12 @@ def from_function(
     Raises:
       ValueError: for a shape that is no such triple, or as that function does.
     """
-    check_callable("predict", predict, "a function of images and times")
     check_sde(sde)
     check_counts(0, n_classes=n_classes)
     known = isinstance(image_shape, (tuple, list)) and len(image_shape) == 3
     if not known or not all(is_count(size) for size in image_shape):
         raise ValueError(f"image_shape={image_shape!r} must be (H, W, C), whole numbers of at least 1")
+    check_callable("predict", predict, "a function of images and times")
     config = override(load_config("default"), {"model.name": "function"})
     if isinstance(sde, OneBlock) and sde.data_std is None:
         # The sampler is told what the network predicts: noise would say nothing of x_0 where there is no signal.
