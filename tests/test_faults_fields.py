@@ -255,6 +255,13 @@ def test_a_field_that_is_wrong_is_named(fields, message):
     build.check_fields(build.override(build.load_config("default"), {"model.edm.sigma_max": np.inf}))
 
 
+@pytest.mark.parametrize("name", ["num_class_embeds", "norm_num_groups", "attention_head_dim", "layers_per_block"])
+def test_counts_of_diffusers_networks_are_not_negative(name):
+    config = build.override(build.load_config("default"), {"model.name": "unet2d", f"model.unet2d.{name}": -1})
+    with pytest.raises(ValueError, match=f"{name}=-1 must be an integer >= "):
+        build.network_options(config)
+
+
 def test_a_wrong_type_is_told_in_our_own_words():
     for fields, message in (
         ({"sampler.nfe": "fifty"}, r"config\.sampler\.nfe='fifty' has the wrong type str: it must be a whole number"),
