@@ -67,7 +67,10 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # float32 | bfloat16, of the activations
     # Every other network has a section, such as config.model.unet2d, of the options in its file of psld_jax/models.
     for name in families.available():
-        config.model[name] = ConfigDict(families.defaults(name))
+        options = families.defaults(name)
+        if "image_size" in options:  # one number, or (H, W)
+            options["image_size"] = FieldReference(options["image_size"], field_type=object)
+        config.model[name] = ConfigDict(options)
 
     config.data = ConfigDict()
     # digits: 1,797 handwritten digits of 8 x 8 pixels, embedded | mnist | fashion_mnist: a directory with the four IDX

@@ -91,7 +91,7 @@ def _cast(config: Any, field: str, value: Any) -> Any:
     default = config
     for key in field.split("."):
         default = default[key]
-    if field == "model.image_size" and isinstance(value, (tuple, list)):
+    if field.endswith(".image_size") and isinstance(value, (tuple, list)):
         return image_size(value)
     if isinstance(default, float) and type(value) is int:
         return float(value)

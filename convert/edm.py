@@ -88,7 +88,7 @@ def _convert(file: PersistentPickle, asked: str | None) -> Converted:
         f"network: {network.kind} around {network.state['_modules']['model'].kind}, {size:,} parameters",
         f"diffusion: that of EDM, noise levels {low:g} to {high:g}; the network was made for {config.sigma_min:g} to "
         f"{config.sigma_max:g}",
-        f"images: {config.image_size} x {config.image_size} x {config.channels}",
+        f"images: {' x '.join(map(str, config.image_shape))}",
         f"weights: {chosen}, which alone is in such files",
         f"labels: {config.label_dim} classes" if config.label_dim else "labels: none",
     ]

@@ -53,6 +53,15 @@ _WIDE = 240
 #: Of compiled programs, the least recently used of which go.
 _CACHE_BYTES = 4 * 2**30
 
+#: What Python and absl say of a value, and what is meant.
+_FLAG_KINDS = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "True or False",
+}
+
+_SMALLER = "Take fewer images at a time (batch_size), or a smaller network; --dry_run tells the memory of a run"
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/digits.py.")
 _HELP = "What to do. " + " ".join(f"{name}: {text}." for name, text in modes.SUMMARIES.items())
 _MODE = flags.DEFINE_enum("mode", "sample", list(modes.SUMMARIES), _HELP)
@@ -107,12 +116,9 @@ def _check_config(argv: list[str]) -> None:
 
 def _flag(message: str) -> str:
     """What absl says of a flag's value, without Python's own words for it."""
-    match = re.fullmatch(
-        r"flag --([\w.]+)=(.*?): (invalid literal for int|could not convert string to float).*", message
-    )
-    if match is None:
-        return message
-    return f"--{match[1]}={match[2]!r} must be {'a whole number' if 'int' in match[3] else 'a number'}"
+    match = re.fullmatch(r"flag --([\w.]+)=(.*?): (.*)", message, re.DOTALL)
+    told = [kind for words, kind in _FLAG_KINDS.items() if match is not None and words in match[3]]
+    return f"--{match[1]}={match[2]!r} must be {told[0]}" if match is not None and told else message
 
 
 def _last_of_each(argv: list[str]) -> list[str]:
@@ -166,7 +172,11 @@ def main(argv: list[str]) -> None:
         list_choices(Console(markup=False, width=None if sys.stdout.isatty() else _WIDE))
         return
     needed = (_CONFIG,) if _DRY_RUN.value else (_CONFIG, _WORKDIR)
-    missing = [f"--{flag.name}" for flag in needed if not str(flag.value or "").strip()]
+    missing = [
+        f"--{flag.name}"
+        for flag in needed
+        if flag.value is None or (isinstance(flag.value, str) and not flag.value.strip())
+    ]
     if missing:
         told = "--mode list shows what there is, --help the modes"
         sys.exit(f"error: {' and '.join(missing)} must be given, and not empty; {told}")
@@ -188,9 +198,13 @@ def main(argv: list[str]) -> None:
             modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), console)
     except (ValueError, Diverged, OSError) as error:
         _fail(why(error))
+    except MemoryError as error:
+        _fail(f"there is not enough memory: {why(error)}. {_SMALLER}")
     except jax.errors.JaxRuntimeError as error:
         if distributed.count() == 1:
-            raise
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _fail(f"the device has not enough memory: {textwrap.shorten(why(error), 200)}. {_SMALLER}")
         _fail(
             f"{textwrap.shorten(str(error), 300)}\nOne of the {distributed.count()} processes has ended, or cannot be "
             "reached: see what the others say. The same commands go on from what has been saved"

@@ -16,7 +16,9 @@ from psld_jax import build, modes
 from psld_jax.data import open_dataset
 from psld_jax.data.fitting import FITS, Fitting
 from psld_jax.evaluation import plots
-from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, plan
+from psld_jax.metrics.inception_network import InceptionV3, resize
+from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, edm, edm_plan, plan
+from psld_jax.models.edm_plan import EDMConfig
 from psld_jax.models.original import source_parameters
 
 SHAPE = (8, 12)
@@ -131,6 +133,36 @@ def test_networks_map_every_shape_to_itself(progressive, progressive_input, key)
     assert nnx.eval_shape(lambda net, z: net(z, 0.5), classifier, z).shape == (3, 5)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "encoder"), [("song", "standard"), ("song", "skip"), ("dhariwal", "standard")]
+)
+def test_networks_of_edm_are_convolutional(architecture, encoder):
+    """Names, attention and arrays are those of the square of the shorter side, whose weights they run with."""
+    options = {"channels": 1, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (4,)}
+    options |= {"architecture": architecture, "encoder_type": encoder}
+    square, wide = (EDMConfig(image_size=size, **options) for size in (8, SHAPE))
+    assert edm_plan.plan(wide) == edm_plan.plan(square) and wide.image_shape == (*SHAPE, 1)
+    assert edm.source_arrays(wide) == edm.source_arrays(square)
+    net = nnx.eval_shape(lambda: edm.EDM(wide, rngs=nnx.Rngs(0)))
+    x = jax.ShapeDtypeStruct((2, *SHAPE, 1), np.float32)
+    assert nnx.eval_shape(lambda net, x: net(x, 0.5), net, x).shape == x.shape
+    assert EDMConfig(image_size=(8, 8), **options) == square
+    for wrong, message in (((8, 9), "divisible by 2"), ((8, 2**17), "at most"), ((8,) * 3, "image_size"), (0, ">= 1")):
+        with pytest.raises(ValueError, match=message):
+            EDMConfig(image_size=wrong, **options)
+
+
+def test_data_have_the_size_that_a_network_of_a_family_says(tmp_path, rng):
+    np.save(tmp_path / "images.npy", rng.integers(0, 256, (9, *SHAPE, 1), np.uint8))
+    fields = {"data.name": "arrays", "data.path": str(tmp_path / "images.npy"), "data.holdout": 0.2, "sde.name": "edm"}
+    fields |= {"model.edm.channels": 1, "model.edm.image_size": SHAPE, "model.unet2d.in_channels": 1}
+    fields |= {"model.unet2d.sample_size": (8, 24), "data.fit": "stretch"}
+    for family, shape in (("edm", (*SHAPE, 1)), ("unet2d", (8, 24, 1))):
+        config = build.override(build.load_config("default"), {**fields, "model.name": family})
+        assert build.network_images(config) == build.build_data(config, "train").image_shape == shape
+    assert build.from_dict(json.loads(config.to_json())).model.edm.image_size == SHAPE
+
+
 # Converter.
 
 
@@ -198,3 +230,21 @@ def test_masks_operators_and_pictures_take_any_shape(tmp_path, rng):
     plots.save_samples(tmp_path / "a.png", (images,), "title")
     plots.save_rows(tmp_path / "b.png", [images, images])
     plots.save_restored(tmp_path / "c.png", {"seen": images, "truth": images})
+
+
+@pytest.mark.slow  # Inception is compiled
+def test_inception_takes_any_shape(rng):
+    """As of the images made 299 x 299 before, both sides alike."""
+    net = InceptionV3(rngs=nnx.Rngs(0))
+    levels = rng.integers(0, 256, (2, 24, 40, 3), np.uint8)
+    for how in ("tf1", "torch"):
+        features = pj.metrics.inception_features(net, how)
+        found = features(levels)
+        features.check((24, 40, 3))
+        np.testing.assert_allclose(found, net(resize(levels, how)), rtol=1e-4, atol=1e-5)  # float32, another program
+        # Turned images, turned back after they were made larger.
+        turned = np.asarray(resize(levels.swapaxes(1, 2), how)).swapaxes(1, 2)
+        np.testing.assert_allclose(turned, resize(levels, how), rtol=0, atol=1e-6)
+        moments = pj.metrics.Moments()
+        moments.add(found)
+        assert moments.gaussian().mean.shape == (2048,)

@@ -1,6 +1,7 @@
 """Values that cannot be what is meant, fields that contradict what is stored, and arguments of wrong kinds."""
 
 import inspect
+import re
 import warnings
 
 import jax
@@ -89,6 +90,56 @@ def test_a_stored_network_is_not_contradicted(override):
         config = build.override(build.load_config("saved"), {"model.checkpoint": "mnist", **override})
         with pytest.raises(ValueError, match=rf"config.{name}=.* contradicts mnist"):
             build.build_model(config)
+
+
+def test_fields_of_sections_inside_are_not_contradicted_either():
+    stored = build.override(build.load_config("default"), {"model.name": "edm"})
+    build.model._check_told(stored, {"model.edm.image_size": (32, 64), "model.edm.sigma_data": 0.5}, "here")
+    with pytest.raises(
+        ValueError, match=r"config.model.edm.sigma_data=1.0 contradicts here, which was trained with 0.5"
+    ):
+        build.model._check_told(stored, {"model.edm.sigma_data": 1.0}, "here")
+
+
+class Pixels:
+    """A data set of one grey level."""
+
+    def __init__(self, image):
+        self.image = image
+
+    def __len__(self):
+        return 4
+
+    def gather(self, numbers):
+        return np.full((len(numbers), 8, 8, 1), self.image), None
+
+
+@pytest.mark.parametrize(
+    ("fields", "image", "told"),
+    [
+        ({"model.data_std": 0.8}, np.uint8(0), ""),  # of size 1
+        ({"model.data_std": 0.4}, np.uint8(0), r"config.model.data_std=0.4 is far from .* of the data, 1 over"),
+        ({"model.data_std": 0.8}, np.float32(0.1), r"config.model.data_std=0.8 .* 0.1 over the first 4 images"),
+        ({"model.data_std": 0.15}, np.float32(0.1), ""),
+        ({}, np.float32(0.1), ""),
+        ({"model.name": "edm"}, np.float32(0.6), ""),
+        ({"model.name": "edm", "model.edm.sigma_data": 2.0}, np.float32(0.6), "config.model.edm.sigma_data=2 is far"),
+        ({"model.name": "edm", "model.edm.precondition": "vp"}, np.float32(0.01), ""),
+    ],
+)
+def test_a_data_std_far_from_the_data_s_is_one_line(fields, image, told):
+    config = build.override(build.load_config("default"), fields)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build.warn_of_data_std(config, Pixels(image))
+    assert len(caught) == bool(told)
+    if told:
+        assert re.search(told, str(caught[0].message)) and "\n" not in str(caught[0].message)
+
+
+def test_float_images_are_taken_as_they_are():
+    assert build.to_images(Pixels(np.float32(0.25)), np.arange(2)).max() == 0.25
+    assert build.to_images(Pixels(np.uint8(255)), np.arange(2)).min() == 1
 
 
 def test_the_last_of_a_field_that_is_set_twice_counts():

@@ -187,7 +187,7 @@ def test_step_control_by_sample_is_independent_of_the_batch(key):
         ({"rtol": 0.0}, "rtol=0.0"),
         ({"t_end": 0.0}, "t_end=0.0"),
         ({"t_end": 1.0}, "t_end < t_start"),
-        ({"step_control": "pixel"}, "one of sample, batch"),
+        ({"step_control": "pixel"}, "Allowed: batch, sample"),
     ],
 )
 def test_bad_solver_options_are_named(key, options, message):

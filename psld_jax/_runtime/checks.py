@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax._runtime.errors import check_images
+from psld_jax._runtime.errors import check_images, shown
 
 Array = Any
 
@@ -69,19 +69,25 @@ def check_seed(seed: Any, name: str = "seed") -> int:
 
 def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, strict: bool = False) -> float:
     """``value`` as a float; ``ValueError`` unless it is a finite number in ``[low, high]``, above ``low`` if strict."""
-    number = value if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else np.nan
+    # A number of numpy or JAX may be an array without axes.
+    scalar = np.asarray(value)[()] if hasattr(value, "__array__") and np.shape(value) == () else value
+    known = isinstance(scalar, (int, float, np.integer, np.floating)) and not isinstance(scalar, bool)
+    try:
+        number = float(scalar) if known else np.nan
+    except OverflowError:  # of an integer beyond all floats
+        number = np.nan
     above = number > low if strict else number >= low
     if not (np.isfinite(number) and above and number <= high):
         bounds = [f"{'>' if strict else '>='} {low:g}"] if low > -np.inf else []
         bounds += [f"<= {high:g}"] if high < np.inf else []
-        raise ValueError(f"{name}={value!r} must be a finite number {' and '.join(bounds)}".rstrip())
-    return float(number)
+        raise ValueError(f"{name}={shown(value)} must be a finite number {' and '.join(bounds)}".rstrip())
+    return number
 
 
 def check_flag(name: str, value: Any) -> bool:
     """``value`` if it is True or False, else a ``ValueError``."""
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name}={value!r} must be True or False")
+        raise ValueError(f"{name}={shown(value)} must be True or False")
     return bool(value)
 
 

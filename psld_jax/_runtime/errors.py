@@ -88,6 +88,18 @@ def check_counts(least: int = 1, **counts: Any) -> None:
             raise ValueError(f"{name}={shown(value)} must be an integer >= {least}")
 
 
+def check_kind(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise a ``ValueError`` unless ``value`` is an instance of ``kind``; ``what`` says what is meant."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}={shown(value)} must be {what}")
+
+
+def check_callable(name: str, value: Any, what: str = "a function") -> None:
+    """Raise a ``ValueError`` unless ``value`` can be called; ``what`` says what is meant."""
+    if not callable(value):
+        raise ValueError(f"{name}={shown(value)} must be {what}")
+
+
 def check_images(what: str, images: Any, image_shape: tuple[int, ...]) -> None:
     """Raise a ``ValueError`` unless ``images`` are one or more of shape ``(H, W, C)``."""
     if np.ndim(images) == 0 or np.shape(images)[1:] != tuple(image_shape) or not len(images):

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psld_jax._runtime.errors import shown
+
 Array = Any
 
 #: Draw number of the prior. Steps of a sampler count 0, 1, 2, ..., so one key serves both.
@@ -20,7 +22,16 @@ PRIOR_DRAW = 2**32 - 1
 
 
 def sample_keys(key: Array, indices: Array) -> Array:
-    """One key for each sample: ``fold_in(key, i)`` for ``i`` in ``indices`` (integers ``[n]``)."""
+    """One key for each sample: ``fold_in(key, i)`` for ``i`` in ``indices`` (integers ``[n]``).
+
+    Raises:
+      ValueError: for what is no random key, and for indices that are no integers of at least 0.
+    """
+    check_random_key(key)
+    if not isinstance(indices, jax.Array):  # those on a device are not waited for
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or indices.dtype.kind not in "iu" or (indices.size and indices.min() < 0):
+            raise ValueError(f"indices={shown(indices)} must be integers >= 0, [n]")
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(indices, jnp.uint32))
 
 
@@ -40,10 +51,18 @@ def per_sample(key: Array, n: int) -> Array:
     return key if is_batch(key) else sample_keys(key, jnp.arange(n))
 
 
+def check_random_key(key: Any) -> None:
+    """Raise a ``ValueError`` unless ``key`` is one of JAX's or several, typed or raw: ``[]``, ``[n]``, ``[n, 2]``."""
+    known = isinstance(key, (jax.Array, np.ndarray))
+    if known and not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        known = key.dtype == np.uint32 and key.ndim > 0 and key.shape[-1] >= 2
+    if not known:
+        raise ValueError(f"key={shown(key)} is not a random key; make one with jax.random.key(seed)")
+
+
 def check_key(key: Array, n: int) -> None:
-    """Raise a ``ValueError`` if ``key`` is no random key, neither one nor ``[n]`` of them."""
-    if not isinstance(key, (jax.Array, np.ndarray)):
-        raise ValueError(f"key={key!r} is not a random key; make one with jax.random.key(seed)")
+    """Raise a ``ValueError`` if ``key`` is no random key, or holds another number of them, ``[n]``, than ``n``."""
+    check_random_key(key)
     if is_batch(key) and len(key) != n:
         raise ValueError(f"got {len(key)} random keys for a batch of {n}; pass one key, or one per sample")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from psld_jax._runtime.errors import check_choice
 
@@ -18,21 +19,37 @@ class Registry(Generic[T]):
     Args:
       what: what the names are of, for messages.
       package: every module of it is imported before a name is looked up.
+      check: called with name and entry before one is added; it raises a ``ValueError`` for what cannot be one.
     """
 
-    def __init__(self, what: str, package: str):
+    def __init__(self, what: str, package: str, check: Callable[[str, T], None] = lambda name, entry: None):
         self.what, self.package = what, package
         self.entries: dict[str, T] = {}
+        self._check = check
 
     def add(self, name: str, entry: T) -> None:
         """Give ``entry`` this name.
 
         Raises:
-          ValueError: if it is taken.
+          ValueError: if it is taken, or as ``check`` does.
         """
         if name in self.entries:
             raise ValueError(f"{self.what} {name!r} is registered twice")
+        self._check(name, entry)
         self.entries[name] = entry
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Decorator: :meth:`add` what is decorated under this name, and return it as it is.
+
+        Raises:
+          ValueError: when decorating, as :meth:`add` does.
+        """
+
+        def decorate(entry: T) -> T:
+            self.add(name, entry)
+            return entry
+
+        return decorate
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""

@@ -4,13 +4,15 @@
 ``model`` makes whole models, and ``conditions`` reads what samples are conditioned on.
 """
 
-from psld_jax.build.conditions import steer_options, test_images, to_images
+from psld_jax.build._kinds import check_fields
+from psld_jax.build.conditions import steer_options, test_images, to_images, warn_of_data_std
 from psld_jax.build.configuration import check_overrides, config_directory, fields, from_dict, load_config, override
 from psld_jax.build.model import (
     MODELS,
     Classifier,
     Model,
     build_model,
+    check_model,
     initial_network,
     load,
     network_model,
@@ -29,6 +31,7 @@ from psld_jax.build.parts import (
     build_sde,
     check_weights,
     last_step,
+    network_images,
     network_options,
     sampler_hyper,
     sampler_options,
@@ -46,6 +49,8 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "build_sde",
+    "check_fields",
+    "check_model",
     "check_overrides",
     "check_weights",
     "config_directory",
@@ -57,6 +62,7 @@ __all__ = [
     "last_step",
     "load",
     "load_config",
+    "network_images",
     "network_model",
     "network_options",
     "open_network",
@@ -68,4 +74,5 @@ __all__ = [
     "to_images",
     "tuned_for",
     "tuned_rows",
+    "warn_of_data_std",
 ]

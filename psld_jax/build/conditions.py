@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from typing import Any
 
@@ -14,6 +15,9 @@ from psld_jax.build.parts import build_data
 from psld_jax.conditioning import operators
 from psld_jax.conditioning.inpainting import check_mask
 from psld_jax.data import Dataset
+
+#: Sizes further apart than by this factor are told.
+_FAR = 2.0
 
 
 def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]:
@@ -79,6 +83,29 @@ def test_images(model: Model, n: int) -> np.ndarray:
     return to_images(data, np.arange(min(n, len(data))))
 
 
+def warn_of_data_std(config: Any, data: Dataset) -> None:
+    """Warn if a network is preconditioned for data of another size than these, by a factor of 2.
+
+    The size of data is the root mean square of the pixels: that of the first images, as many as a batch of training
+    has. It is the standard deviation of data whose mean is 0, the grey between black and white.
+    """
+    m = config.model
+    field, told = "model.data_std", m.data_std
+    if m.name == "edm" and m.edm.precondition == "edm":
+        field, told = "model.edm.sigma_data", m.edm.sigma_data
+    if not told:
+        return
+    count = min(config.train.batch_size, len(data))
+    own = float(np.sqrt(np.mean(np.square(to_images(data, np.arange(count))))))
+    if not 1 / _FAR < own / told < _FAR:
+        warnings.warn(
+            f"config.{field}={told:g} is far from the root mean square of the data, {own:.3g} over the first {count} "
+            "images: the network is scaled for other data",
+            stacklevel=2,
+        )
+
+
 def to_images(data: Dataset, numbers: np.ndarray) -> np.ndarray:
     """Images of a data set, float32 ``[n, H, W, C]`` in [-1, 1], for ``numbers [n]``."""
-    return data.gather(numbers)[0] / np.float32(127.5) - 1
+    images = data.gather(numbers)[0]
+    return images / np.float32(127.5) - 1 if images.dtype == np.uint8 else images

@@ -10,11 +10,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from psld_jax._runtime.errors import check_choice, unknown, why
+from psld_jax._runtime.errors import check_choice, shown, unknown
 from psld_jax.checkpoints import directory as checkpoint
 
-#: A field that is a whole number or two of them.
-_PAIR = "model.image_size"
+#: Fields that are a whole number or two of them.
+_PAIRS = ("model.image_size", "model.edm.image_size")
+#: Fields that need not be set.
+_OPEN = "sampler.hyper."
+
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number (int)",
+    float: "a number (float)",
+    str: "text (str)",
+    tuple: "a tuple",
+    object: "a whole number, or a tuple of two: (H, W)",
+}
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -58,11 +69,40 @@ def override(config: Any, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         check_choice("config field", name, known)
         try:
-            with config.ignore_type() if name == _PAIR and _is_size(value) else contextlib.nullcontext():
+            _check_kind(config, name, value)
+            with config.ignore_type() if name in _PAIRS and _is_size(value) else contextlib.nullcontext():
                 config.update_from_flattened_dict({name: value})
-        except TypeError as error:
-            raise ValueError(f"config.{name}={value!r} has the wrong type: {why(error)}") from None
+        except TypeError:
+            raise ValueError(
+                f"config.{name}={shown(value)} has the wrong type {type(value).__name__}: {_wanted(config, name)}"
+            ) from None
     return config.lock()
+
+
+def _check_kind(config: Any, name: str, value: Any) -> None:
+    """``TypeError`` for what ml_collections takes for every field, or for a number."""
+    if value is None and not name.startswith(_OPEN):
+        raise TypeError
+    if isinstance(value, bool) and _kind(config, name) in (int, float):
+        raise TypeError
+
+
+def _kind(config: Any, name: str) -> type:
+    *sections, key = name.split(".")
+    for section in sections:
+        config = config[section]
+    return config.get_type(key)
+
+
+def _wanted(config: Any, name: str) -> str:
+    """What a field takes, in words."""
+    kind, value = _kind(config, name), config
+    for key in name.split("."):
+        value = value[key]
+    if isinstance(value, ConfigDict):
+        return f"it is a section; set its fields, such as config.{name}.{next(iter(value), 'NAME')}"
+    default = "" if value is None else f", such as {shown(value)}"
+    return f"it must be {_KINDS.get(kind, kind.__name__)}{default}"
 
 
 def _is_size(value: Any) -> bool:

@@ -19,7 +19,7 @@ from flax import nnx
 from psld_jax import assets, blocks, scores
 from psld_jax._runtime.checks import check_array
 from psld_jax._runtime.device import TimeFunction
-from psld_jax._runtime.errors import check_choice, unknown
+from psld_jax._runtime.errors import check_choice, check_kind, unknown
 from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
 from psld_jax.checkpoints import directory as checkpoint
@@ -29,9 +29,12 @@ from psld_jax.sampling.settings import Tuned, read_tuned
 from psld_jax.sde import LinearSDE
 
 MODELS = ("mixture", "ncsnpp", "ncsnpp_clf", *families.available(), "saved")
-# Fields of config.model that do not belong to the stored weights: a network may be run in another precision.
-_OF_THE_PLACE = ("name", "checkpoint", "weights")  # where a network is, and which of its weights are taken
-_RUN_TIME = ("dtype", "dropout")
+# Where a network is, and which of its weights are taken.
+_OF_THE_PLACE = ("model.name", "model.checkpoint", "model.weights")
+# No array of these networks depends on the size of images, and their originals run at others too.
+_CONVOLUTIONAL = ("model.edm.image_size", "model.unet2d.sample_size")
+# Fields that do not belong to the stored weights: a network may be run in another precision.
+_RUN_TIME = ("model.dtype", "model.dropout", *_CONVOLUTIONAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,11 @@ class Model:
         return blocks.apply(matrices, (*state, *out))[0]
 
 
+def check_model(model: Any) -> None:
+    """Raise a ``ValueError`` unless ``model`` is a :class:`Model`."""
+    check_kind("model", model, Model, "a model: psld_jax.load opens one, from_function and from_denoiser make one")
+
+
 @dataclasses.dataclass(frozen=True)
 class Classifier:
     """A classifier of noisy states.
@@ -135,12 +143,12 @@ def _saved_model(config: Any) -> Model | Classifier:
     if not m.checkpoint:
         raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
     stored, params = open_network(m.checkpoint, m.weights)
+    own = _network_fields(config)
     if m.name != "saved":
         differences = [
-            f"{section}.{key} is {config[section][key]!r}, stored is {value!r}"
-            for section in ("model", "sde")
-            for key, value in stored[section].items()
-            if config[section][key] not in (value, None) and key not in _RUN_TIME
+            f"{name} is {own[name]!r}, stored is {value!r}"
+            for name, value in _network_fields(stored).items()
+            if own[name] not in (value, None) and name not in _RUN_TIME
         ]
         if differences:
             raise ValueError(
@@ -148,27 +156,30 @@ def _saved_model(config: Any) -> Model | Classifier:
                 "config.model.name='saved' takes what is stored"
             )
     else:
-        default = load_config("default")
-        names = ((section, key) for section in ("model", "sde") for key in config[section])
-        told = {f"{s}.{key}": config[s][key] for s, key in names if config[s].get(key) != default[s].get(key)}
+        default = _network_fields(load_config("default"))
+        told = {name: value for name, value in own.items() if value != default.get(name)}
         _check_told(stored, told, m.checkpoint)
+        own = told
     merged = config.copy_and_resolve_references()
     with merged.unlocked():
         merged.model, merged.sde = stored.model, stored.sde
         merged.model.dtype = m.dtype
-    return network_model(merged.lock(), params)
+    return network_model(override(merged, {name: own[name] for name in _CONVOLUTIONAL if name in own}), params)
+
+
+def _network_fields(config: Any) -> dict[str, Any]:
+    """The fields of network and diffusion by dotted name, those of sections inside too."""
+    return checkpoint.flatten({section: config[section].to_dict() for section in ("model", "sde")}, separator=".")
 
 
 def _check_told(stored: Any, told: dict[str, Any], place: str) -> None:
     """Raise a ``ValueError`` for a field of network or diffusion that was set to something else than is stored."""
+    trained = _network_fields(stored)
     for name, value in told.items():
-        section, _, key = name.partition(".")
-        if section not in ("model", "sde") or key in (*_RUN_TIME, *_OF_THE_PLACE) or key not in stored[section]:
-            continue
-        if stored[section][key] != value:
+        if name not in (*_RUN_TIME, *_OF_THE_PLACE) and name in trained and trained[name] != value:
             raise ValueError(
-                f"config.{name}={value!r} contradicts {place}, which was trained with {stored[section][key]!r}: a "
-                "network runs as it was trained. Leave the field out"
+                f"config.{name}={value!r} contradicts {place}, which was trained with {trained[name]!r}: a network "
+                "runs as it was trained. Leave the field out"
             )
 
 
@@ -310,6 +321,10 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
       ValueError: for an unknown name or field (with the nearest known one), a value out of range, or a directory that
         holds no model.
     """
+    check_kind("name", name, (str, os.PathLike), "text, or a path")
+    check_kind("overrides", overrides, (dict, type(None)), "a dictionary, {'sampler.nfe': 10}")
+    if not str(name).strip() or "\0" in str(name):
+        raise ValueError(f"name={str(name)!r} must be a model that ships, or a path; '.' is the current directory")
     if name == "digits":
         return build_model(override(load_config("digits"), overrides or {}))
     if name not in assets.NETWORKS and not Path(name).exists():

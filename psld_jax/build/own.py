@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from psld_jax import scores
-from psld_jax._runtime.errors import is_count
+from psld_jax._runtime.errors import check_callable, check_counts, is_count
 from psld_jax.build.configuration import load_config, override
 from psld_jax.build.model import Model
-from psld_jax.sde import LinearSDE, OneBlock
+from psld_jax.sde import LinearSDE, OneBlock, check_sde
 
 
 def from_function(
@@ -34,8 +34,12 @@ def from_function(
     Raises:
       ValueError: for a shape that is no such triple, or as that function does.
     """
-    if len(image_shape) != 3 or not all(is_count(size) for size in image_shape):
+    check_sde(sde)
+    check_counts(0, n_classes=n_classes)
+    known = isinstance(image_shape, (tuple, list)) and len(image_shape) == 3
+    if not known or not all(is_count(size) for size in image_shape):
         raise ValueError(f"image_shape={image_shape!r} must be (H, W, C), whole numbers of at least 1")
+    check_callable("predict", predict, "a function of images and times")
     config = override(load_config("default"), {"model.name": "function"})
     if isinstance(sde, OneBlock) and sde.data_std is None:
         # The sampler is told what the network predicts: noise would say nothing of x_0 where there is no signal.
@@ -66,6 +70,8 @@ def from_denoiser(
     Raises:
       ValueError: for a diffusion of more blocks, one that is preconditioned, or one without signal at ``t = 1``.
     """
+    check_callable("denoiser", denoiser, "a function of images and noise levels")
+    check_sde(sde)
     if not isinstance(sde, OneBlock):
         raise ValueError(f"a denoiser is a function of x and sigma, one block; {sde!r} has {sde.num_blocks}")
     options: dict[str, Any] = {"predicts": "data", "times": "sigma", "inputs": "data", "channels_first": channels_first}

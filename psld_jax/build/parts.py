@@ -16,7 +16,7 @@ from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.models import NCSNppConfig, abstract, families
-from psld_jax.models.structure import image_size
+from psld_jax.models.structure import image_shape, image_size
 from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.scores.family import told as told_by
 from psld_jax.sde import LinearSDE, OneBlock, named
@@ -62,6 +62,20 @@ def network_options(config: Any) -> Any:
     return families.options(m.name, {**m[m.name], **shared})
 
 
+def network_images(config: Any) -> tuple[int, int, int]:
+    """``(H, W, C)`` of the images that the network in ``config.model`` takes: of a family, as its options say.
+
+    Raises:
+      ValueError: for values out of range, or channels that the blocks of the diffusion do not divide.
+    """
+    m, blocks = config.model, build_sde(config).num_blocks
+    if m.name in families.available():
+        return network_options(config).image_shape
+    if m.in_ch % blocks:
+        raise ValueError(f"config.model.in_ch={m.in_ch} must be divisible by the {blocks} blocks of {config.sde.name}")
+    return (*image_shape(m.image_size), m.in_ch // blocks)
+
+
 def abstract_network(config: Any) -> Any:
     """The network that ``config.model`` describes, with shapes in place of arrays: nothing is allocated."""
     m, options = config.model, network_options(config)
@@ -93,17 +107,16 @@ def build_data(config: Any, split: str) -> Dataset:
     if config.model.name not in TRAINABLE:
         raise ValueError(f"config.model.name={config.model.name!r} cannot be trained; it must be one of {TRAINABLE}")
     c, m = config.data, config.model
-    blocks, classes = build_sde(config).num_blocks, m.n_classes if m.name == "ncsnpp_clf" else m.num_labels
-    if m.in_ch % blocks:
-        raise ValueError(f"config.model.in_ch={m.in_ch} must be divisible by the {blocks} blocks of {config.sde.name}")
+    classes = m.n_classes if m.name == "ncsnpp_clf" else m.num_labels
+    *size, channels = network_images(config)
     data = open_dataset(
         c.name,
         c.path,
         split,
-        image_size=image_size(m.image_size),
+        image_size=image_size(size),
         fit=c.fit,
         center_crop=c.center_crop,
-        channels=m.in_ch // blocks,
+        channels=channels,
         convert_channels=c.convert_channels,
         on_corrupt=c.on_corrupt,
         holdout=c.holdout,

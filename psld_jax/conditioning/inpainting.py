@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from psld_jax import blocks
-from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.checks import as_pixels, check_flag
+from psld_jax._runtime.errors import check_choice, check_kind, shown
 from psld_jax.integrators.tableau import Tableau
-from psld_jax.sde import LinearSDE
+from psld_jax.sde import LinearSDE, check_sde
 
 Array = Any
 
@@ -86,6 +88,14 @@ def known_pixels(
     Raises:
       ValueError: for a mask of another shape, or with other values than 0 and 1, or an unknown ``time``.
     """
+    check_sde(sde)
+    check_kind("table", table, Tableau, "one of psld_jax.tabulate")
+    check_flag("fresh", fresh)
+    if not isinstance(x, Tracer):
+        values = np.asarray(x)
+        if values.ndim != 4 or values.dtype.kind not in "uf":
+            raise ValueError(f"x={shown(x)} must be images [n, H, W, C] in [-1, 1]")
+        x = as_pixels("x", np.where(as_mask(mask, values.shape) == 1, values, 0).astype(values.dtype), values.shape[1:])
     x = jnp.asarray(x)
     mask = as_mask(mask, x.shape)
     return known_law(sde, table, fresh=fresh, time=time).of(x, mask)

@@ -45,12 +45,7 @@ def register(name: str) -> Callable[[Reader], Reader]:
     Raises:
       ValueError: when decorating, if the name is taken.
     """
-
-    def decorate(reader: Reader) -> Reader:
-        READERS.add(name, reader)
-        return reader
-
-    return decorate
+    return READERS.register(name)
 
 
 def available() -> tuple[str, ...]:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
+from psld_jax._runtime.errors import check_kind
 from psld_jax.integrators import grids
 from psld_jax.integrators.base import Integrator
 from psld_jax.integrators.tableau import Tableau, tabulate
-from psld_jax.sde import LinearSDE
+from psld_jax.sde import LinearSDE, check_sde
 from psld_jax.sde._quadrature import conjugate_flow
 
 Array = Any
@@ -110,7 +111,12 @@ def step_maps(
     """Linear maps of every step, ``[N, K, K]`` each: the integrator's, and the exact flow's.
 
     For stochastic methods these are the maps of the mean, against the drift of the reverse SDE.
+
+    Raises:
+      ValueError: as :func:`stability`.
     """
+    check_kind("integrator", integrator, Integrator, "one of psld_jax.integrators.get")
+    check_sde(sde)
     grid = grids.validate(grid)
     k, weight = sde.num_blocks, 1.0 if integrator.stochastic else 0.5
 
@@ -143,6 +149,9 @@ def stability(integrator: Integrator, sde: LinearSDE, grid: Array, jacobian: Jac
       integrator, sde, grid: as for ``psld_jax.tabulate``.
       jacobian: ``J``, ``[K, K]`` or a function of time; see :func:`gaussian_jacobian` and
         :func:`estimate_jacobian`.
+
+    Raises:
+      ValueError: as :func:`psld_jax.tabulate`, and for a Jacobian that is no finite ``[K, K]``.
     """
     steps, flows = step_maps(integrator, sde, grid, jacobian)
     return np.abs(np.linalg.eigvals(steps @ np.linalg.inv(flows))).max(axis=-1)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 
-from psld_jax.integrators.base import Place, Stage, real_number
+from psld_jax._runtime.checks import check_number
+from psld_jax.integrators.base import Place, Stage
 from psld_jax.integrators.exponential import make_prediction
 from psld_jax.sde import LinearSDE, cholesky
 
@@ -106,8 +107,8 @@ class Churn(NamedTuple):
 
     def check(self) -> Churn:
         """These values, as floats; ``ValueError`` for one that is negative or NaN."""
-        most = np.inf if self.S_max == np.inf else real_number("S_max", self.S_max, 0.0)
-        rest = (real_number(name, getattr(self, name), 0.0) for name in ("S_churn", "S_min", "S_noise"))
+        most = np.inf if self.S_max == np.inf else check_number("S_max", self.S_max, 0.0)
+        rest = (check_number(name, getattr(self, name), 0.0) for name in ("S_churn", "S_min", "S_noise"))
         churn, low, scale = rest
         return Churn(churn, low, most, scale)
 

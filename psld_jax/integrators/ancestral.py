@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 from scipy.linalg import schur
 
-from psld_jax.integrators.base import Stage, choice, real_number, register
+from psld_jax._runtime.checks import check_number
+from psld_jax.integrators.base import Stage, choice, register
 from psld_jax.integrators.exponential import Projection, make_prediction
 from psld_jax.sde import LinearSDE, cholesky
 
@@ -62,7 +63,7 @@ def ancestral(
       ValueError: for another order or projection, or ``eta`` outside [0, 1].
     """
     choice("order", order, (1, 2))
-    eta = real_number("eta", eta, 0.0)
+    eta = check_number("eta", eta, 0.0)
     if eta > 1:
         raise ValueError(f"eta={eta} must lie in [0, 1]")
     stage = ancestral_stage(sde, t, s, eta, projection)

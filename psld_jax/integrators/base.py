@@ -270,15 +270,3 @@ def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, allowed))}")
     return value
-
-
-def real_number(name: str, value: Any, minimum: float = -np.inf) -> float:
-    """``value`` as a float, or a ``ValueError`` that names the hyper-parameter and its range."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = np.nan
-    if not (np.isfinite(number) and number >= minimum):
-        bound = "" if minimum == -np.inf else f" >= {minimum:g}"
-        raise ValueError(f"{name}={value!r} must be a finite number{bound}")
-    return number

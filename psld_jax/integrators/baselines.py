@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from psld_jax._runtime.checks import check_flag, check_number
+from psld_jax._runtime.errors import check_choice
 from psld_jax.integrators.ancestral import ancestral_stage
-from psld_jax.integrators.base import Stage, check_stationary, choice, real_number, register
+from psld_jax.integrators.base import Stage, check_stationary, choice, register
 from psld_jax.sde import LinearSDE, OneBlock, cholesky, linear_flow
 
 
@@ -25,6 +29,14 @@ def euler_stage(sde: LinearSDE, t: float, h: float, *, stochastic: bool = False)
 
 #: How samples are brought from the end of a grid to the data.
 LAST_STEPS = ("euler", "exponential")
+
+
+def check_last_step(denoise: Any) -> None:
+    """Raise a ``ValueError`` unless ``denoise`` is True, False or the name of a last step."""
+    if isinstance(denoise, str):
+        check_choice("denoise", denoise, LAST_STEPS)
+    else:
+        check_flag("denoise", denoise)
 
 
 def last_stage(sde: LinearSDE, t: float, how: bool | str = True, *, stochastic: bool = False) -> Stage:
@@ -107,7 +119,7 @@ def sscs(sde: LinearSDE, t: float, s: float, *, beta_rule: str = "exact", jitter
     """
     if beta_rule not in ("exact", "original"):
         raise ValueError(f"beta_rule={beta_rule!r} must be one of exact, original")
-    jitter = sde.jitter if jitter is None else real_number("jitter", jitter, 0.0)
+    jitter = sde.jitter if jitter is None else check_number("jitter", jitter, 0.0)
     check_stationary(sde, "SSCS")
     h, middle = t - s, (t + s) / 2
     b = sde.beta_integral

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.integrators._noise_frame import first_order
 from psld_jax.integrators.ancestral import ancestral
-from psld_jax.integrators.base import PAPER, Stage, real_number, register
+from psld_jax.integrators.base import PAPER, Stage, register
 from psld_jax.sde import LinearSDE, OneBlock
 from psld_jax.sde._quadrature import conjugate_flow, integrate
 
@@ -70,7 +71,7 @@ def ddim(sde: LinearSDE, t: float, s: float, *, eta: float = 0.0) -> list[Stage]
     Raises:
       ValueError: for ``eta`` outside [0, 1].
     """
-    eta = real_number("eta", eta, 0.0)
+    eta = check_number("eta", eta, 0.0)
     if eta > 0:
         return list(ancestral(sde, t, s, (), order=1, eta=eta))
     if sde.num_blocks == 1:
@@ -88,7 +89,7 @@ def lambda_ddim_i(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> li
     Raises:
       ValueError: unless ``lam`` is a finite number.
     """
-    lam = real_number("lam", lam)
+    lam = check_number("lam", lam)
     return [conjugate_stage(sde, t, s, lam * np.eye(sde.num_blocks)).at(t)]
 
 
@@ -101,7 +102,7 @@ def lambda_ddim_ii(sde: LinearSDE, t: float, s: float, *, lam: float = 0.5) -> l
     Raises:
       ValueError: unless ``lam`` is a finite number.
     """
-    lam = real_number("lam", lam)
+    lam = check_number("lam", lam)
     return [conjugate_stage(sde, t, s, lam * np.ones((sde.num_blocks,) * 2)).at(t)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.integrators._noise_frame import (
     Churn,
     data_step,
@@ -20,7 +21,7 @@ from psld_jax.integrators._noise_frame import (
     noise_step,
     time_between,
 )
-from psld_jax.integrators.base import Place, Stage, choice, real_number, register
+from psld_jax.integrators.base import Place, Stage, choice, register
 from psld_jax.integrators.baselines import euler_stage
 from psld_jax.sde import LinearSDE
 
@@ -98,7 +99,7 @@ def edm_heun(
       ValueError: for ``alpha`` outside (0, 1], another clock, or churn that is negative or NaN.
     """
     choice("clock", clock, CLOCKS)
-    alpha = real_number("alpha", alpha, 0.0)
+    alpha = check_number("alpha", alpha, 0.0)
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha={alpha} must lie in (0, 1]")
     start, noise = Churn(S_churn, S_min, S_max, S_noise).check()(sde, t, place)

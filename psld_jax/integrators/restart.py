@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import is_count
 from psld_jax.integrators import base as registry
 from psld_jax.integrators._noise_frame import time_between
-from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage, real_number, register
+from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage, register
 from psld_jax.sde import LinearSDE, cholesky
 
 Interval = tuple[float, float, int, int]
@@ -109,7 +110,7 @@ def restart(
     ways = None if intervals is None else _checked(intervals)
     if not is_count(repeats):
         raise ValueError(f"repeats={repeats!r} must be an integer >= 1")
-    scale, rho = real_number("S_noise", S_noise, 0.0), real_number("interval_rho", interval_rho, 1.0)
+    scale, rho = check_number("S_noise", S_noise, 0.0), check_number("interval_rho", interval_rho, 1.0)
     walks = _again(sde, t, s, ways, repeats, rho)
     # What a multistep base remembers when this step begins: the latest walk's times, if there was one since.
     nodes: list[float] = []

@@ -6,8 +6,9 @@ import itertools
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.integrators._noise_frame import data_step, evaluated, gone
-from psld_jax.integrators.base import Stage, choice, real_number, register
+from psld_jax.integrators.base import Stage, choice, register
 from psld_jax.integrators.exponential import Prediction, exponential_step, make_prediction
 from psld_jax.sde import LinearSDE, cholesky
 from psld_jax.sde._quadrature import conjugate_flow
@@ -90,8 +91,8 @@ def sa_solver(
     """
     choice("order", order, (1, 2, 3))
     choice("corrector", corrector, (0, 1, 2, 3, 4))
-    tau, low = real_number("tau", tau, 0.0), real_number("sigma_min", sigma_min, 0.0)
-    high = np.inf if sigma_max == np.inf else real_number("sigma_max", sigma_max, 0.0)
+    tau, low = check_number("tau", tau, 0.0), check_number("sigma_min", sigma_min, 0.0)
+    high = np.inf if sigma_max == np.inf else check_number("sigma_max", sigma_max, 0.0)
 
     def strength(u: float) -> float:
         return tau if low <= float(sde.sigma(np.float64(u))) <= high else 0.0

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax.integrators.base import PAPER, Stage, check_stationary, real_number, register
+from psld_jax._runtime.checks import check_number
+from psld_jax.integrators.base import PAPER, Stage, check_stationary, register
 from psld_jax.integrators.conjugate import conjugate_stage
 from psld_jax.sde import LinearSDE
 
@@ -80,7 +81,7 @@ def _ornstein_uhlenbeck(sde: LinearSDE, t: float, s: float, lam_s: float, noise_
     ``r = (b(t) - b(s))/2 diag(D Sigma_inf^-1)/beta``, which is ``h beta (gamma, nu)/2`` for PSLD. ``lam_s`` multiplies
     the exponent of the position's noise; ``noise_scaling="mean_time"`` puts ``b((t + s)/2)`` there.
     """
-    lam_s = real_number("lam_s", lam_s, minimum=0.0)
+    lam_s = check_number("lam_s", lam_s, 0.0)
     if noise_scaling not in _NOISE_SCALING:
         raise ValueError(f"noise_scaling={noise_scaling!r} must be one of {', '.join(_NOISE_SCALING)}")
     b = sde.beta_integral
@@ -116,7 +117,7 @@ def conjugate_split_flow(sde: LinearSDE, lam: Any) -> Flow:
     Raises:
       ValueError: unless ``lam`` is a finite number.
     """
-    b = real_number("lam", lam) * np.ones((2, 2))
+    b = check_number("lam", lam) * np.ones((2, 2))
 
     def flow(e: np.ndarray, tau: float, start: float, end: float, stochastic: bool) -> Stage:
         del tau  # the coefficients are averaged over the sub-step, wherever eps was evaluated

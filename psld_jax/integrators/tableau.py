@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from psld_jax._runtime.errors import check_counts
+from psld_jax._runtime.errors import check_counts, check_kind
 from psld_jax.integrators import grids
 from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage
-from psld_jax.integrators.baselines import last_stage
-from psld_jax.sde import LinearSDE, cholesky
+from psld_jax.integrators.baselines import check_last_step, last_stage
+from psld_jax.sde import LinearSDE, check_sde, cholesky
 
 Array = Any
 
@@ -157,6 +157,9 @@ def tabulate(
     Raises:
       ValueError: for an invalid grid, an integrator that does not apply to ``sde``, or counts below 1.
     """
+    check_kind("integrator", integrator, Integrator, "one of psld_jax.integrators.get")
+    check_sde(sde)
+    check_last_step(denoise)
     check_counts(resample=resample, jump=jump)
     grid = grids.validate(grid)
     steps, times, past = [], [grid[0]], 0

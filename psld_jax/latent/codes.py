@@ -13,10 +13,11 @@ from psld_jax import blocks
 from psld_jax._runtime import random
 from psld_jax._runtime.checks import as_pixels, check_array, check_finite, check_number, check_seed
 from psld_jax._runtime.device import to_device
-from psld_jax.build import Model
+from psld_jax._runtime.errors import shown
+from psld_jax.build import Model, check_model
 from psld_jax.sampling.adaptive import encode_ode, sample_ode
 from psld_jax.sampling.states import check_state
-from psld_jax.sde import LinearSDE, cholesky
+from psld_jax.sde import LinearSDE, check_sde, cholesky
 
 Array = Any
 
@@ -48,6 +49,7 @@ def encode(
     Raises:
       ValueError: for images of another shape, or options out of range.
     """
+    check_model(model)
     seed, t_end = check_seed(seed), model.sde.t_end if t_end is None else check_number("t_end", t_end)
     images = as_pixels("images", images, model.image_shape)
     z = start_state(model, images, random.sample_keys(jax.random.key(seed), np.arange(len(images))), t_end)
@@ -79,6 +81,7 @@ def decode(
     Raises:
       ValueError: for an unknown solver, tolerances or times out of range, or states that do not fit.
     """
+    check_model(model)
     options: dict[str, Any] = {"t_end": t_end, "solver": solver, "rtol": rtol, "atol": atol}
     images = sample_ode(model.eps_fn, model.sde, z, denoise=False, **options)[0][0]
     check_finite("images of codes", [images], len(images), "Look at the codes and the weights")
@@ -129,7 +132,10 @@ def interpolate(sde: LinearSDE, a: blocks.State, b: blocks.State, weights: Seque
     Raises:
       ValueError: for states of more than one sample.
     """
+    check_sde(sde)
     check_array("weights", weights)
+    if np.ndim(weights) != 1:
+        raise ValueError(f"weights={shown(weights)} must be several numbers, [n]")
     for name, state in (("a", a), ("b", b)):
         check_state(state, sde.num_blocks)
         for leaf in state:

@@ -15,7 +15,7 @@ from psld_jax._runtime import random, xla
 from psld_jax._runtime.checks import MIN_TIME, as_pixels, check_finite, check_number, check_seed
 from psld_jax._runtime.device import to_device
 from psld_jax._runtime.errors import check_choice, check_counts
-from psld_jax.build import Model
+from psld_jax.build import Model, check_model
 from psld_jax.latent.codes import momentum_law, start_state
 from psld_jax.sampling.adaptive import MAX_STEPS, OdeProblem, check_reached, check_solver, integrate, velocity
 from psld_jax.sampling.states import evaluate
@@ -53,12 +53,15 @@ def dequantize(levels: Array, seed: int = 0) -> np.ndarray:
     Any shape, kept.
 
     Raises:
-      ValueError: for levels that are not uint8.
+      ValueError: for levels that are not uint8, or a seed that is none.
     """
-    levels = np.asarray(levels)
+    try:
+        levels = np.asarray(levels)
+    except ValueError:
+        raise ValueError("levels must be one array of uint8") from None
     if levels.dtype != np.uint8:
         raise ValueError(f"levels must be uint8, got {levels.dtype}")
-    u = np.random.default_rng(seed).random(levels.shape)
+    u = np.random.default_rng(check_seed(seed)).random(levels.shape)
     return ((levels + u) / 128 - 1).astype(np.float32)
 
 
@@ -98,6 +101,7 @@ def log_likelihood(
     Raises:
       ValueError: for images of another shape, or options out of range.
     """
+    check_model(model)
     check_counts(draws=draws)
     check_solver(solver, rtol, atol)
     check_choice("divergence", divergence, DIVERGENCES)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.errors import check_choice, is_count
+from psld_jax.models import structure
 
 PRECONDITIONS = ("edm", "vp", "ve", "iddpm")
 _CHOICES = {
@@ -23,7 +24,7 @@ _CHOICES = {
     "decoder_type": ("standard", "skip"),
     "dtype": ("float32", "bfloat16"),
 }
-_COUNTS = ("image_size", "channels", "model_channels", "channel_mult_emb", "num_blocks", "channel_mult_noise")
+_COUNTS = ("channels", "model_channels", "channel_mult_emb", "num_blocks", "channel_mult_noise")
 #: More than any network that fits a machine: a damaged file must not ask for the rest.
 _MAX_CHANNELS, _MAX_BLOCKS, _MAX_STEPS = 2**16, 1000, 2**20
 
@@ -33,7 +34,7 @@ class EDMConfig:
     """Options of a network of EDM (Karras et al., 2022); the defaults are the unconditional CIFAR-10 model, VP.
 
     Attributes:
-      image_size, channels: height and width, and channels, of an image.
+      image_size, channels: of an image; the size is one number, or ``(H, W)``, and levels go by the shorter side.
       label_dim: classes that the network is told; 0: none.
       augment_dim: numbers that describe how a training image was changed; 0: none.
       precondition: ``edm``, or ``vp``, ``ve``, ``iddpm``, which state older networks in its terms (table 1).
@@ -61,7 +62,7 @@ class EDMConfig:
       ValueError: for an unknown choice, a number out of range, or an image that cannot be halved often enough.
     """
 
-    image_size: int = 32
+    image_size: int | tuple[int, int] = 32
     channels: int = 3
     label_dim: int = 0
     augment_dim: int = 0
@@ -94,6 +95,7 @@ class EDMConfig:
     def __post_init__(self):
         for name in ("channel_mult", "attn_resolutions", "resample_filter", "num_heads"):  # lists would not hash
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "image_size", structure.image_size(self.image_size))
         for name, allowed in _CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         for name in (*_COUNTS, "channels_per_head"):
@@ -103,7 +105,8 @@ class EDMConfig:
             if not 0 <= getattr(self, name) <= _MAX_CHANNELS:
                 raise ValueError(f"{name}={getattr(self, name)} must be an integer from 0 to {_MAX_CHANNELS}")
         mult = self.channel_mult
-        if not 1 <= len(mult) <= 16 or not 1 <= min(mult) <= max(mult) * self.model_channels <= _MAX_CHANNELS:
+        known = 1 <= len(mult) <= 16 and all(is_count(number) for number in mult)
+        if not known or max(mult) * self.model_channels > _MAX_CHANNELS:
             raise ValueError(
                 f"channel_mult={mult} must hold 1 to 16 integers >= 1, at most {_MAX_CHANNELS} times "
                 f"model_channels={self.model_channels}"
@@ -113,7 +116,9 @@ class EDMConfig:
                 f"num_blocks={self.num_blocks} must be at most {_MAX_BLOCKS}, and num_steps={self.num_steps} "
                 f"from 2 to {_MAX_STEPS}"
             )
-        if self.image_size % 2 ** (len(mult) - 1):
+        if max(self.image_shape[:2]) > _MAX_CHANNELS:
+            raise ValueError(f"image_size={self.image_size} must be at most {_MAX_CHANNELS}")
+        if any(side % 2 ** (len(mult) - 1) for side in self.image_shape[:2]):
             raise ValueError(
                 f"image_size={self.image_size} must be divisible by {2 ** (len(mult) - 1)} to be halved "
                 f"{len(mult) - 1} times; pad the images or shorten channel_mult={mult}"
@@ -148,7 +153,12 @@ class EDMConfig:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(H, W, C)`` of an image."""
-        return self.image_size, self.image_size, self.channels
+        return (*structure.image_shape(self.image_size), self.channels)
+
+    @property
+    def side(self) -> int:
+        """The shorter side of an image, which names of modules and places of attention go by."""
+        return min(self.image_shape[:2])
 
     @property
     def n_classes(self) -> int:
@@ -256,7 +266,7 @@ def _encoder(c: EDMConfig) -> Iterator[Piece]:
     song = c.architecture == "song"
     ch, pyramid = c.model_channels * (1 if song else c.channel_mult[0]), c.channels
     for level, mult in enumerate(c.channel_mult):
-        size = c.image_size >> level
+        size = c.side >> level
         if level == 0:
             yield Piece(f"{size}x{size}_conv", "conv", c.channels, ch)
         else:
@@ -277,7 +287,7 @@ def _decoder(c: EDMConfig, down: tuple[Piece, ...]) -> Iterator[Piece]:
     skips = [piece.n_out for piece in down if not piece.kind.startswith("aux")]
     ch, last = skips[-1], len(c.channel_mult) - 1
     for level in reversed(range(len(c.channel_mult))):
-        size = c.image_size >> level
+        size = c.side >> level
         if level == last:
             yield _block(c, f"{size}x{size}_in0", ch, ch, True)
             yield _block(c, f"{size}x{size}_in1", ch, ch)

@@ -57,12 +57,7 @@ def register(name: str) -> Callable[[Class], Class]:
     Raises:
       ValueError: when decorating, if the name is taken.
     """
-
-    def decorate(cls: Class) -> Class:
-        _REGISTRY.add(name, cls)
-        return cls
-
-    return decorate
+    return _REGISTRY.register(name)
 
 
 def available() -> tuple[str, ...]:

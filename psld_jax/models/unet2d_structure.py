@@ -28,6 +28,13 @@ _CHOICES = {
 }
 
 
+_LEAST = {  # of counts; 0 stands for none or for a rule
+    **dict.fromkeys(("in_channels", "out_channels", "layers_per_block"), 1),
+    **dict.fromkeys(("num_class_embeds", "num_train_timesteps", "time_embedding_dim"), 0),
+    **dict.fromkeys(("attention_head_dim", "norm_num_groups", "attn_norm_num_groups"), 0),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class UNet2DConfig:
     """Options of ``UNet2DModel`` by their names there, with the defaults of diffusers 0.42; where it says ``None``, 0.
@@ -111,9 +118,9 @@ class UNet2DConfig:
                 f"block_out_channels={channels}, down_block_types={self.down_block_types} and "
                 f"up_block_types={self.up_block_types} must be equally many, one for each resolution"
             )
-        for name in ("in_channels", "out_channels", "layers_per_block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be an integer >= 1")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be an integer >= {least}")
         if min(channels) < 1 or self.out_channels < self.in_channels:
             raise ValueError(
                 f"block_out_channels={channels} must be >= 1, and out_channels={self.out_channels} >= "

@@ -14,9 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
+from psld_jax import build
 from psld_jax._runtime import distributed
 from psld_jax._runtime.journal import make_directory, read_json, replace
 from psld_jax.modes._fields import named_in_full
+from psld_jax.modes._unused import tell_unused
 from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
 from psld_jax.modes.export import run_export, run_program
 from psld_jax.modes.latent import run_interpolate, run_likelihood
@@ -75,7 +77,9 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     # Before anything expensive: the report of this run is added to it.
     content = read_json(report) if report.exists() else {}
     try:
+        build.check_fields(config)
         with named_in_full(config, mode):
+            tell_unused(config, mode, console)
             result = MODES[mode](config, workdir, console)
     except BaseException:
         with contextlib.suppress(OSError):  # if they are still empty

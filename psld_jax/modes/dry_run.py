@@ -14,8 +14,8 @@ from psld_jax import build
 from psld_jax._runtime.distributed import Devices
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.evaluation import evaluate
-from psld_jax.models.structure import image_shape
 from psld_jax.modes._common import prepared, sampled_model
+from psld_jax.modes._unused import tell_unused
 from psld_jax.sampling.sampler import Sampler
 from psld_jax.training import losses, train
 from psld_jax.training.step import create_state
@@ -31,8 +31,10 @@ def dry_run(mode: str, config: Any, console: Console) -> None:
     Raises:
       ValueError: as the mode would.
     """
+    build.check_fields(config)
     for name, value in checkpoint.flatten(json.loads(config.to_json()), separator=".").items():
         console.print(f"config.{name}={value!r}")
+    tell_unused(config, mode, console)
     if mode in ("sample", "program"):
         model = sampled_model(config)
         conditions = build.steer_options(config, model)[0] if mode == "sample" else {}
@@ -66,6 +68,7 @@ def _training(config: Any, console: Console) -> None:
     c = config.train
     train.check(config, Devices(c.split_state))
     data, net = build.build_data(config, "train"), build.abstract_network(config)
+    build.warn_of_data_std(config, data)
     size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net)))
     console.print(f"{data.describe()}; {size:,} parameters; {c.steps:,} steps of {c.batch_size} images")
     step, arguments = training_program(config, data.image_shape[-1])
@@ -76,7 +79,7 @@ def training_program(config: Any, channels: int) -> tuple[Any, tuple[Any, ...]]:
     """A training step of ``config``, jitted, and what it takes, as shapes: images ``[batch_size, H, W, channels]``."""
     c, devices = config.train, Devices(config.train.split_state)
     loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
-    net, shape = build.abstract_network(config), image_shape(config.model.image_size)
+    net, shape = build.abstract_network(config), build.network_images(config)[:2]
     state = jax.eval_shape(lambda: create_state(build.initial_network(config), transformation, c.ema_decay > 0))
     shardings = devices.state_shardings(state)
     state = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, shardings)

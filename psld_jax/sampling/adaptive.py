@@ -15,10 +15,10 @@ from psld_jax import blocks
 from psld_jax._runtime import xla
 from psld_jax._runtime.checks import MIN_TIME, check_number
 from psld_jax._runtime.device import TimeFunction, to_device
-from psld_jax._runtime.errors import check_choice, check_counts
-from psld_jax.integrators.baselines import last_stage
+from psld_jax._runtime.errors import check_callable, check_choice, check_counts
+from psld_jax.integrators.baselines import check_last_step, last_stage
 from psld_jax.sampling.states import EpsFn, check_state, evaluate
-from psld_jax.sde import LinearSDE
+from psld_jax.sde import LinearSDE, check_sde
 
 Array = Any
 
@@ -64,15 +64,10 @@ def sample_ode(
       ValueError: for an unknown solver, tolerances or times out of range, or a state that does not fit; and for
         tolerances that cannot be met. Inside ``jax.jit``, where nothing can be raised, such samples are NaN.
     """
-    t_end = sde.t_end if t_end is None else check_number("t_end", t_end)
+    check_sde(sde)
+    check_callable("eps_fn", eps_fn, "a function of a state and a time")
     _, dtype = check_state(z_T, sde.num_blocks)
-    check_solver(solver, rtol, atol, dtype)
-    check_counts(max_steps=max_steps)
-    if step_control not in ("sample", "batch"):
-        raise ValueError(f"step_control={step_control!r} must be one of sample, batch")
-    if not MIN_TIME <= t_end < t_start <= 1:
-        raise ValueError(f"need {MIN_TIME:g} <= t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
-    problem = ode_problem(sde, dtype, t_start, t_end, solver, rtol, atol, denoise, step_control, max_steps)
+    problem = ode_problem(sde, dtype, t_end, t_start, solver, rtol, atol, denoise, step_control, max_steps)
     return _solved(problem, eps_fn, z_T)
 
 
@@ -100,13 +95,8 @@ def encode_ode(
     Raises:
       ValueError: as :func:`sample_ode`.
     """
-    t_end = sde.t_end if t_end is None else check_number("t_end", t_end)
     _, dtype = check_state(z, sde.num_blocks)
-    check_solver(solver, rtol, atol, dtype)
-    check_counts(max_steps=max_steps)
-    if not MIN_TIME <= t_end < 1:
-        raise ValueError(f"need {MIN_TIME:g} <= t_end < 1, got t_end={t_end}")
-    problem = ode_problem(sde, dtype, t_end, 1.0, solver, rtol, atol, False, "sample", max_steps)
+    problem = ode_problem(sde, dtype, t_end, 1.0, solver, rtol, atol, False, max_steps=max_steps, encode=True)
     return _solved(problem, eps_fn, z)
 
 
@@ -169,26 +159,36 @@ class OdeProblem:
 def ode_problem(
     sde: LinearSDE,
     dtype: Any,
-    start: float,
-    end: float,
+    t_end: float | None,
+    t_start: float,
     solver: str,
     rtol: float,
     atol: float,
     denoise: bool | str,
     step_control: str = "sample",
     max_steps: int = MAX_STEPS,
+    *,
+    encode: bool = False,
 ) -> OdeProblem:
-    """The solve from time ``start`` to ``end``, in either direction; arguments as for :func:`sample_ode`.
+    """The solve from ``t_start`` down to ``t_end``, or up to encode; arguments as for :func:`sample_ode`, checked.
 
     Raises:
-      ValueError: for times outside of [1e-9, 1].
+      ValueError: for an unknown solver or step control, tolerances or steps out of range, or times that are not
+        ``1e-9 <= t_end < t_start <= 1``.
     """
-    if not MIN_TIME <= min(start, end) < max(start, end) <= 1:
-        raise ValueError(f"t_end={min(start, end):g} must lie in [{MIN_TIME:g}, 1)")
+    check_last_step(denoise)
+    t_end = sde.t_end if t_end is None else check_number("t_end", t_end)
+    t_start = check_number("t_start", t_start)
+    if not MIN_TIME <= t_end < t_start <= 1:
+        raise ValueError(f"need {MIN_TIME:g} <= t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
+    check_solver(solver, rtol, atol, dtype)
+    check_counts(max_steps=max_steps)
+    check_choice("step_control", step_control, ("sample", "batch"))
+    start, end = (t_end, t_start) if encode else (t_start, t_end)
     last = last_stage(sde, end, denoise or True)
     final = to_device(np.stack([last.A, last.B[0]]), dtype) if denoise else None
     times = to_device(np.array([start, end, rtol, atol]), dtype)
-    return OdeProblem(velocity(sde, *sorted((start, end))), final, times, solver, step_control, max_steps)
+    return OdeProblem(velocity(sde, t_end, t_start), final, times, solver, step_control, max_steps)
 
 
 def solve_ode(problem: OdeProblem, eps_fn: Any, z: blocks.State) -> tuple[blocks.State, Array, Array]:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax._runtime import distributed
 from psld_jax._runtime.checks import check_flag, check_number, check_seed
-from psld_jax._runtime.errors import check_choice, check_counts
-from psld_jax.build import Model
+from psld_jax._runtime.errors import check_counts, shown
+from psld_jax.build import Model, check_model
 from psld_jax.conditioning.steering import Bound, Steering
-from psld_jax.integrators.baselines import LAST_STEPS
+from psld_jax.integrators.baselines import check_last_step
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import MAX_STEPS, SOLVERS, check_solver
 from psld_jax.sampling.sampler import Sampler, batch_shape
@@ -106,6 +106,9 @@ def prepare(
     Raises:
       ValueError: for anything unknown or out of range, or a condition that the sampler or the model cannot take.
     """
+    check_model(model)
+    if not isinstance(sampler, Hashable):
+        raise ValueError(f"sampler={shown(sampler)} must be a name")
     conditions = {name: options.pop(name) for name in _CONDITIONS if name in options}
     steering, hyper = Steering(**conditions), options
     if not model.image_shape:
@@ -150,10 +153,7 @@ def check_end(t_end: Any, denoise: Any) -> None:
     """Raise a ``ValueError`` unless ``t_end`` is ``None`` or a time, and ``denoise`` a flag or a last step's name."""
     if t_end is not None:
         check_number("t_end", t_end, 0, 1, strict=True)
-    if isinstance(denoise, str):
-        check_choice("denoise", denoise, LAST_STEPS)
-    else:
-        check_flag("denoise", denoise)
+    check_last_step(denoise)
 
 
 _CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))

@@ -32,7 +32,9 @@ from jax.core import Tracer
 
 from psld_jax import blocks
 from psld_jax._runtime import random, xla
+from psld_jax._runtime.checks import check_flag
 from psld_jax._runtime.device import to_device
+from psld_jax._runtime.errors import check_callable, check_kind
 from psld_jax.conditioning.inpainting import Known
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.rows import padded, padded_known
@@ -79,6 +81,11 @@ def sample(
     Raises:
       ValueError: for a state, key or noise that does not fit, before anything is compiled.
     """
+    check_callable("eps_fn", eps_fn, "a function of a state and a time")
+    check_kind("table", table, Tableau, "one of psld_jax.tabulate")
+    check_kind("known", known, (Known, type(None)), "one of psld_jax.known_pixels, or None")
+    check_flag("return_trajectory", return_trajectory)
+    check_flag("remat", remat)
     n, dtype = check_state(z_T, table.num_blocks)
     num_draws = table.num_draws + (0 if known is None else known.num_draws)
     if known is not None and (known.num_steps != table.num_steps or int(known.draws[0]) != table.num_draws):

@@ -126,7 +126,7 @@ class Sampler:
         if self.table is not None:
             return eps_fn, conditions, *padded(self.table, jnp.float32)
         a = self.adaptive
-        problem = ode_problem(self.model.sde, jnp.float32, 1.0, a["t_end"], **{key: a[key] for key in _ADAPTIVE})
+        problem = ode_problem(self.model.sde, jnp.float32, a["t_end"], 1.0, **{key: a[key] for key in _ADAPTIVE})
         return eps_fn, conditions, problem
 
     def _own(self, key: Array, indices: np.ndarray) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax._runtime.errors import check_counts, why
+from psld_jax._runtime.errors import check_counts, check_kind, why
 from psld_jax._runtime.journal import replace
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.rows import HISTORIES
@@ -125,14 +125,15 @@ def load_solver(path: str | os.PathLike[str]) -> Solver:
     Raises:
       ValueError: if there is no such file, or it is damaged, too large, or of another version.
     """
+    check_kind("path", path, (str, os.PathLike), "the file of a learned solver")
     file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file} cannot be read: it is no file; give that of a learned solver")
+    if file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{file} has {file.stat().st_size:,} bytes; a learned solver has at most {_MOST_BYTES:,}")
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"{file} has {file.stat().st_size:,} bytes; a learned solver has at most {_MOST_BYTES:,}")
         values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {why(error)}; give the file of a learned solver") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no file of a learned solver: {why(error)}") from None
     return Solver.from_json(values, str(file))
 

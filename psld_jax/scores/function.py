@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
+from psld_jax._runtime.checks import check_flag
 from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_choice
 from psld_jax.scores.clocks import clock
@@ -131,6 +132,7 @@ def function(
     """
     check_choice("prediction", predicts, PREDICTIONS)
     check_choice("input of the network", inputs, INPUTS)
+    check_flag("channels_first", channels_first)
     if sde.data_std is not None:
         raise ValueError(f"{sde!r} is preconditioned: pass the diffusion itself, its eps is that of the kernel")
     k = sde.num_blocks

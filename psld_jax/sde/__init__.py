@@ -6,7 +6,7 @@ Any functions ``F(t)``, ``D(t)``: :class:`VaryingSDE`. Every module here is disc
 """
 
 from psld_jax.sde._linear_algebra import cholesky, linear_flow
-from psld_jax.sde.base import LinearSDE
+from psld_jax.sde.base import LinearSDE, check_sde
 from psld_jax.sde.cld import CLD
 from psld_jax.sde.cosine import Cosine
 from psld_jax.sde.discrete import Discrete
@@ -37,6 +37,7 @@ __all__ = [
     "ThirdOrder",
     "VaryingSDE",
     "available",
+    "check_sde",
     "cholesky",
     "get",
     "linear_flow",

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.linalg import expm, solve_continuous_lyapunov
 
+from psld_jax._runtime.errors import check_kind
 from psld_jax.sde._frame import Rotation
 from psld_jax.sde._linear_algebra import cholesky, linear_flow
 from psld_jax.sde._states import StatesOfBlocks
@@ -315,3 +316,8 @@ class LinearSDE(StatesOfBlocks):
     def prior_cov(self) -> np.ndarray:
         """``Sigma_inf``, ``[K, K]``: solves ``F S + S F^T + D = 0``."""
         return solve_continuous_lyapunov(self.unit_drift, -self.unit_diffusion)
+
+
+def check_sde(sde: Any) -> None:
+    """Raise a ``ValueError`` unless ``sde`` is a :class:`LinearSDE`."""
+    check_kind("sde", sde, LinearSDE, "a diffusion, such as psld_jax.sde.PSLD()")

@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 from psld_jax._runtime.registry import Registry
 from psld_jax.sde.base import LinearSDE
 
-_REGISTRY: Registry[type[LinearSDE]] = Registry("diffusion", "psld_jax.sde")
+
+def _check_defaults(name: str, cls: type[LinearSDE]) -> None:
+    missing = [key for key, default in _arguments(cls).items() if default is inspect.Parameter.empty]
+    if missing:
+        raise ValueError(f"diffusion {name!r} needs defaults for {', '.join(missing)}: configurations have them")
+
+
+_REGISTRY: Registry[type[LinearSDE]] = Registry("diffusion", "psld_jax.sde", _check_defaults)
 
 Class = TypeVar("Class", bound=type[LinearSDE])
 
@@ -23,15 +30,7 @@ def register(name: str) -> Callable[[Class], Class]:
     Raises:
       ValueError: when decorating, if the name is taken, or an argument has no default.
     """
-
-    def decorate(cls: Class) -> Class:
-        missing = [key for key, default in _arguments(cls).items() if default is inspect.Parameter.empty]
-        if missing:
-            raise ValueError(f"diffusion {name!r} needs defaults for {', '.join(missing)}: configurations have them")
-        _REGISTRY.add(name, cls)
-        return cls
-
-    return decorate
+    return _REGISTRY.register(name)
 
 
 def available() -> tuple[str, ...]:

@@ -22,9 +22,7 @@ from rich.console import Console
 
 from psld_jax import build
 from psld_jax._runtime import distributed, xla
-from psld_jax._runtime.checks import check_seed
 from psld_jax._runtime.distributed import Agreement, Devices
-from psld_jax._runtime.errors import is_count
 from psld_jax._runtime.random import sample_keys
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.data import Batches, Dataset
@@ -126,6 +124,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     check(config, devices)
     host, hosts = jax.process_index(), jax.process_count()
     data, held_out_data = build.build_data(config, "train"), build.build_held_out(config)
+    build.warn_of_data_std(config, data)
     loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
     batches = Batches(data, c.batch_size, config.seed, flip=config.data.flip, shard=(host, hosts))
     net = build.initial_network(config)
@@ -222,13 +221,7 @@ def check(config: Any, devices: Devices) -> None:
         raise ValueError(
             f"config.model.checkpoint={config.model.checkpoint!r} must be empty; config.train.init begins with weights"
         )
-    for name in ("steps", "batch_size", "accumulate", "log_every", "keep_last", "num_samples"):
-        if not is_count(c[name]):
-            raise ValueError(f"config.train.{name}={c[name]!r} must be an integer >= 1")
-    for name in ("warmup", "eval_every", "sample_every", "checkpoint_every", "keep_every", "eval_images"):
-        if not is_count(c[name], 0):
-            raise ValueError(f"config.train.{name}={c[name]!r} must be an integer >= 0")
-    check_seed(config.seed, "config.seed")
+    build.check_fields(config)
     if not 1e-6 <= c.t_min < 1:
         raise ValueError(f"config.train.t_min={c.t_min} must lie in [1e-6, 1)")
     for name in ("weight_decay", "grad_clip"):

@@ -9,12 +9,13 @@ import numpy as np
 
 from psld_jax import integrators
 from psld_jax._runtime import random, xla
-from psld_jax._runtime.checks import check_finite
+from psld_jax._runtime.checks import check_finite, check_number, check_seed
 from psld_jax._runtime.errors import check_counts
-from psld_jax.build import Model
+from psld_jax.build import Model, check_model
 from psld_jax.integrators._noise_frame import data_step
 from psld_jax.integrators.exponential import make_prediction
 from psld_jax.integrators.tableau import tabulate
+from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.loop import sample
 from psld_jax.sde import LinearSDE
 
@@ -120,6 +121,10 @@ def gits_grid(
     Raises:
       ValueError: for counts out of range.
     """
+    check_model(model)
     check_counts(n_steps=n_steps, n=n, fine=fine)
+    check_number("growth", growth, 0, strict=True)
+    check_end(t_end, False)
+    seed = check_seed(seed)
     times = candidates(model.sde, max(fine, 2), t_end)
     return times[cheapest(step_errors(model, times, n, seed), n_steps, growth)]

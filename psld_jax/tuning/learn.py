@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import numpy as np
 
 from psld_jax import metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_flag, check_number, check_seed
-from psld_jax._runtime.errors import check_choice, check_counts
+from psld_jax._runtime.errors import check_choice, check_counts, check_kind, shown
 from psld_jax._runtime.journal import Journal
-from psld_jax.build import Model
+from psld_jax.build import Model, check_model
 from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.settings import Setting, choose
 from psld_jax.sampling.solver import Solver
@@ -40,6 +41,41 @@ _TRIES = 8
 _PATIENCE = 8
 #: A gain of the training loss below this ends it too.
 _LEAST_GAIN = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How :func:`learn` learns: its arguments of the same names, checked.
+
+    Attributes:
+      free, history, consistent: what is learned of a table.
+      error, distance: the loss.
+      num_samples, jacobian_batches, batch_size, iterations: how long, and on how many noises.
+    """
+
+    free: Sequence[str] = ("tau", "A", "B")
+    history: int = 4
+    consistent: bool = False
+    error: str = "pixels"
+    distance: float = 0.0
+    num_samples: int = 512
+    jacobian_batches: int = 0
+    batch_size: int = 64
+    iterations: int = 40
+
+    def __post_init__(self) -> None:
+        check_counts(num_samples=self.num_samples, batch_size=self.batch_size)
+        check_counts(iterations=self.iterations, history=self.history)
+        check_counts(0, jacobian_batches=self.jacobian_batches)
+        check_choice("error", self.error, ERRORS)
+        check_number("distance", self.distance, 0)
+        check_flag("consistent", self.consistent)
+        if isinstance(self.free, str) or not isinstance(self.free, Sequence) or not self.free:
+            raise ValueError(f"free={self.free!r} must name coefficients, e.g. ('tau', 'A', 'B')")
+        for name in self.free:
+            check_choice("free", name, FREE)
+        if self.num_samples % self.batch_size:
+            raise ValueError(f"num_samples={self.num_samples} must be a multiple of batch_size={self.batch_size}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,51 +157,43 @@ def learn(
       ValueError: for arguments out of range, an adaptive start, or a log of something else.
       NotFinite: if no start has finite samples.
     """
+    check_model(model)
     check_end(t_end, denoise)
-    check_counts(nfe=nfe, num_samples=num_samples, batch_size=batch_size, iterations=iterations, history=history)
-    check_counts(0, jacobian_batches=jacobian_batches)
-    check_choice("error", error, ERRORS)
-    check_number("distance", distance, 0)
-    check_flag("consistent", consistent)
-    for name in free:
-        check_choice("free", name, FREE)
-    if num_samples % batch_size:
-        raise ValueError(f"num_samples={num_samples} must be a multiple of batch_size={batch_size}")
+    check_counts(nfe=nfe)
+    check_kind("features", features, (metrics.Features, type(None)), "one of psld_jax.metrics.features, or None")
+    check_kind("log", log, (str, os.PathLike, type(None)), "the path of a file, or None")
+    options = Options(
+        free=free,
+        history=history,
+        consistent=consistent,
+        error=error,
+        distance=distance,
+        num_samples=num_samples,
+        jacobian_batches=jacobian_batches,
+        batch_size=batch_size,
+        iterations=iterations,
+    )
     seed = check_seed(seed)
     if target is not None:
         target = as_pixels("target", target, model.image_shape)
     t_end = model.sde.t_end if t_end is None else check_number("t_end", t_end)
-    if start is None:
-        start = choose(model.sde, model.tuned, nfe, lambda solver: False)
-    starts = [start] if isinstance(start, Setting) else list(start)
+    starts = _starts(model, nfe, start)
     features = features or metrics.features("pixels")
     evaluator = Evaluator(
         model, target=target, features=features, t_end=t_end, denoise=denoise, seed=seed, batch_size=batch_size
     )
     about = {"diffusion": repr(model.sde), "network": model.fingerprint, "nfe": nfe, "t_end": t_end, "denoise": denoise}
-    about |= {"features": features.name, "error": error, "distance": distance, "free": list(free), "history": history}
-    about |= {"consistent": consistent, "num_samples": num_samples, "batch_size": batch_size, "seed": seed}
-    journal = Journal(log, {**about, "jacobian_batches": jacobian_batches, "iterations": iterations}, "a learning")
+    about |= {"features": features.name, "seed": seed, **dataclasses.asdict(options), "free": list(options.free)}
+    journal = Journal(None if log is None else Path(log), about, "a learning")
     judge = evaluator.with_seed(seed + 3)
     found: list[Learned] = []
     for setting in starts:
-        run = _Run(
-            setting=setting,
-            evaluator=evaluator,
-            nfe=nfe,
-            options={"free": tuple(free), "history": history, "consistent": consistent},
-            error=error,
-            distance=distance,
-            num_samples=num_samples,
-            jacobian_batches=jacobian_batches,
-            journal=journal,
-            report=report,
-        )
+        run = _Run(setting, evaluator, nfe, options, journal, report)
         before = judge(setting, nfe, 2 * num_samples, paired=run.paired)
         if not np.isfinite(before.loss):
             report(f"{setting.describe()}: its samples are not finite, so it is left out")
             continue
-        theta, count = run.learned(iterations)
+        theta, count = run.learned()
         known = {**about, "start": setting.to_json(), "iterations": count, "numbers": run.coefficients.size}
         solver = Solver(run.coefficients.table(theta), known)
         after = judge(Setting.learned(solver), nfe, 2 * num_samples, paired=run.paired)
@@ -177,6 +205,18 @@ def learn(
             f"no start has finite samples with {nfe} evaluations: look at the weights, t_end, or give start"
         )
     return min(found, key=lambda one: one.after.loss)
+
+
+def _starts(model: Model, nfe: int, start: Any) -> list[Setting]:
+    """The settings to start from."""
+    if start is None:
+        return [choose(model.sde, model.tuned, nfe, lambda solver: False)]
+    starts = [start] if isinstance(start, Setting) else start
+    if isinstance(starts, str) or not isinstance(starts, Sequence) or not starts:
+        raise ValueError(f"start={shown(start)} must be a psld_jax.Setting, or several")
+    for one in starts:
+        check_kind("start", one, Setting, "a psld_jax.Setting, or several")
+    return list(starts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,42 +236,39 @@ class _Run:
 
     def __init__(
         self,
-        *,
         setting: Setting,
         evaluator: Evaluator,
         nfe: int,
-        options: dict[str, Any],
-        error: str,
-        distance: float,
-        num_samples: int,
-        jacobian_batches: int,
+        options: Options,
         journal: Journal,
         report: Callable[[str], None],
     ):
         table = setting.table(evaluator.model.sde, nfe, t_end=evaluator.t_end, denoise=evaluator.denoise)
         self.paired = table.num_draws == 0
-        self.coefficients = Coefficients(table, **options)
+        self.coefficients = Coefficients(
+            table, free=options.free, history=options.history, consistent=options.consistent
+        )
         self._setting, self._journal, self._report = setting, journal, report
-        self._batches = num_samples // evaluator.batch_size
-        self._few = jacobian_batches or self._batches
-        seed = evaluator.seed
+        self._iterations, self._batches = options.iterations, options.num_samples // options.batch_size
+        self._few = min(options.jacobian_batches or self._batches, self._batches)
+        weight, error = (options.distance, options.error) if self.paired else (1.0, "none")
         self._train, self._select = (
             Objective(
-                evaluator.with_seed(seed + i),
+                evaluator.with_seed(evaluator.seed + i),
                 self.coefficients,
-                num_samples,
-                weight=distance if self.paired else 1.0,
-                error=error if self.paired else "none",
+                options.num_samples,
+                weight=weight,
+                error=error,
             )
             for i in (1, 2)
         )
 
-    def learned(self, iterations: int) -> tuple[np.ndarray, int]:
+    def learned(self) -> tuple[np.ndarray, int]:
         """The best numbers, and the iterations that it took."""
         point = self._kept(-1, lambda: self._point(np.zeros(self.coefficients.size), _DAMPING))
         assert point is not None
         best, progress, since = point, point.other, 0
-        for i in range(iterations):
+        for i in range(self._iterations):
             new = self._kept(i, functools.partial(self._step, point, i))
             if new is None:
                 return np.array(best.theta), i
@@ -241,7 +278,7 @@ class _Run:
             progress, since = (point.other, 0) if point.other < progress else (progress, since + 1)
             if since >= _PATIENCE or gain < _LEAST_GAIN:
                 return np.array(best.theta), i + 1
-        return np.array(best.theta), iterations
+        return np.array(best.theta), self._iterations
 
     def _kept(self, number: int, make: Callable[[], _Point | None]) -> _Point | None:
         """The point with that number: from the journal, or made and written down."""
@@ -256,7 +293,7 @@ class _Run:
     def _step(self, point: _Point, number: int) -> _Point | None:
         """The next point, or ``None`` where no step makes the loss smaller."""
         objective, theta = self._train, np.array(point.theta)
-        parts = [(number * self._few + i) % self._batches for i in range(min(self._few, self._batches))]
+        parts = [(number * self._few + i) % self._batches for i in range(self._few)]
         curvature, gradient = objective.normal_equations(theta, objective.samples(theta), parts)
         if not (np.isfinite(curvature).all() and np.isfinite(gradient).all()):
             return None

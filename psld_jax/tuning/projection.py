@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
+from psld_jax._runtime.checks import as_pixels, check_seed
 from psld_jax._runtime.device import to_device
-from psld_jax.build import Model
+from psld_jax._runtime.errors import shown
+from psld_jax.build import Model, check_model
 
 Array = Any
 
@@ -35,14 +37,17 @@ def fit_projection(
       Triples ``(t, a, b)``, the hyper-parameter ``projection`` of ``exponential_multistep`` and others.
 
     Raises:
-      ValueError: for a model with one block, or whose network predicts one.
+      ValueError: for a model with one block, or whose network predicts one; for images, times or a seed that are none.
     """
-    sde = model.sde
+    check_model(model)
+    sde, seed = model.sde, check_seed(seed)
     if sde.num_blocks != 2 or sde.data_std is not None:
         reason = "has one block" if sde.num_blocks != 2 else "is preconditioned: its network predicts one block"
         raise ValueError(f"there is nothing to fit: the model {reason}")
-    times = np.geomspace(1e-4, 1.0, 33) if times is None else np.asarray(times, np.float64)
-    images = jnp.asarray(images, jnp.float32)
+    times = np.geomspace(1e-4, 1.0, 33) if times is None else np.asarray(times)
+    if times.ndim != 1 or not len(times) or times.dtype.kind not in "iuf" or not ((times > 0) & (times <= 1)).all():
+        raise ValueError(f"times={shown(times.tolist())} must be one or more numbers in (0, 1]")
+    images = jnp.asarray(as_pixels("images", images, model.image_shape), jnp.float32)
     keys = jax.random.split(jax.random.key(seed), sde.num_blocks)
     noise = sde.state(*(jax.random.normal(key, images.shape) for key in keys))
     fitted = []

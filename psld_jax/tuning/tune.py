@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from psld_jax import build, integrators, metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_seed
-from psld_jax._runtime.errors import check_choice, check_counts
+from psld_jax._runtime.errors import check_choice, check_counts, check_kind, shown
 from psld_jax._runtime.journal import Journal, replace
 from psld_jax.build import Model
 from psld_jax.sampling.generate import check_end
@@ -23,6 +24,7 @@ from psld_jax.tuning._gradient import refine
 from psld_jax.tuning._search import applicable, search
 from psld_jax.tuning.gits import candidates as fine_times
 from psld_jax.tuning.gits import cheapest, step_errors
+from psld_jax.tuning.learn import Options
 from psld_jax.tuning.learn import learn as learn_solver
 
 Array = Any
@@ -109,7 +111,18 @@ def _budgets(nfe: Any) -> set[int]:
     budgets = list(nfe)
     for budget in budgets:
         check_counts(nfe=budget)
+    if not budgets:
+        raise ValueError("nfe is empty: it must be one budget or more, e.g. (5, 10)")
     return set(map(int, budgets))
+
+
+def _checked_learning(learning: Any, batch: int) -> dict[str, Any]:
+    """Options of :func:`psld_jax.learn`, complete; by default four batches of the tuner's size."""
+    check_kind("learning", learning, (dict, type(None)), "a dict of options of psld_jax.learn, or None")
+    names = [field.name for field in dataclasses.fields(Options)]
+    for name in learning or {}:
+        check_choice("learning", name, names)
+    return dataclasses.asdict(Options(**{"batch_size": batch, "num_samples": 4 * batch, **(learning or {})}))
 
 
 def tune(
@@ -160,12 +173,18 @@ def tune(
     Raises:
       ValueError: for unknown samplers, counts out of range, or a log of another tuning.
     """
+    build.check_model(model)
     budgets = sorted(_budgets(nfe))
+    if isinstance(samplers, str) or not isinstance(samplers, Sequence) or not samplers:
+        raise ValueError(f"samplers={shown(samplers)} must be several names, e.g. ('ddim',)")
+    check_kind("features", features, (metrics.Features, type(None)), "one of psld_jax.metrics.features, or None")
+    check_kind("log", log, (str, os.PathLike, type(None)), "a path, or None")
     check_end(t_end, denoise)
     check_counts(8, num_samples=num_samples)
     check_counts(candidates=candidates)
     check_counts(0, gradient_steps=gradient_steps)
     check_choice("learn", learn, LEARN)
+    learning = _checked_learning(learning, max(num_samples // 4, 1))
     seed = check_seed(seed)
     if target is not None:
         target = as_pixels("target", target, model.image_shape)
@@ -175,7 +194,7 @@ def tune(
     features = features or metrics.features("pixels")
     about = {"model": belongs_to, "features": features.name, "num_samples": num_samples}
     about |= {"t_end": t_end, "denoise": denoise, "seed": seed}
-    trials = Journal(log, about, "a tuning")
+    trials = Journal(None if log is None else Path(log), about, "a tuning")
     batch = max(num_samples // 4, 1)
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise, "batch_size": batch}
     evaluator = Evaluator(model, target=target, features=features, seed=seed, **options)
@@ -238,7 +257,7 @@ def tune(
             key = ["times", start.to_json(), budget]
             return Setting.from_json(trials.get(key, lambda: refine(start, trainer, budget, _TIMES_STEPS).to_json()))
         options = {"target": target, "features": features, "t_end": t_end, "denoise": denoise, "seed": seed}
-        options |= {"batch_size": batch, "num_samples": 4 * batch, **(learning or {})}
+        options |= learning
         place = None if log is None else log.with_name(f"{log.stem}_learning_{budget}{log.suffix}")
         return Setting.learned(learn_solver(model, budget, start, log=place, report=progress, **options).solver)
 
