@@ -16,6 +16,7 @@ from rich.console import Console
 
 from psld_jax._runtime import distributed
 from psld_jax._runtime.journal import make_directory, read_json, replace
+from psld_jax._version import __version__
 from psld_jax.modes._fields import named_in_full
 from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
 from psld_jax.modes.export import run_export, run_program
@@ -26,8 +27,9 @@ from psld_jax.training.train import train
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, for reports."""
-    names = ("psld_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
+    others = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "psld_jax": __version__, **others}
 
 
 #: Mode name -> ``run(config, workdir, console) -> report``.
