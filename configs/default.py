@@ -202,8 +202,8 @@ def get_config() -> ConfigDict:
 
     config.bench = ConfigDict()
     config.bench.samplers = ("all",)
-    # 12 k + 1: schemes of 1, 2, 3 or 4 evaluations a step, and the denoising step, all can spend the whole budget.
-    config.bench.nfe = (13, 25, 49)
+    # From 13 on 12 k + 1: schemes of 1, 2, 3 or 4 evaluations a step, and the denoising step, spend the whole budget.
+    config.bench.nfe = (5, 7, 13, 25, 49, 97)
     config.bench.grids = ("quadratic",)
     config.bench.num_samples = 512
 

@@ -7,6 +7,7 @@ from psld_jax import assets, blocks, integrators, metrics, models, scores, sde
 from psld_jax._runtime.checks import NotFinite, normalise
 from psld_jax._runtime.random import sample_keys
 from psld_jax._runtime.xla import clear_programs
+from psld_jax._version import __version__
 from psld_jax.blocks import PhaseState, ThirdOrderState
 from psld_jax.build import Classifier, Model, from_denoiser, from_function, load
 from psld_jax.conditioning import operators
@@ -18,11 +19,13 @@ from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
 from psld_jax.latent.codes import decode, encode, interpolate
 from psld_jax.latent.likelihood import dequantize, log_likelihood
+from psld_jax.report.citation import citation
 from psld_jax.sampling.adaptive import sample_ode
 from psld_jax.sampling.generate import generate, generate_states
 from psld_jax.sampling.loop import sample
 from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.sampling.solver import Solver, load_solver
+from psld_jax.sampling.stepper import stepper
 from psld_jax.tuning import fit_projection, gits_grid, learn, tune
 
 __all__ = [
@@ -36,9 +39,11 @@ __all__ = [
     "Tableau",
     "ThirdOrderState",
     "Tuned",
+    "__version__",
     "analysis",
     "assets",
     "blocks",
+    "citation",
     "clear_programs",
     "decode",
     "dequantize",
@@ -67,6 +72,7 @@ __all__ = [
     "scores",
     "sde",
     "stability",
+    "stepper",
     "tabulate",
     "tune",
 ]

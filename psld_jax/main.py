@@ -17,6 +17,8 @@ A model of your own is the directory it was trained in. What is stopped or kille
     python -m psld_jax.main --config configs/saved.py --config.model.checkpoint=runs/own --mode tune --workdir runs/a
     python -m psld_jax.main --config configs/saved.py --config.model.checkpoint=runs/own --mode sample --workdir runs/b
 
+psld-jax is the same command, from any directory. A configuration that ships has a name: psld-jax --config saved.
+
 python -m psld_jax.convert makes such a directory of a PyTorch checkpoint. --dry_run with any of these prints what would
 run, its evaluations and memory, and does nothing. Bad input ends with one line and exit status 1.
 """
@@ -41,7 +43,7 @@ from rich.console import Console
 
 from psld_jax import build, modes
 from psld_jax._runtime import distributed
-from psld_jax._runtime.errors import unknown, why
+from psld_jax._runtime.errors import why
 from psld_jax.modes._fields import named_in_full
 from psld_jax.modes.dry_run import dry_run
 from psld_jax.modes.listing import list_choices
@@ -62,7 +64,9 @@ _FLAG_KINDS = {
 
 _SMALLER = "Take fewer images at a time (batch_size), or a smaller network; --dry_run tells the memory of a run"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/digits.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration: the name of one that ships, e.g. digits, or a file."
+)
 _HELP = "What to do. " + " ".join(f"{name}: {text}." for name, text in modes.SUMMARIES.items())
 _MODE = flags.DEFINE_enum("mode", "sample", list(modes.SUMMARIES), _HELP)
 _COORDINATOR = flags.DEFINE_string(
@@ -87,7 +91,7 @@ def _parse(argv: list[str]) -> list[str]:
     """Parse the flags; an override that the configuration refuses ends with one line that names the nearest field."""
     _plain_terminal()
     try:
-        _check_config(argv)
+        argv = _with_paths(argv)
     except ValueError as error:
         sys.exit(f"error: {error}")
     try:
@@ -102,16 +106,26 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(f"error: {why(error)}")
 
 
-def _check_config(argv: list[str]) -> None:
-    """``ValueError`` for a configuration that is no file, where ml_collections would tell it in four lines, later."""
-    following = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument in ("--config", "-config")]
-    given = [argument.partition("=")[2] for argument in argv if re.match("--?config=", argument)]
-    for path in (*following, *given):
-        if not path.strip():
-            raise ValueError("--config is empty: it must name a file, e.g. configs/digits.py")
-        if not Path(path.partition(":")[0]).is_file():
-            known = [f"configs/{file.name}" for file in build.config_directory().glob("*.py")]
-            raise unknown("configuration file", path, known)
+def _with_paths(argv: list[str]) -> list[str]:
+    """The arguments with the file of the configuration in place of its name, which ml_collections does not know.
+
+    ``ValueError`` for what is neither, where ml_collections would tell it in four lines, later.
+    """
+    argv = list(argv)
+    for i, argument in enumerate(argv):
+        given = re.match(r"(--?config=)(.*)", argument, re.DOTALL)
+        if given:
+            argv[i] = given[1] + _path(given[2])
+        elif i and argv[i - 1] in ("--config", "-config"):
+            argv[i] = _path(argument)
+    return argv
+
+
+def _path(config: str) -> str:
+    if not config.strip():
+        raise ValueError("--config is empty: it must name a configuration, e.g. digits, or a file of your own")
+    file, colon, argument = ("", "", "") if config.startswith("pj:") else config.partition(":")
+    return f"{build.find_config(file or config)}{colon}{argument}"
 
 
 def _flag(message: str) -> str:

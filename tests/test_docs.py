@@ -102,6 +102,8 @@ def check_command(words):
     match words:
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["psld-jax", *_]:
+            check_command(["python", "-m", *main._with_paths(["psld_jax.main", *words[1:]])])
         case ["python", "-m", "psld_jax.main", *arguments]:
             values = parse(["main", *arguments])
             assert values.mode == "list" or (values["config"].present and values["workdir"].present)

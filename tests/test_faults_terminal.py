@@ -113,7 +113,10 @@ def test_other_places_that_are_empty_or_files_are_named(tmp_path, capsys):
         ("--mode=smaple", "sample"),
         ("--nonsense=1", "nonsense"),
         ("--config=", "--config is empty"),
-        ("--config=digit", r"unknown configuration file 'digit'\. .*configs/digits\.py"),
+        ("--config=digit", r"unknown config 'digit'\. Did you mean 'digits'\?"),
+        ("--config=pj:mnits", r"unknown config 'pj:mnits'\. Did you mean 'mnist'\?"),
+        ("--config=nowhere/digits.py", r"no file 'nowhere/digits\.py' here; the configuration that ships is 'digits'"),
+        ("--config=digit.py", r"unknown configuration file 'digit\.py'\. Did you mean 'configs/digits\.py'\?"),
     ],
 )
 def test_flags_that_are_wrong_end_with_one_line(tmp_path, argument, message):

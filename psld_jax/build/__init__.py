@@ -6,7 +6,15 @@
 
 from psld_jax.build._kinds import check_fields
 from psld_jax.build.conditions import steer_options, test_images, to_images, warn_of_data_std
-from psld_jax.build.configuration import check_overrides, config_directory, fields, from_dict, load_config, override
+from psld_jax.build.configuration import (
+    check_overrides,
+    config_directory,
+    fields,
+    find_config,
+    from_dict,
+    load_config,
+    override,
+)
 from psld_jax.build.model import (
     MODELS,
     Classifier,
@@ -55,6 +63,7 @@ __all__ = [
     "check_weights",
     "config_directory",
     "fields",
+    "find_config",
     "from_denoiser",
     "from_dict",
     "from_function",

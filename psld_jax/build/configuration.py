@@ -36,12 +36,29 @@ def config_directory() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
+def find_config(name: str) -> Path:
+    """The file of a configuration: ``"digits"`` or ``"pj:digits"`` for one that ships, or a path to one of your own.
+
+    Raises:
+      ValueError: for an unknown name, which lists those that ship, and a path where there is no file.
+    """
+    shipped = {path.stem: path for path in config_directory().glob("*.py")}
+    ours, _, own = name.rpartition("pj:")
+    if not ours and own in shipped:
+        return shipped[own]
+    if name.startswith("pj:") or not name.endswith(".py"):
+        raise unknown("config", name, shipped)
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.stem in shipped:
+        raise ValueError(f"there is no file {name!r} here; the configuration that ships is {path.stem!r}, without .py")
+    raise unknown("configuration file", name, [f"configs/{stem}.py" for stem in shipped])
+
+
 def load_config(name: str) -> Any:
     """The configuration of that name (``"digits"``) or path; ``ValueError`` lists the names if unknown."""
-    path = Path(name) if name.endswith(".py") else config_directory() / f"{name}.py"
-    if not path.is_file():
-        known = [p.stem for p in config_directory().glob("*.py")]
-        raise unknown("config", name, known)
+    path = find_config(name)
     spec = importlib.util.spec_from_file_location(f"psld_jax_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

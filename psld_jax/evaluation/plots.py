@@ -8,22 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax.evaluation import families
+
 os.environ.setdefault("MPLBACKEND", "Agg")  # files need no screen; a notebook has chosen its own backend, and keeps it
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+from matplotlib.ticker import LogLocator  # noqa: E402
 
-# Colour-blind safe (Okabe & Ito). Colour and line tell the family of a sampler, the marker its scheme.
-_FAMILIES = (
-    ("conjugate_", "#CC79A7", "-"),
-    ("naive_", "#E69F00", ":"),
-    ("reduced_", "#D55E00", "-"),
-    ("lambda_", "#0072B2", "-"),
-    ("conjugate", "#0072B2", "--"),
-    ("ddim", "#0072B2", "--"),
-    ("exponential_", "#009E73", "-"),
-    ("predictor_", "#009E73", "-"),
-    ("ancestral", "#009E73", "-"),
-    ("", "#000000", "-."),
-)
+# Colour-blind safe (Okabe & Ito, the light ones darker): one for each family of samplers.
+_COLOURS = ("#0072B2", "#C04E00", "#007A58", "#A8478A", "#8A6A00", "#56B4E9", "#6A3D9A", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -109,43 +101,61 @@ def save_curves(
 ) -> None:
     """Save log-log curves against NFE, one panel for each column of ``rows`` in ``panels`` (column -> label).
 
-    ``floors`` draws a line at what ``floor_label`` would reach (column -> value). Values more than a thousand times
-    the smallest are off the picture.
+    Of many samplers the best of each family is in colour, with its name at its end, and others are grey. ``floors``
+    draws a line at what ``floor_label`` would reach (column -> value). The vertical axis is ``families.limits``.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels) + 3, 6), squeeze=False)
-    names = sorted({(row["sampler"], row["grid"]) for row in rows})
-    grids = sorted({grid for _, grid in names})
-    seen: dict[tuple[str, str], int] = {}
-    styles = {}
-    for sampler, grid in names:
-        colour, line = next((colour, line) for prefix, colour, line in _FAMILIES if sampler.startswith(prefix))
-        number = seen[colour, line] = seen.get((colour, line), -1) + 1
-        styles[sampler, grid] = {"color": colour, "ls": line, "marker": _MARKERS[number % len(_MARKERS)]}
-    handles: dict[str, Any] = {}
+    figure, axes = plt.subplots(1, len(panels), figsize=(7.4 * len(panels), 5.2), squeeze=False)
     for axis, (column, label) in zip(axes[0], panels.items(), strict=True):
-        values = [row[column] for row in rows if row[column] is not None and np.isfinite(row[column])]
-        for sampler, grid in names:
-            points = sorted(
-                (row["nfe"], row[column])
-                for row in rows
-                if (row["sampler"], row["grid"]) == (sampler, grid) and row[column] is not None
-            )
-            if points:
-                name = sampler if len(grids) == 1 else f"{sampler}, {grid}"
-                handles[name] = axis.loglog(*zip(*points, strict=True), ms=5, lw=1.2, **styles[sampler, grid])[0]
+        curves, names = families.lines(rows, column), []
+        for line in curves:
+            colour = _COLOURS[line.colour] if line.best else "0.78"
+            style = {"lw": 2.2, "ms": 6, "marker": _MARKERS[line.colour], "zorder": 3} if line.best else {"lw": 0.8}
+            x, y = [row["nfe"] for row in line.rows], [row[column] for row in line.rows]
+            axis.loglog(x, y, color=colour, **style)
+            if line.best and any(row.get("spread") for row in line.rows):
+                axis.errorbar(x, y, [row.get("spread") or 0 for row in line.rows], fmt="none", ecolor=colour, lw=1)
+            if line.best:
+                names.append((y[-1], line.name, colour))
         if column in floors:
-            handles[floor_label] = axis.axhline(floors[column], color="0.6", lw=1)
-        ticks = sorted({row["nfe"] for row in rows})
+            axis.axhline(floors[column], color="0.45", lw=1, ls="--")
+            names.append((floors[column], floor_label, "0.45"))
+        if curves:
+            low, high = families.limits(curves, column, floors.get(column))
+            axis.set_ylim(low, high)
+            if high / low < 100:  # powers of ten alone would be one or two
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter("{x:g}")
+            _label_ends(axis, names)
+        ticks = families.ticks(rows)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        if values:
-            axis.set_ylim(0.7 * min(values), min(1.5 * max(values), 1e3 * min(values)))
         axis.set_xlabel("network evaluations (NFE)")
-        axis.set_ylabel(label)
-        axis.grid(True, alpha=0.25)
-    figure.legend(handles.values(), handles.keys(), loc="center right", fontsize=8)
-    figure.tight_layout(rect=(0, 0, 1 - 2.3 / figure.get_figwidth(), 1))
+        axis.set_title(label, loc="left", fontsize=11)
+        axis.grid(True, alpha=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
     _save(figure, path)
+
+
+def _label_ends(axis: Any, names: list[tuple[float, str, str]], gap: float = 0.042) -> None:
+    """Write each name right of the axes, at its value or as near as its neighbours allow."""
+    low, high = np.log(axis.get_ylim())
+    wanted = sorted((float(np.clip((np.log(value) - low) / (high - low), 0, 1)), name, c) for value, name, c in names)
+    places: list[float] = []
+    for height, *_ in wanted:
+        places.append(max(height, places[-1] + gap) if places else height)
+    over = max(places[-1] - 1, 0)
+    for place, (height, name, colour) in zip(places, wanted, strict=True):
+        axis.annotate(
+            name,
+            xy=(1.0, height),
+            xytext=(1.03, place - over),
+            xycoords="axes fraction",
+            color=colour,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 2, "shrinkB": 0, "relpos": (0, 0.5)},
+        )
 
 
 def save_tuning(directory: Path, rows: list[dict[str, Any]]) -> None:

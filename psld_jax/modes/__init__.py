@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import sys
 import time
@@ -12,24 +13,36 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from psld_jax import build
 from psld_jax._runtime import distributed
 from psld_jax._runtime.journal import make_directory, read_json, replace
+from psld_jax._version import __version__
 from psld_jax.modes._fields import named_in_full
 from psld_jax.modes._unused import tell_unused
 from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
 from psld_jax.modes.export import run_export, run_program
 from psld_jax.modes.latent import run_interpolate, run_likelihood
 from psld_jax.modes.sample import run_sample
+from psld_jax.report.write import PAGE, write_report
 from psld_jax.training.train import train
 
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, for reports."""
-    names = ("psld_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
+    others = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "psld_jax": __version__, **others}
+
+
+def _device() -> str:
+    """What the computation ran on, for reports."""
+    devices, processes = jax.local_devices(), distributed.count()
+    kind = platform.machine() if devices[0].platform == "cpu" else devices[0].device_kind
+    several = f", {processes} processes" if processes > 1 else ""
+    return f"{len(devices)} x {devices[0].platform} ({kind}), {os.cpu_count()} cores{several}"
 
 
 #: Mode name -> ``run(config, workdir, console) -> report``.
@@ -67,6 +80,8 @@ SUMMARIES = {
 def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     """Run ``mode`` and add its report, with command, configuration and versions, to ``workdir/report.json``.
 
+    ``workdir/report.html`` is a page that shows it, with those of the modes that ran there before.
+
     Raises:
       ValueError: for a configuration that makes no sense, before anything expensive starts.
     """
@@ -91,9 +106,12 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     content[mode] = {
         **result,
         "total_seconds": time.perf_counter() - start,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "device": _device(),
         "command": sys.argv,
         "config": json.loads(config.to_json()),
         "versions": used,
     }
     replace(report, json.dumps(content, indent=1) + "\n")
-    console.print(f"results in {workdir}")
+    write_report(workdir, content)
+    console.print(f"results in {workdir}; {workdir / PAGE} shows them")

@@ -26,7 +26,7 @@ def list_choices(console: Console) -> None:
     table.add_row("auto", "", "", "", "", "", "none: chosen for the model and the budget")
     console.print(table)
     for title, names in (
-        ("configurations (--config configs/NAME.py)", [p.stem for p in build.config_directory().glob("*.py")]),
+        ("configurations (--config NAME)", [p.stem for p in build.config_directory().glob("*.py")]),
         ("networks that ship (config.model.checkpoint, psld_jax.load)", assets.NETWORKS),
         ("diffusions (config.sde.name)", sde.available()),
         ("data sets (config.data.name)", data.available()),

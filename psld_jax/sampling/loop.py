@@ -8,7 +8,7 @@
                                  z <- A z + sum_j B_j q_{-j} + R xi
                                  z <- known pixels, where there are any
 
-The step is written once (:func:`step`); two loops run it:
+The step is written once (:func:`step_row`); two loops run it:
 
 - :func:`_run`, a loop whose length ``n`` is an argument of the program. This is what :func:`sample` does. A sampler,
   budget, order or grid is data, so nothing is compiled for it; rows that are not used are not visited.
@@ -86,26 +86,7 @@ def sample(
     check_kind("known", known, (Known, type(None)), "one of psld_jax.known_pixels, or None")
     check_flag("return_trajectory", return_trajectory)
     check_flag("remat", remat)
-    n, dtype = check_state(z_T, table.num_blocks)
-    num_draws = table.num_draws + (0 if known is None else known.num_draws)
-    if known is not None and (known.num_steps != table.num_steps or int(known.draws[0]) != table.num_draws):
-        raise ValueError("known pixels are of another table; make them with known_pixels(sde, table, ...)")
-    if noise is not None:
-        expected = [(num_draws, *jnp.shape(leaf)) for leaf in jax.tree.leaves(z_T)]
-        got = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(noise)]
-        if got != expected:
-            raise ValueError(f"noise must hold {num_draws} draws, leaves of shape {expected}, got {got}")
-    elif num_draws and key is None:
-        raise ValueError(f"this sampler draws noise {num_draws} times: pass key=... or noise=...")
-    if noise is not None and num_draws:
-        noise, keys = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), blocks.like(z_T, noise)), None
-    elif num_draws:
-        noise, keys = None, random.per_sample(key, n)
-    else:
-        # A sampler without draws runs in the program of those that have some, so it has keys too.
-        if key is not None:
-            random.check_key(key, n)
-        noise, keys = None, random.unused(n)
+    dtype, keys, noise = start_of(table, z_T, key, noise, known)
     eps_fn, z_T = blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z_T)
     if remat or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((eps_fn, table, z_T, keys, noise, known))):
         rows = {**to_device(table.rows(), dtype), "end": jnp.asarray(table.ends())}
@@ -120,17 +101,48 @@ def sample(
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[table.last_rows]]), z_T, path)
 
 
+def start_of(
+    table: Tableau, z_T: blocks.State, key: Array | None, noise: blocks.State | None, known: Known | None
+) -> tuple[Any, Array | None, blocks.State | None]:
+    """The dtype of a run, and what it draws from: one key per sample, ``[n]``, or recorded draws, the other ``None``.
+
+    Arguments as of :func:`sample`.
+
+    Raises:
+      ValueError: for a state, key, noise or known pixels that do not fit the table.
+    """
+    n, dtype = check_state(z_T, table.num_blocks)
+    num_draws = table.num_draws + (0 if known is None else known.num_draws)
+    if known is not None and (known.num_steps != table.num_steps or int(known.draws[0]) != table.num_draws):
+        raise ValueError("known pixels are of another table; make them with known_pixels(sde, table, ...)")
+    if noise is not None:
+        expected = [(num_draws, *jnp.shape(leaf)) for leaf in jax.tree.leaves(z_T)]
+        got = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(noise)]
+        if got != expected:
+            raise ValueError(f"noise must hold {num_draws} draws, leaves of shape {expected}, got {got}")
+    elif num_draws and key is None:
+        raise ValueError(f"this sampler draws noise {num_draws} times: pass key=... or noise=...")
+    if noise is not None and num_draws:
+        return dtype, None, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), blocks.like(z_T, noise))
+    if num_draws:
+        return dtype, random.per_sample(key, n), None
+    # A sampler without draws runs in the program of those that have some, so it has keys too.
+    if key is not None:
+        random.check_key(key, n)
+    return dtype, random.unused(n), None
+
+
 def run_rows(eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any, noise: Any, known: Any) -> Any:
     """The loop of :func:`sample` as a function to be traced: the first ``count`` of padded ``rows`` in turn.
 
     Returns a state like ``z_T``, leaves ``[n, ...]``.
     """
-    draw = draws_of(keys, noise)
+    draw = draws(keys, noise)
 
     def body(i: Array, carry: Any) -> Any:
-        return step(eps_fn, draw, known, carry, {name: values[i] for name, values in rows.items()})
+        return step_row(eps_fn, draw, known, carry, {name: values[i] for name, values in rows.items()})
 
-    return jax.lax.fori_loop(0, count, body, first_carry(rows, draw, known, z_T))[0]
+    return jax.lax.fori_loop(0, count, body, begin(rows, draw, known, z_T))[0]
 
 
 _run = xla.jit(run_rows)
@@ -138,15 +150,15 @@ _run = xla.jit(run_rows)
 
 def _scan(eps_fn, rows, count, z_T, keys, noise, known, *, keep: bool, remat: bool):
     """The same by ``lax.scan``: the final state, and those after every row if ``keep``. ``count`` of None: all rows."""
-    draw = draws_of(keys, noise)
+    draw = draws(keys, noise)
 
     def body(carry: Any, inputs: Any) -> Any:
         i, row = inputs
-        take = partial(step, eps_fn, draw, known, row=row)
-        carry = take(carry) if count is None else jax.lax.cond(i < count, take, lambda carry: carry, carry)
+        step = partial(step_row, eps_fn, draw, known, row=row)
+        carry = step(carry) if count is None else jax.lax.cond(i < count, step, lambda carry: carry, carry)
         return carry, (carry[0] if keep else None)
 
-    start = first_carry(rows, draw, known, z_T)
+    start = begin(rows, draw, known, z_T)
     numbers = jnp.arange(rows["tau"].shape[0])
     (z, _), path = jax.lax.scan(jax.checkpoint(body) if remat else body, start, (numbers, rows))
     return z, path
@@ -155,7 +167,7 @@ def _scan(eps_fn, rows, count, z_T, keys, noise, known, *, keep: bool, remat: bo
 _scan_program = xla.jit(partial(_scan, keep=True, remat=False))
 
 
-def draws_of(keys: Any, noise: Any) -> Draw:
+def draws(keys: Any, noise: Any) -> Draw:
     """Draw number ``i`` of every sample, shaped like a state: from its key, or as it was recorded."""
 
     def draw(number: Array, z: blocks.State) -> blocks.State:
@@ -166,13 +178,13 @@ def draws_of(keys: Any, noise: Any) -> Draw:
     return draw
 
 
-def first_carry(rows: Any, draw: Draw, known: Known | None, z_T: blocks.State) -> tuple[blocks.State, tuple[Any, ...]]:
-    """The state, leaves ``[n, ...]``, and an empty history."""
+def begin(rows: Any, draw: Draw, known: Known | None, z_T: blocks.State) -> tuple[blocks.State, tuple[Any, ...]]:
+    """The state and an empty history, leaves ``[n, ...]``."""
     empty = jax.tree.map(jnp.zeros_like, z_T)
     return (z_T if known is None else known(z_T, 0, draw)), (empty,) * rows["B"].shape[1]
 
 
-def step(eps_fn: Any, draw: Draw, known: Known | None, carry: Any, row: dict[str, Any]) -> Any:
+def step_row(eps_fn: Any, draw: Draw, known: Known | None, carry: Any, row: dict[str, Any]) -> Any:
     """One row: ``(z, history)`` before and after it. What a table of exact rows lacks is ``None``, and not traced."""
 
     def add_noise(z: blocks.State, matrix: Array, number: Array) -> blocks.State:

@@ -22,7 +22,7 @@ import numpy as np
 
 from psld_jax import blocks, metrics
 from psld_jax._runtime import xla
-from psld_jax.sampling.loop import draws_of, first_carry, step
+from psld_jax.sampling.loop import begin, draws, step_row
 from psld_jax.sampling.rows import padded
 from psld_jax.tuning._coefficients import Coefficients
 from psld_jax.tuning._evaluate import Evaluator, Score, excess
@@ -161,18 +161,18 @@ class Objective:
 @xla.jit
 def _carry_before(eps_fn, rows, k, z_T, keys):
     """State and history before row ``k``."""
-    draw = draws_of(keys, None)
+    draw = draws(keys, None)
 
     def body(i: Array, carry: Any) -> Any:
-        return step(eps_fn, draw, None, carry, {name: values[i] for name, values in rows.items()})
+        return step_row(eps_fn, draw, None, carry, {name: values[i] for name, values in rows.items()})
 
-    return jax.lax.fori_loop(0, k, body, first_carry(rows, draw, None, z_T))
+    return jax.lax.fori_loop(0, k, body, begin(rows, draw, None, z_T))
 
 
 @xla.jit
 def _columns(eps_fn, rows, k, count, carry, tangents, keys):
     """How ``x`` moves with the coefficients of row ``k``, for each of ``tangents`` ``[c, ...]``: ``[c, n, ...]``."""
-    draw = draws_of(keys, None)
+    draw = draws(keys, None)
     own = {name: values[k] for name, values in rows.items()}
     free = {name: own[name] for name in tangents}
 
@@ -180,7 +180,7 @@ def _columns(eps_fn, rows, k, count, carry, tangents, keys):
         def body(i: Array, carry: Any) -> Any:
             row = {name: values[i] for name, values in rows.items()}
             row |= {name: jnp.where(i == k, values, row[name]) for name, values in free.items()}
-            return step(eps_fn, draw, None, carry, row)
+            return step_row(eps_fn, draw, None, carry, row)
 
         return jax.lax.fori_loop(k, count, body, carry)[0][0]
 

@@ -39,8 +39,8 @@ _DAMPING, _LEAST_DAMPING, _EASE, _STIFFEN = 1e-2, 1e-7, 4.0, 4.0
 _TRIES = 8
 #: Iterations without a better loss on the noise of the selection, after which learning ends.
 _PATIENCE = 8
-#: A gain of the training loss below this ends it too.
-_LEAST_GAIN = 1e-3
+#: A loss that is better by less than this is not.
+_LEAST_GAIN = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,37 +266,28 @@ class _Run:
     def learned(self) -> tuple[np.ndarray, int]:
         """The best numbers, and the iterations that it took."""
         point = self._kept(-1, lambda: self._point(np.zeros(self.coefficients.size), _DAMPING))
-        assert point is not None
         best, progress, since = point, point.other, 0
         for i in range(self._iterations):
-            new = self._kept(i, functools.partial(self._step, point, i))
-            if new is None:
-                return np.array(best.theta), i
-            gain, point = point.loss - new.loss, new
+            point = self._kept(i, functools.partial(self._step, point, i))
             self._report(f"{i + 1}: {point.line}")
             best = min(best, point, key=lambda one: one.selection)
-            progress, since = (point.other, 0) if point.other < progress else (progress, since + 1)
-            if since >= _PATIENCE or gain < _LEAST_GAIN:
+            progress, since = (point.other, 0) if point.other < progress - _LEAST_GAIN else (progress, since + 1)
+            if since >= _PATIENCE:
                 return np.array(best.theta), i + 1
         return np.array(best.theta), self._iterations
 
-    def _kept(self, number: int, make: Callable[[], _Point | None]) -> _Point | None:
+    def _kept(self, number: int, make: Callable[[], _Point]) -> _Point:
         """The point with that number: from the journal, or made and written down."""
+        key = ["learn", self._setting.to_json(), number]
+        return _Point(**self._journal.get(key, lambda: dataclasses.asdict(make())))
 
-        def written() -> dict[str, Any]:
-            point = make()
-            return {"point": None if point is None else dataclasses.asdict(point)}
-
-        kept = self._journal.get(["learn", self._setting.to_json(), number], written)["point"]
-        return None if kept is None else _Point(**kept)
-
-    def _step(self, point: _Point, number: int) -> _Point | None:
-        """The next point, or ``None`` where no step makes the loss smaller."""
+    def _step(self, point: _Point, number: int) -> _Point:
+        """The next point: where no step makes the loss smaller, the same with more damping, for other batches."""
         objective, theta = self._train, np.array(point.theta)
         parts = [(number * self._few + i) % self._batches for i in range(self._few)]
         curvature, gradient = objective.normal_equations(theta, objective.samples(theta), parts)
         if not (np.isfinite(curvature).all() and np.isfinite(gradient).all()):
-            return None
+            return dataclasses.replace(point, line="the curvature is not finite")
         # A number that moves nothing has no curvature; it stays where it is.
         scale = np.diag(curvature) + 1e-12 * max(float(np.diag(curvature).max()), 1e-300)
         damping = point.damping
@@ -306,7 +297,7 @@ class _Run:
             if loss.value < point.loss:
                 return self._point(moved, max(damping / _EASE, _LEAST_DAMPING), loss)
             damping *= _STIFFEN
-        return None
+        return dataclasses.replace(point, damping=damping, line="no step made the loss smaller")
 
     def _point(self, theta: np.ndarray, damping: float, loss: Loss | None = None) -> _Point:
         loss = loss or self._train.loss(self._train.samples(theta))

@@ -1,0 +1,65 @@
+"""One page of HTML with all that it needs inside: it opens from the disk, and asks the network for nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from psld_jax._version import __version__
+from psld_jax.report._parts import escape
+
+_HERE = Path(__file__).parent
+
+#: The browser itself refuses what would be fetched.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+_DIALOG = """<dialog aria-label="Picture at full size"><p></p><div class="picture"><img alt=""></div>
+<p><button type="button" data-zoom="1">full size</button> <button type="button" data-zoom="2">twice</button>
+<button type="button" data-zoom="4">four times</button> <button type="button" data-close>close</button></p></dialog>"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+      name: its anchor, one word.
+      title: its heading.
+      content: HTML.
+    """
+
+    name: str
+    title: str
+    content: str
+
+
+def page(title: str, lead: str, sections: list[Section]) -> str:
+    """The whole page: ``title`` and ``lead`` are text, the sections HTML; with style and script, and no other file."""
+    links = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in sections)
+    body = "".join(
+        f'<section id="{s.name}" aria-labelledby="{s.name}-title"><h2 id="{s.name}-title">{escape(s.title)}</h2>'
+        f"{s.content}</section>"
+        for s in sections
+    )
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<header><h1>{escape(title)}</h1>
+<p class="lead">{escape(lead)}</p>
+<nav aria-label="Sections"><ul>{links}</ul></nav></header>
+<main>{body}</main>
+<footer><p>Written by psld_jax {escape(__version__)}. This file needs no network and no other file.</p></footer>
+{_DIALOG}
+<script>{script}</script>
+</body>
+</html>
+"""

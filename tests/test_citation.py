@@ -1,0 +1,49 @@
+"""Everything that has a name has a publication, and every publication is BibTeX."""
+
+import re
+
+import pytest
+
+import psld_jax as pj
+from psld_jax import build
+from psld_jax.report import _bibliography as bibliography
+from psld_jax.sampling.adaptive import SOLVERS
+
+NETWORKS = [name for name in build.MODELS if name not in ("mixture", "saved")]
+
+
+def keys(text):
+    return re.findall(r"^@\w+\{([\w+]+),$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [*pj.integrators.available(), *SOLVERS, *pj.sde.available(), *NETWORKS])
+def test_every_name_has_a_publication_of_its_authors(name):
+    package, *others = keys(pj.citation(name))
+    assert package == "psld_jax" and others and set(others) <= set(bibliography.ENTRIES)
+    if name in pj.integrators.available() and "Crowson" not in pj.integrators.base.source(name):
+        said = pj.integrators.base.source(name)
+        first = re.match(r"\w+", said).group().lower()
+        assert others[0].startswith(first) and str(bibliography.ENTRIES[others[0]].year) in said
+
+
+def test_every_publication_is_well_formed_bibtex_and_of_something():
+    of_names = [bibliography.SOURCES, bibliography.INTEGRATORS, bibliography.PATHS, bibliography.NETWORKS]
+    used = {key for table in of_names for keys in table.values() for key in keys} | set(bibliography.ADAPTIVE)
+    assert used == set(bibliography.ENTRIES)
+    for key, entry in bibliography.ENTRIES.items():
+        text = entry.bibtex(key)
+        assert text.count("{") == text.count("}") and str(entry.year) in key
+        assert re.fullmatch(rf"@\w+\{{{key},\n(  \w+ = \{{.+\}},\n)+\}}", text)
+        assert {"title", "author", "year"} <= set(re.findall(r"^  (\w+) =", text, re.MULTILINE))
+
+
+def test_what_was_used_is_cited_once_each(few_digits):
+    text = pj.citation("ROBA", pj.integrators.get("reduced_oba"), pj.Setting("deis"), few_digits, "psld")
+    assert keys(text) == ["psld_jax", "pandey2024efficient", "zhang2023fast", "pandey2023complete"]
+    assert keys(pj.citation(pj.load("mnist"))) == ["psld_jax", "song2021score", "pandey2023complete"]
+    assert keys(pj.citation()) == ["psld_jax"]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="predictor_corrector"):
+        pj.citation("predictor_corector")

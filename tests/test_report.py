@@ -1,0 +1,227 @@
+"""The page of a run: one file with all that it needs inside, and nothing of a run's text that would be executed."""
+
+import html.parser
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from psld_jax import build, modes
+from psld_jax.evaluation import families, plots
+from psld_jax.integrators import available
+from psld_jax.report import _parts as parts
+from psld_jax.report.page import Section, page
+from psld_jax.report.write import PAGE, write_report
+
+CONFIG = json.loads(build.load_config("digits").to_json())
+COMMON = {
+    "total_seconds": 1.5,
+    "finished": "2026-01-02 03:04:05 +0000",
+    "device": "1 x cpu (test)",
+    "command": ["psld-jax", "--config", "digits", "--config.sampler.name=a b"],
+    "config": {**CONFIG, "seed": 7},
+    "versions": {"python": "3.11", "jax": "0.10"},
+}
+
+
+class Reader(html.parser.HTMLParser):
+    """Sees that every tag is closed, and takes down tags with their attributes."""
+
+    VOID = {"meta", "link", "img", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags = [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def all(self, name):
+        return [attrs for tag, attrs in self.tags if tag == name]
+
+
+def rows(names=("ddim", "reduced_oba", "predictor_corrector"), column="distance", **more):
+    """Made-up rows of an evaluation: every sampler at two budgets."""
+    return [
+        {
+            "sampler": name,
+            "budget": budget,
+            "nfe": budget,
+            column: (i + 1) / budget,
+            "spread": 0.01,
+            "not_finite": 0,
+            "seeds": 2,
+            "num_samples": 8,
+            "seconds": 0.5,
+            "setting": {"sampler": name, "grid": "quadratic", "hyper": {"lam": 0.5}},
+            **more,
+        }
+        for i, name in enumerate(names)
+        for budget in (5, 10)
+    ]
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """What every mode leaves, made up and small."""
+    tuned = [row | {"rmse": 0.1, "floor": 0.05, "loss": 1.0} for row in rows()]
+    (tmp_path / "samplers.json").write_text(json.dumps({"model": "x", "best": [], "rows": tuned}))
+    metrics = [
+        {"step": s, "loss": 1 / s, "grad_norm": 1.0, "lr": 0.1, "images_per_second": 9.0, "loss_by_time": [0.5] * 20}
+        for s in range(1, 1200)
+    ]
+    metrics.append({"step": 5, "held_out_loss": 0.4, "held_out_by_time": [None, *[0.5] * 19]})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    for name in ("samples.png", "trajectories.png", "pictures/ddim_5.png", "samples/00000005.png"):
+        picture(tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def content(workdir):
+    tuned = json.loads((workdir / "samplers.json").read_text())["rows"]
+    bench_rows = [{**row, "frechet": row["distance"], "rmse": None, "grid": "quadratic", "hyper": {}} for row in tuned]
+    bench_rows[0]["frechet"] = float("inf")
+    reports = {
+        "sample": {"sampler": "ddim", "nfe_mean": 20.0, "num_samples": 4, "seconds": 0.1, "setting": None},
+        "bench": {"rows": bench_rows, "floor": 0.1, "num_samples": 8},
+        "evaluate": {"rows": rows(kid=0.1), "real": [0.1, 0.01], "features": "pixels"},
+        "tune": {"best": []},
+        "train": {"steps": 5, "hours": 0.1, "loss": 0.2, "stopped": None},
+        "likelihood": {"nats_per_dim": 1.25},
+    }
+    return {mode: {**report, **COMMON} for mode, report in reports.items()}
+
+
+def test_one_page_shows_every_mode_and_needs_nothing_else(workdir, content):
+    text = write_report(workdir, content).read_text()
+    found = Reader(text)
+    assert [attrs["id"] for attrs in found.all("section")] == list(content)
+    asked = [attrs[name] for _, attrs in found.tags for name in ("src", "href") if attrs.get(name)]
+    assert len(asked) > 10 and all(address.startswith(("data:", "#")) for address in asked)
+    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest|import\(", text)
+    assert "default-src 'none'" in text
+    plots_shown = [json.loads(data) for data in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    titles = [spec["title"] for spec in plots_shown]
+    assert titles[:2] == ["Frechet distance to the exact law", "Frechet distance to the data"]  # no error was known
+    assert {"Distance of every sampler at its best", "Best lam", "Loss", "Loss by time, latest interval"} < set(titles)
+    assert all(attrs["alt"] for attrs in found.all("img")[:-1])  # the last is that of the dialog, filled by the script
+    assert len(found.all("img")) == 5
+    assert "--config.sampler.name=a b" in text and "1 x cpu (test)" in text and "2026-01-02" in text
+    loss = next(spec for spec in plots_shown if spec["title"] == "Loss")
+    assert [p[0] for p in loss["series"][0]["points"]][-1] == 1199 and len(loss["series"][0]["points"]) <= 500
+
+
+def test_values_that_are_not_finite_and_missing_files_are_said(workdir, content):
+    text = write_report(workdir, content).read_text()
+    assert "not finite" in text
+    for data in re.findall(r'<script type="application/json">(.*?)</script>', text):
+        json.loads(data, parse_constant=pytest.fail)  # NaN and Infinity are no JSON: the browser would refuse all of it
+    (workdir / "samplers.json").write_text("{")
+    shutil.rmtree(workdir / "samples")
+    text = write_report(workdir, content).read_text()
+    assert "The files of this run cannot be shown: ValueError:" in text and 'id="evaluate"' in text
+
+
+def test_text_of_a_run_is_not_executed(workdir, content):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    content["evaluate"]["rows"][0]["sampler"] = content["evaluate"]["features"] = evil
+    content["sample"]["command"] = [evil]
+    before, after = len(Reader(write_report(workdir, content).read_text()).all("script")), None
+    content["evaluate"]["rows"][0]["sampler"] = content["evaluate"]["features"] = "fine"
+    content["sample"]["command"] = ["fine"]
+    found = Reader(write_report(workdir, content).read_text())
+    after = len(found.all("script"))
+    assert before == after and not any("onerror" in attrs for _, attrs in found.tags)
+
+
+def test_a_page_stays_below_five_megabytes_and_names_what_is_left_out(tmp_path, rng):
+    files = []
+    for i in range(6):
+        path = tmp_path / f"{i}.png"
+        path.write_bytes(rng.bytes(900_000))
+        files.append((path, f"picture {i}"))
+    shown = parts.Pictures().gallery(files)
+    assert shown.count("<img") == 3 and "3.png, 4.png, 5.png" in shown
+    assert len(page("t", "l", [Section("a", "A", shown)])) < 5_000_000
+
+
+def test_numbers_for_people():
+    assert [parts.text(value) for value in (None, 3, 1234567, 0.123456, 2.0, float("nan"), "x", True)] == [
+        *("-", "3", "1,234,567", "0.1235", "2", "not finite", "x", "True")
+    ]
+
+
+def test_a_run_leaves_its_page(tmp_path):
+    overrides = {"data.num_points": 20, "sampling.num_samples": 2, "sampler.nfe": 3, "sampler.name": "ddim"}
+    config = build.override(build.load_config("digits"), overrides)
+    modes.run("sample", config, tmp_path, Console(quiet=True))
+    text, report = (tmp_path / PAGE).read_text(), json.loads((tmp_path / "report.json").read_text())["sample"]
+    assert report["device"] in text and report["finished"][:4].isdigit()
+    assert "data.num_points" in text and len(Reader(text).all("img")) == 3
+
+
+# Families and the curves of a picture.
+
+
+def test_every_sampler_has_a_family_and_every_family_a_sampler():
+    found = {families.family(name) for name in (*available(), "tsit5")}
+    assert found == set(range(len(families.FAMILIES) - 1))  # the last is for those that are not known
+    names = {name: families.FAMILIES[families.family(name)][0] for name in available()}
+    assert names["dpm_solver_pp_2m_sde"] == names["euler_ancestral"] == "stochastic"
+    assert names["euler_edm"] == "Runge-Kutta" and names["conjugate_oba"] == "conjugate" != names["reduced_oba"]
+
+
+def test_of_each_family_the_best_over_all_budgets_is_marked():
+    pairs = {"ddim": (8.0, 2.0), "lambda_ddim_i": (2.0, 2.0), "conjugate": (None, 0.1), "heun": (9.0, float("inf"))}
+    pairs |= {name: (3.0, 1.5) for name in available() if name.startswith("reduced_")}
+    made = [
+        {"sampler": name, "grid": "g", "budget": budget, "nfe": budget, "frechet": value}
+        for name, pair in pairs.items()
+        for budget, value in zip((5, 10), pair, strict=True)
+    ]
+    found = {line.name: line for line in families.lines(made, "frechet")}
+    # Without a value at 5 it counts as the worst there, 9: sqrt(9 * 0.1) < sqrt(2 * 2).
+    assert {"conjugate", "heun"} < {name for name, line in found.items() if line.best}
+    assert sum(line.best for line in found.values()) == 3 and not found["ddim"].best
+    assert [row["nfe"] for row in found["ddim"].rows] == [5, 10] and len(found["heun"].rows) == 1
+    low, high = families.limits(list(found.values()), "frechet")
+    assert low == pytest.approx(0.08) and high == pytest.approx(1.3 * 9)
+    assert families.ticks(made) == [5, 10]
+    assert families.lines([], "frechet") == []
+
+
+def test_few_curves_have_a_colour_each():
+    found = families.lines(rows(("ddim", "lambda_ddim_i", "heun")), "distance")
+    assert all(line.best for line in found) and sorted(line.colour for line in found) == [0, 1, 2]
+    assert families.ticks([{"nfe": 139.62, "budget": 0}, {"nfe": 10, "budget": 10}]) == [10, 140]
+
+
+def test_the_picture_of_curves_names_the_best_and_no_others(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(plots, "_label_ends", lambda axis, names, **_: written.append([name for _, name, _ in names]))
+    made = rows(
+        ("ddim", "lambda_ddim_i", "euler", "heun", "dpm2", "edm_heun", "euler_edm", "conjugate", "lambda_ddim_ii")
+    )
+    plots.save_curves(tmp_path / "curves.png", made, {"distance": "distance"}, {"distance": 0.05}, "real images")
+    assert [sorted(names) for names in written] == [["ddim", "euler", "real images"]]
+    assert Path(tmp_path / "curves.png").stat().st_size > 1000
