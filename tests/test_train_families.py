@@ -141,7 +141,9 @@ def is_tuned(model, target):
 
 @pytest.mark.slow
 def test_a_network_of_diffusers_is_tuned(tmp_path, rng):
-    convert(Path(__file__).parent / "golden_neighbours" / "diffusers_euler_scaled_linear", output=tmp_path / "converted")
+    convert(
+        Path(__file__).parent / "golden_neighbours" / "diffusers_euler_scaled_linear", output=tmp_path / "converted"
+    )
     is_tuned(pj.load(tmp_path / "converted"), rng.uniform(-1, 1, (32, 8, 8, 3)).astype(np.float32))
 
 
