@@ -39,16 +39,18 @@ def end(model: pj.Model, integrator: pj.integrators.Integrator, n_steps: int) ->
     return np.asarray(pj.sample(model.eps_fn, pj.tabulate(integrator, sde, t, denoise=False), start)[0])
 
 
-def slopes(diffusion: str, names: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """By name, the slope and the error with the most steps, of those that apply to the diffusion."""
+def slopes(
+    diffusion: str, names: Sequence[str], steps: tuple[int, int] = STEPS, fine_steps: int = FINE_STEPS
+) -> dict[str, float]:
+    """By name, the slope between two numbers of steps, of those that apply to the diffusion."""
     model = pj.load("digits", {"sde.name": diffusion, "data.num_points": 20, "model.bandwidth": 0.2})
-    exact = end(model, pj.integrators.get("predictor_corrector", order=3, variable="log_snr"), FINE_STEPS)
+    exact = end(model, pj.integrators.get("predictor_corrector", order=3, variable="log_snr"), fine_steps)
     found = {}
     for name in names:
         integrator = pj.integrators.get(name)
         if integrator.applies_to(model.sde):
-            few, many = (np.sqrt(np.mean((end(model, integrator, n) - exact) ** 2)) for n in STEPS)
-            found[name] = float(np.log(few / many) / np.log(STEPS[1] / STEPS[0])), float(many)
+            few, many = (np.sqrt(np.mean((end(model, integrator, n) - exact) ** 2)) for n in steps)
+            found[name] = float(np.log(few / many) / np.log(steps[1] / steps[0]))
     return found
 
 
@@ -57,10 +59,10 @@ def main(names: Sequence[str]) -> None:
     jax.config.update("jax_enable_x64", True)
     names = names or samplers()
     columns = [slopes(diffusion, names) for diffusion in DIFFUSIONS]
-    print(f"| sampler | order | {' | '.join(DIFFUSIONS)} |")
+    print("| sampler | order | " + " | ".join(f"`{diffusion}`" for diffusion in DIFFUSIONS) + " |")
     print("|---" * (2 + len(DIFFUSIONS)) + "|")
     for name in names:
-        cells = [f"{column[name][0]:.2f}" if name in column else "" for column in columns]
+        cells = [f"{column[name]:.2f}" if name in column else "" for column in columns]
         print(f"| `{name}` | {pj.integrators.get(name).order} | {' | '.join(cells)} |", flush=True)
 
 

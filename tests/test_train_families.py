@@ -127,6 +127,24 @@ def test_training_goes_on_from_a_converted_network(tmp_path):
     before = pj.load(tmp_path / "converted").eps_fn((jnp.zeros((1, 2, 2, 1), jnp.float32),), jnp.float32(0.01))[0]
     assert bool(jnp.all(jnp.isfinite(image))) and not np.allclose(image, before)
     assert isinstance(jax.tree.leaves(model.eps_fn)[0], jax.Array)
+    is_tuned(model, rng.uniform(-1, 1, (64, 2, 2, 1)).astype(np.float32))
+
+
+def is_tuned(model, target):
+    """The tuner finds a setting, which ``auto`` takes; what is fitted to two blocks says that there is one."""
+    options = {"num_samples": 16, "candidates": 2, "gradient_steps": 1, "target": target}
+    tuning = pj.tune(model, nfe=(5,), samplers=("ddim", "dpm_solver_pp_2m"), **options)
+    assert len(tuning.rows) == 2 and all(np.isfinite(row.score.distance) for row in tuning.rows)
+    with pytest.raises(ValueError, match="there is nothing to fit: the model has one block"):
+        pj.fit_projection(model, target[:4])
+
+
+@pytest.mark.slow
+def test_a_network_of_diffusers_is_tuned(tmp_path, rng):
+    convert(
+        Path(__file__).parent / "golden_neighbours" / "diffusers_euler_scaled_linear", output=tmp_path / "converted"
+    )
+    is_tuned(pj.load(tmp_path / "converted"), rng.uniform(-1, 1, (32, 8, 8, 3)).astype(np.float32))
 
 
 @pytest.mark.slow

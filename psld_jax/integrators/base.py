@@ -88,7 +88,6 @@ class Integrator:
       placed: whether a step depends on its place in the run.
       nfe_once: network evaluations of a run beyond those of its steps.
       ode: whether its steps solve the ODE, though noise is added between them: then so does the denoising step.
-      before_last: what is done before the denoising step; :meth:`approach` calls it.
     """
 
     name: str
@@ -99,14 +98,14 @@ class Integrator:
     placed: bool = False
     nfe_once: int = 0
     ode: bool = False
-    before_last: LastFn = dataclasses.field(default=_straight, repr=False)
+    _before_last: LastFn = dataclasses.field(default=_straight, repr=False)
 
     def approach(self, sde: LinearSDE, t: float, place: Place) -> tuple[float, list[Stage]]:
         """The time from which the denoising step is taken, after a grid that ends at ``t``, and what leads there.
 
         Methods that add noise before every step add it before this one too, and so start from a later time.
         """
-        return self.before_last(sde, t, place, self.hyper)
+        return self._before_last(sde, t, place, self.hyper)
 
     def stages(
         self, sde: LinearSDE, t: float, s: float, past: Sequence[float] = (), place: Place = _ALONE
@@ -252,7 +251,7 @@ def get(name: str, **hyper: Any) -> Integrator:
     integrator = Integrator(key, 0, hyper, "past" in arguments, entry.fn, "place" in arguments)
     _ = integrator.nfe_per_step  # runs one step on the host, so that bad values are reported now
     order = entry.order(hyper) if callable(entry.order) else entry.order
-    rest = {"nfe_once": entry.once(hyper), "ode": entry.ode, "before_last": entry.before_last}
+    rest = {"nfe_once": entry.once(hyper), "ode": entry.ode, "_before_last": entry.before_last}
     return dataclasses.replace(integrator, order=order, **rest)
 
 
