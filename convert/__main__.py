@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+
+from psld_jax._runtime.progress import track
 
 from .conversion import convert
 from .ncsnpp import WEIGHTS
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(stderr=True)
 
     def progress(items: Iterable[Any], label: str) -> Iterable[Any]:
-        return track(items, label, console=console, transient=True)
+        return track(items, label, console)
 
     options = vars(arguments)
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -85,12 +86,28 @@ def _return_free_memory() -> None:
 _ALL_KEPT: weakref.WeakValueDictionary[int, _Kept] = weakref.WeakValueDictionary()
 
 
-def jit(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+Watcher = Callable[[str], contextlib.AbstractContextManager[None]]
+
+_watchers: list[Watcher] = []
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Generator[None, None, None]:
+    """Call ``watcher`` with the name of every new program of :func:`jit`, which is compiled within what it returns."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.pop()
+
+
+def jit(fn: Callable[..., Any], what: str = "a program", **kwargs: Any) -> Callable[..., Any]:
     """``jax.jit(fn, **kwargs)`` with :func:`options`, which JAX takes for the outermost program only.
 
     Within ``jit``, ``grad``, ``vmap`` or ``scan`` it is ``jax.jit`` as it is. Outside, one program is kept for each
     structure and shapes of the arguments, :data:`MAX_PROGRAMS` at most: ``jax.jit`` alone keeps all, and every function
-    that was a part of an argument with them. :func:`clear_programs` gives all of them back.
+    that was a part of an argument with them. :func:`clear_programs` gives all of them back. ``what`` is the program's
+    name for those who wait while it is compiled (:func:`watched`).
     """
     inner = jax.jit(fn, **kwargs)
     # A function of its own each time, since JAX keeps what it has traced by the function.
@@ -108,7 +125,8 @@ def jit(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
             return inner(*args, **kwargs)
         key = structure, tuple(map(_kind, leaves)), jax.config.read("jax_enable_x64")
         compiles = key not in kept
-        out = kept(key)(*args, **kwargs)
+        with _watchers[-1](what) if compiles and _watchers else contextlib.nullcontext():
+            out = kept(key)(*args, **kwargs)
         if compiles:
             _return_free_memory()
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,7 @@ def log_likelihood(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = MAX_STEPS,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Likelihood:
     """``log p(x)`` of images under the probability-flow ODE (Song et al., 2021, section 4.3).
 
@@ -97,6 +99,7 @@ def log_likelihood(
         numbers: for small images).
       seed: of the draws; those of image ``i`` are a function of ``(seed, i)``.
       t_end, solver, rtol, atol, max_steps: as for :func:`psld_jax.sample_ode`; they control the error of ``log p`` too.
+      progress: wraps the numbers of the draws, e.g. ``tqdm.tqdm``.
 
     Raises:
       ValueError: for images of another shape, or options out of range.
@@ -116,7 +119,7 @@ def log_likelihood(
     inverse = to_device(np.linalg.inv(sde.prior_cov()), images.dtype)
     log_scale = -0.5 * dims * float(np.linalg.slogdet(2 * np.pi * sde.prior_cov())[1])
     values, counts = [], []
-    for draw in range(draws):
+    for draw in progress(range(draws)):
         draw_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, draw)
         z = start_state(model, images, draw_keys, t_end)
         signs = jax.tree.map(jnp.sign, random.normal_like(draw_keys, 0, z))
@@ -144,7 +147,7 @@ def _log_momentum(sde: LinearSDE, z: blocks.State, t: float) -> np.ndarray:
     return total
 
 
-@partial(xla.jit, static_argnames=("divergence", "solver", "max_steps"))
+@partial(xla.jit, what="the solver of the likelihood", static_argnames=("divergence", "solver", "max_steps"))
 def _flow(eps_fn, matrices, z, signs, times, *, divergence: str, solver: str, max_steps: int):
     """State at ``t = 1``, the integral of the divergence, NFE and the time reached, for each sample by itself."""
 

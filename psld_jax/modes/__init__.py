@@ -17,8 +17,9 @@ import jax
 from rich.console import Console
 
 from psld_jax import build
-from psld_jax._runtime import distributed
+from psld_jax._runtime import distributed, xla
 from psld_jax._runtime.journal import make_directory, read_json, replace
+from psld_jax._runtime.progress import busy
 from psld_jax._version import __version__
 from psld_jax.modes._fields import named_in_full
 from psld_jax.modes._unused import tell_unused
@@ -93,7 +94,7 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     content = read_json(report) if report.exists() else {}
     try:
         build.check_fields(config)
-        with named_in_full(config, mode):
+        with named_in_full(config, mode), xla.watched(lambda what: busy(f"compiling {what}", console)):
             tell_unused(config, mode, console)
             result = MODES[mode](config, workdir, console)
     except BaseException:

@@ -10,12 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from psld_jax import build, metrics
 from psld_jax._runtime import distributed
 from psld_jax._runtime.checks import NotFinite
 from psld_jax._runtime.journal import Journal
+from psld_jax._runtime.progress import Bar, track
 from psld_jax.data import open_dataset
 from psld_jax.evaluation import bench, evaluate, plots
 from psld_jax.metrics import inception
@@ -26,9 +26,7 @@ from psld_jax.tuning import Row, tune
 def run_bench(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Compare samplers; leave bench.csv, bench.json and error_vs_nfe.png. Returns the report."""
     model = sampled_model(config)
-    result = bench.bench(
-        model, config, partial(track, description="comparing samplers", console=console, transient=True)
-    )
+    result = bench.bench(model, config, partial(track, description="comparing samplers", console=console))
     bench.write_tables(result["rows"], workdir)
     labels = {"frechet": "Frechet distance to the exact law", "rmse": "RMSE to the exact ODE solution"}
     plots.save_curves(workdir / "error_vs_nfe.png", result["rows"], labels, {"frechet": result["floor"]})
@@ -54,17 +52,19 @@ def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     sampler = {"t_end": config.sampler.t_end or None, "denoise": build.last_step(config)}
     log = workdir / "tuning.jsonl"
     features = metrics.features(c.features)
-    tuning = tune(
-        model,
-        **options,
-        **sampler,
-        target=target,
-        features=features,
-        seed=config.seed,
-        log=log,
-        report=report,
-        progress=console.print,
-    )
+    with Bar(console, "tuning") as bar:
+        tuning = tune(
+            model,
+            **options,
+            **sampler,
+            target=target,
+            features=features,
+            seed=config.seed,
+            log=log,
+            report=report,
+            progress=console.print,
+            tell=bar.advance,
+        )
     tuning.write(workdir / "samplers.json")
     plots.save_tuning(workdir, [row.to_json() for row in tuning.rows])
     if Path(config.model.checkpoint or workdir).absolute() != workdir.absolute():
@@ -101,7 +101,7 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
         jobs.insert(0, ("folder", 0, evaluate.FolderImages(data)))
     features, network = _features(config, console)
     features.check(model.image_shape)
-    reference = _Reference(model, config, features)
+    reference = _Reference(model, config, features, console)
     metrics.check_count(c.num_samples, len(reference.law.mean))
     console.print(f"{len(jobs)} samplers and budgets, {len(c.seeds)} seeds of {c.num_samples:,} samples each")
     about = identity(model, config) | {
@@ -194,20 +194,21 @@ class _Reference:
       real: mean and spread of the distance that as many other real images have; ``None`` if there are no images.
     """
 
-    def __init__(self, model: build.Model, config: Any, features: metrics.Features):
+    def __init__(self, model: build.Model, config: Any, features: metrics.Features, console: Console):
         c = config.evaluate
         self.kept, self.real = None, None
         if model.data is not None:
             images = [exact_images(model, config, c.num_reference or 50_000, 10**6)]
-            others = [exact_images(model, config, c.num_samples, seed) for seed in c.seeds]
+            others, count = [exact_images(model, config, c.num_samples, seed) for seed in c.seeds], 1
         elif config.data.path:
             train, test = (build.build_data(model.config, split) for split in ("train", "test"))
             numbers = np.arange(c.num_reference or len(train))
-            images = (build.to_images(train, part) for part in np.array_split(numbers, -(-len(numbers) // 1000)))
+            count = -(-len(numbers) // 1000)
+            images = (build.to_images(train, part) for part in np.array_split(numbers, count))
             choices = [np.random.default_rng(seed).permutation(len(test))[: c.num_samples] for seed in c.seeds]
             others = (build.to_images(test, chosen) for chosen in choices)
         elif c.reference:
-            images, others = [], []
+            images, others, count = [], [], 0
         else:
             raise ValueError(
                 "--mode evaluate needs images to compare with: set config.data.path, or evaluate.reference"
@@ -216,7 +217,7 @@ class _Reference:
             dims = int(np.prod(features(np.zeros((2, *model.image_shape), np.float32)).shape[1:]))
             self.law = metrics.read_statistics(c.reference, dims)
         else:
-            moments = _moments(images, features, c.num_kept)
+            moments = _moments(track(images, "features of the reference", console, count), features, c.num_kept)
             self.law, self.kept = moments.gaussian(), moments.kept() if c.num_kept else None
         distances = [_moments([part], features).gaussian().distance(self.law) for part in others]
         if distances:

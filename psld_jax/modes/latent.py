@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from psld_jax import build
+from psld_jax._runtime.progress import Bar, track
 from psld_jax.evaluation import plots
 from psld_jax.latent import codes as latent
 from psld_jax.latent.likelihood import dequantize, log_likelihood
@@ -30,10 +30,11 @@ def run_likelihood(config: Any, workdir: Path, console: Console) -> dict[str, An
         images = dequantize(levels, config.seed) if quantized else levels
     options = {name: c[name] for name in ("draws", "divergence", "t_end", "rtol", "atol", "solver")}
     starts = range(0, len(images), c.batch_size)
-    parts = [
-        log_likelihood(model, images[at : at + c.batch_size], seed=config.seed + at, **options)
-        for at in track(starts, "likelihood", console=console, transient=True)
-    ]
+    with Bar(console, "likelihood, draws of every batch", c.draws * len(starts)) as bar:
+        parts = [
+            log_likelihood(model, images[at : at + c.batch_size], seed=config.seed + at, progress=bar.each, **options)
+            for at in starts
+        ]
     nats, error = (np.concatenate([getattr(part, name) for part in parts]) for name in ("nats", "standard_error"))
     np.savez(workdir / "likelihood.npz", nats=nats, standard_error=error)
     dims = parts[0].dims
@@ -67,7 +68,7 @@ def run_interpolate(config: Any, workdir: Path, console: Console) -> dict[str, A
     back = np.asarray(latent.decode(model, code, **options))
     error = float(np.sqrt(np.mean((back - images) ** 2)))
     rows = []
-    for path in track(range(c.num_paths), "interpolating", console=console, transient=True):
+    for path in track(range(c.num_paths), "interpolating", console):
         first, last = (jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], code) for i in (2 * path, 2 * path + 1))
         between = latent.interpolate(model.sde, first, last, list(np.linspace(0, 1, c.num_steps)))
         rows.append(np.asarray(latent.decode(model, between, **options)))

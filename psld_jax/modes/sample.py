@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from psld_jax import build, metrics
 from psld_jax._runtime import distributed
+from psld_jax._runtime.progress import track
 from psld_jax.evaluation import plots
 from psld_jax.modes._common import identity, prepared, sampled_model
 from psld_jax.sampling.adaptive import SOLVERS
@@ -36,7 +36,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         model,
         n=config.sampling.num_samples,
         batch_size=config.sampling.batch_size,
-        progress=partial(track, description="sampling", console=console, transient=True),
+        progress=partial(track, description="sampling", console=console),
         **build.sampler_options(config),
         **conditions,
     )
@@ -81,7 +81,7 @@ def _save_samples(
         form=c.save,
         levels=c.levels,
         about=identity(model, config),
-        progress=partial(track, description="sampling", console=console, transient=True),
+        progress=partial(track, description="sampling", console=console),
     )
     seconds = time.perf_counter() - start
     drawn = sum(int(theirs["drawn"]) for theirs in distributed.gather_arrays({"drawn": np.array(drawn)}))

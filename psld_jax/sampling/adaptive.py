@@ -220,7 +220,7 @@ def solve_ode(problem: OdeProblem, eps_fn: Any, z: blocks.State) -> tuple[blocks
     return jax.tree.map(lambda leaf: leaf[:, 0], z), nfe, reached
 
 
-_solve = xla.jit(solve_ode)
+_solve = xla.jit(solve_ode, "the adaptive solver")
 
 
 def _solved(problem: OdeProblem, eps_fn: EpsFn, z: blocks.State) -> tuple[blocks.State, Array]:

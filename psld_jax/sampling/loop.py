@@ -145,7 +145,7 @@ def run_rows(eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any,
     return jax.lax.fori_loop(0, count, body, begin(rows, draw, known, z_T))[0]
 
 
-_run = xla.jit(run_rows)
+_run = xla.jit(run_rows, "the sampler")
 
 
 def _scan(eps_fn, rows, count, z_T, keys, noise, known, *, keep: bool, remat: bool):
@@ -164,7 +164,7 @@ def _scan(eps_fn, rows, count, z_T, keys, noise, known, *, keep: bool, remat: bo
     return z, path
 
 
-_scan_program = xla.jit(partial(_scan, keep=True, remat=False))
+_scan_program = xla.jit(partial(_scan, keep=True, remat=False), "the sampler with its trajectory")
 
 
 def draws(keys: Any, noise: Any) -> Draw:

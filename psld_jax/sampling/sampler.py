@@ -48,10 +48,10 @@ def _solve_adaptively(eps_fn, conditions, problem, z_T, keys, arrays):
     return solve_ode(problem, conditions.eps_fn(eps_fn, arrays), z_T)
 
 
-_solve_batch = xla.jit(_solve_adaptively)
+_solve_batch = xla.jit(_solve_adaptively, "the adaptive solver")
 
 
-@functools.partial(xla.jit, static_argnames=("work",))
+@functools.partial(xla.jit, what="the sampler for all devices", static_argnames=("work",))
 def _on_all_devices(work, shared, own):
     """``work(*shared, *own)`` on every local device, each with its part of the samples."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))

@@ -158,4 +158,4 @@ def _advance_by_rows(eps_fn: Any, rows: Any, bounds: Array, state: StepState, *,
     return dataclasses.replace(state, z=z, history=history, step=number)
 
 
-_advance = xla.jit(_advance_by_rows, static_argnames=("width",))
+_advance = xla.jit(_advance_by_rows, "a step of the sampler", static_argnames=("width",))

@@ -174,7 +174,8 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
                 t = loss.times(losses.draw_times(config.seed, done, c.batch_size, c.t_min, c.time_sampling))
                 coefficients = loss.coefficients(t[mine]).cast(np.float32)
                 placed = devices.place((batch["image"], batch["label"], coefficients))
-                state, metrics = step_fn(state, key, *placed)
+                with monitor.during("compiling the training step") if done == start else contextlib.nullcontext():
+                    state, metrics = step_fn(state, key, *placed)
                 monitor.record(t, metrics)
                 done, stopped = done + 1, agreed(signalled())
                 saving = stopped > 0 or due(c.checkpoint_every)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tensorboardX.proto import event_pb2
 
 from psld_jax._runtime import distributed
 from psld_jax._runtime.journal import replace
+from psld_jax._runtime.progress import SHORT, duration
 
 Array = Any
 
@@ -97,6 +100,16 @@ class Monitor:
             if output is not None:
                 output.close()
 
+    @contextlib.contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Tell ``what`` is done while nothing can be counted, such as a compilation; on no terminal afterwards."""
+        start = time.perf_counter()
+        self._progress.update(self._task, text=what)
+        yield
+        self._progress.update(self._task, text="")
+        if not self._console.is_terminal and (seconds := time.perf_counter() - start) > SHORT:
+            self._console.print(f"{what}: {seconds:.1f} s")
+
     def record(self, t: np.ndarray, metrics: dict[str, Array]) -> None:
         """Take what a step reports for its samples' times ``t``, ``[n]`` each."""
         self._pending.append((t, metrics))
@@ -135,7 +148,7 @@ class Monitor:
         text = f"loss {loss:.4f}, {row['images_per_second']:.0f} images/s"
         self._progress.update(self._task, text=text)
         if not self._console.is_terminal:
-            self._console.print(f"step {step} of {self._steps}: {text}, {_duration(left)} left")
+            self._console.print(f"step {step} of {self._steps}: {text}, {duration(left)} left")
 
     def held_out(self, step: int, t: np.ndarray, metrics: dict[str, np.ndarray]) -> float:
         """Write down the means over held-out images at times ``t``, ``[n]`` each; returns their loss."""
@@ -177,9 +190,3 @@ class _Board:
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
