@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from seeds import generator
 
 from psld_jax import build, modes
 from psld_jax.evaluation import families, plots
@@ -74,9 +75,9 @@ def rows(names=("ddim", "reduced_oba", "predictor_corrector"), column="distance"
     ]
 
 
-def picture(path, seed=0):
+def picture(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)).save(path)
+    Image.fromarray(generator(path.name).integers(0, 255, (8, 8), np.uint8)).save(path)
     return path
 
 

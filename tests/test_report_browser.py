@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from seeds import generator
 
 from psld_jax import build, modes
 from psld_jax.report.write import PAGE
@@ -59,7 +60,7 @@ def workdir(tmp_path_factory):
     }
     for mode, overrides in runs.items():
         modes.run(mode, build.override(build.load_config("digits"), overrides), folder, Console(quiet=True))
-    data = write_mnist(folder / "data", np.random.default_rng(0))
+    data = write_mnist(folder / "data", generator("made-up digits"))
     training = {"train.steps": 4, "train.batch_size": 2, "train.log_every": 1, "train.eval_every": 2}
     training |= {"train.eval_images": 4, "train.sample_every": 4, "train.num_samples": 4, "train.warmup": 1}
     training |= {
