@@ -101,7 +101,7 @@ WRONG = {
     "sample.key": (3, "x", np.zeros(3)),
 }
 #: Arguments that are functions of the user, called as they are.
-AS_THEY_ARE = {"report", "progress", "options"}
+AS_THEY_ARE = {"report", "progress", "tell", "options", "used"}
 
 
 def _table(model):
@@ -160,6 +160,8 @@ CALLS = {
         "grid": pj.grids.quadratic(3),
         "jacobian": np.eye(2),
     },
+    "stepper": lambda m: {"table": _table(m)},
+    "citation": lambda m: {},
     "tabulate": lambda m: {"integrator": pj.integrators.get("ddim"), "sde": m.sde, "grid": pj.grids.quadratic(3)},
     "tune": lambda m: {
         "model": m,

@@ -98,10 +98,16 @@ def override(config: Any, values: dict[str, Any]) -> Any:
 
 def _check_kind(config: Any, name: str, value: Any) -> None:
     """``TypeError`` for what ml_collections takes for every field, or for a number."""
-    if value is None and not name.startswith(_OPEN):
+    if value is None and not name.startswith(_OPEN) and _value(config, name) is not None:
         raise TypeError
     if isinstance(value, bool) and _kind(config, name) in (int, float):
         raise TypeError
+
+
+def _value(config: Any, name: str) -> Any:
+    for key in name.split("."):
+        config = config[key]
+    return config
 
 
 def _kind(config: Any, name: str) -> type:
@@ -113,9 +119,7 @@ def _kind(config: Any, name: str) -> type:
 
 def _wanted(config: Any, name: str) -> str:
     """What a field takes, in words."""
-    kind, value = _kind(config, name), config
-    for key in name.split("."):
-        value = value[key]
+    kind, value = _kind(config, name), _value(config, name)
     if isinstance(value, ConfigDict):
         return f"it is a section; set its fields, such as config.{name}.{next(iter(value), 'NAME')}"
     default = "" if value is None else f", such as {shown(value)}"

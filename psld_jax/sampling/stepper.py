@@ -21,6 +21,7 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime import xla
+from psld_jax._runtime.errors import check_kind
 from psld_jax.conditioning.inpainting import Known
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.loop import begin, draws, start_of, step_row
@@ -137,6 +138,7 @@ def stepper(table: Tableau) -> Stepper:
     Raises:
       ValueError: for a table with a longer history than the loop keeps.
     """
+    check_kind("table", table, Tableau, "one of psld_jax.tabulate")
     history_capacity(table.B.shape[1])
     bounds = np.full(capacity(table.nfe, MIN_ROWS) + 1, table.nfe, np.int32)
     bounds[0], bounds[1 : table.num_steps + 1] = 0, table.last_rows + 1
