@@ -13,7 +13,7 @@ import seeds
 
 import psld_jax as pj
 from psld_jax.sampling.settings import Tuned
-from psld_jax.tuning._coefficients import FREE, Coefficients
+from psld_jax.tuning._coefficients import FREE, Coefficients, with_more_rows
 from psld_jax.tuning._curvature import Objective
 from psld_jax.tuning._evaluate import Evaluator
 
@@ -69,6 +69,16 @@ def test_a_consistent_solver_stays_exact_for_a_constant_prediction(model, rng):
     np.testing.assert_array_equal(moved.A, table.A)
     np.testing.assert_allclose(moved.B.sum(axis=1), table.B.sum(axis=1), atol=1e-14)
     assert not np.allclose(moved.B[:, 0], table.B[:, 0])
+
+
+@pytest.mark.parametrize("sampler", ["exponential_multistep", "ancestral", "reduced_oba"])
+def test_more_evaluations_change_nothing_until_they_are_learned(model, sampler, key):
+    table = pj.Setting(sampler).table(model.sde, 5)
+    longer = with_more_rows(table, 7)
+    assert longer.nfe == 7 and longer.num_steps == table.num_steps and with_more_rows(table, 5) is table
+    z_T = model.sde.prior_sample(key, (2, 8, 8, 1))
+    want = pj.sample(model.eps_fn, table, z_T, key)
+    np.testing.assert_array_equal(pj.sample(model.eps_fn, longer, z_T, key)[0], want[0])
 
 
 @pytest.mark.parametrize(("weight", "error"), [(0.0, "pixels"), (1.0, "pixels")])

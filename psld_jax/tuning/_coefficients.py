@@ -101,3 +101,21 @@ class Coefficients:
                 beyond = name == "tau" and not MIN_TIME <= table.tau[row] * (1 + theta[number]) <= 1
                 out[name][(column, *index)] = 0.0 if beyond else factor
         return out
+
+
+def with_more_rows(table: Tableau, nfe: int) -> Tableau:
+    """The same sampler with ``nfe`` evaluations: those that it lacks come first, and nothing depends on them.
+
+    Each repeats the first evaluation and leaves the state as it is, so that only learning makes something of them.
+    """
+    more = nfe - table.nfe
+    if more <= 0:
+        return table
+    eye, zero = np.eye(table.num_blocks), np.zeros((table.num_blocks,) * 2)
+    inert = {"P": eye, "Rpre": zero, "A": eye, "B": np.zeros(table.B.shape[1:]), "R": zero}
+    inert |= {"pre_draw": np.int64(-1), "post_draw": np.int64(-1)}
+    rows = {}
+    for name, values in table.rows().items():
+        first = None if values is None else inert.get(name, values[0])
+        rows[name] = None if values is None else np.concatenate([np.repeat(np.asarray(first)[None], more, 0), values])
+    return dataclasses.replace(table, **rows, last_rows=table.last_rows + more)

@@ -25,7 +25,7 @@ from psld_jax.build import Model, check_model
 from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.settings import Setting, choose
 from psld_jax.sampling.solver import Solver
-from psld_jax.tuning._coefficients import FREE, Coefficients
+from psld_jax.tuning._coefficients import FREE, Coefficients, with_more_rows
 from psld_jax.tuning._curvature import Loss, Objective
 from psld_jax.tuning._evaluate import Evaluator, Score
 
@@ -136,7 +136,8 @@ def learn(
       model: from ``psld_jax.load``.
       nfe: the budget, denoising included.
       start: where to start, or several settings, each of which is learned; by default what ``sampler="auto"`` takes
-        without learned solvers.
+        without learned solvers. A start of fewer evaluations, such as a solver that was learned for a smaller budget,
+        gets further ones at its beginning, which have no effect until they are learned.
       free: what is learned of each row: ``"tau"``, the time that the network is told, ``"A"``, ``"B"``, ``"P"``,
         ``"U"``, ``"V"`` (see :class:`psld_jax.Tableau`), and for a stochastic sampler ``"R"``, the noise.
       history: predictions that a row combines, up to 16; more than 4 run in another program.
@@ -244,6 +245,7 @@ class _Run:
         report: Callable[[str], None],
     ):
         table = setting.table(evaluator.model.sde, nfe, t_end=evaluator.t_end, denoise=evaluator.denoise)
+        table = with_more_rows(table, nfe)
         self.paired = table.num_draws == 0
         self.coefficients = Coefficients(
             table, free=options.free, history=options.history, consistent=options.consistent
