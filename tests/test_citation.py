@@ -44,6 +44,13 @@ def test_what_was_used_is_cited_once_each(few_digits):
     assert keys(pj.citation()) == ["psld_jax"]
 
 
+@pytest.mark.parametrize("thing", [None, 3, "", ("ddim",), b"ddim"])
+def test_what_has_no_publication_is_refused_in_one_line(thing):
+    with pytest.raises(ValueError, match="unknown sampler, path or network") as caught:
+        pj.citation(thing)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="predictor_corrector"):
         pj.citation("predictor_corector")

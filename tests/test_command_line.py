@@ -44,7 +44,7 @@ def test_sample_leaves_pictures_and_a_report(tmp_path):
     assert report["config"]["sampler"]["nfe"] == 10 and report["versions"]["jax"] == jax.__version__
     picture = plt.imread(tmp_path / "samples.png")
     assert picture.std() > 0.1
-    assert {p.name for p in tmp_path.iterdir()} == {"samples.png", "trajectories.png", "report.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {"samples.png", "trajectories.png", "report.json", "report.html"}
 
 
 def test_bench_compares_and_keeps_the_other_mode_s_report(tmp_path):

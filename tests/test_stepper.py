@@ -126,3 +126,7 @@ def test_what_does_not_fit_is_refused_before_a_step(key):
         stepper.init(state()[:1], key)
     with pytest.raises(ValueError, match="eps_fn returned"):
         stepper.step(lambda z, t: z[:1], stepper.init(state(), key))
+    with pytest.raises(ValueError, match="state"):
+        stepper.step(closed_forms.smooth_eps, state())
+    with pytest.raises(ValueError, match="table"):
+        pj.stepper("ddim")

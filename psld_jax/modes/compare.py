@@ -62,8 +62,7 @@ def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
             seed=config.seed,
             log=log,
             report=report,
-            progress=console.print,
-            tell=bar.advance,
+            progress=bar.advance,
         )
     tuning.write(workdir / "samplers.json")
     plots.save_tuning(workdir, [row.to_json() for row in tuning.rows])

@@ -8,7 +8,7 @@ from typing import Any
 
 from psld_jax._runtime.journal import read_json
 from psld_jax.evaluation import families
-from psld_jax.report._parts import Curve, Pictures, facts, plot, table
+from psld_jax.report._parts import Curve, Pictures, facts, plot, table, text
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -48,7 +48,7 @@ def _note(row: Mapping[str, Any]) -> str:
     hyper = {**setting.get("hyper", {}), **(row.get("hyper") or {})}
     grid = setting.get("grid", row.get("grid") or "")
     said = [f"{grid} grid" if isinstance(grid, str) and grid else "tuned grid" if grid else ""]
-    said += [f"{name}={value}" for name, value in hyper.items()]
+    said += [f"{name}={text(value)}" for name, value in hyper.items()]
     return ", ".join(filter(None, said))
 
 
@@ -163,7 +163,7 @@ def evaluation(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> 
 def tuning(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
     """What the tuner found for every sampler and budget, and the best for each budget."""
     found = read_json(workdir / "samplers.json")["rows"]
-    rows = [{**row, "sampler": row["setting"]["sampler"], "grid": "", "budget": row["nfe"]} for row in found]
+    rows = [{**row, "sampler": _sampler(row["setting"]), "grid": "", "budget": row["nfe"]} for row in found]
     best = {
         nfe: min((row for row in rows if row["nfe"] == nfe), key=lambda row: row["distance"])
         for nfe in sorted({row["nfe"] for row in rows})
@@ -194,11 +194,15 @@ def tuning(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
     )
 
 
+def _sampler(setting: Mapping[str, Any]) -> str:
+    return f"{setting['sampler']} (learned)" if setting.get("solver") else setting["sampler"]
+
+
 def _numbers(rows: Rows) -> str:
     """The hyper-parameters that are numbers, as they were best, against NFE."""
     parts = []
     for name in ("lam", "lam_s", "eta"):
-        having = [row for row in rows if name in row["setting"]["hyper"]]
+        having = [row for row in rows if name in row["setting"].get("hyper", {})]
         samplers = sorted({row["sampler"] for row in having})
         drawn = [
             Curve(

@@ -21,7 +21,7 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime import xla
-from psld_jax._runtime.errors import check_kind
+from psld_jax._runtime.errors import check_callable, check_kind
 from psld_jax.conditioning.inpainting import Known
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.loop import begin, draws, start_of, step_row
@@ -108,8 +108,11 @@ class Stepper:
           state: from :meth:`init`, or from the step before.
 
         Raises:
-          ValueError: when it is traced, if ``eps_fn`` returns another shape than that of ``state.z``.
+          ValueError: for what is no function or no state; when it is traced, if ``eps_fn`` returns another shape than
+            that of ``state.z``.
         """
+        check_callable("eps_fn", eps_fn, "a function of a state and a time")
+        check_kind("state", state, StepState, "one of init or step")
         dtype = jax.tree.leaves(state.z)[0].dtype
         rows, _ = padded(self.table, dtype)
         return _advance(blocks.as_pytree(eps_fn), rows, jnp.asarray(self.bounds), state, width=self.width)

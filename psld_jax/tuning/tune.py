@@ -143,7 +143,6 @@ def tune(
     log: Path | None = None,
     report: Callable[[Row], None] = lambda row: None,
     progress: Callable[[str], None] = lambda line: None,
-    tell: Callable[[str], None] = lambda text: None,
 ) -> Tuning:
     """Choose grid and hyper-parameters of every sampler for every budget, and the best sampler for every budget.
 
@@ -169,8 +168,8 @@ def tune(
       learning: options of :func:`psld_jax.learn` such as ``num_samples`` and ``iterations``.
       log: a file of JSON lines with every run; a killed tuning that is started again does not repeat what it holds.
       report: called with every row as it is found.
-      progress: called with a line for people after every iteration of learning.
-      tell: called after every run, with what it was and the best so far.
+      progress: called with a line for people after every run, which tells the best so far, and every iteration of
+        learning.
 
     Raises:
       ValueError: for unknown samplers, counts out of range, or a log of another tuning.
@@ -228,7 +227,7 @@ def tune(
             nonlocal least
             found = Score(**trials.get(["score", setting.to_json(), budget, n], lambda: score(setting, n, judge)))
             least = min(least, found.distance)
-            tell(f"{budget} NFE, {setting.describe()}: distance {found.distance:.3g}, smallest so far {least:.3g}")
+            progress(f"{budget} NFE, {setting.describe()}: distance {found.distance:.3g}, smallest so far {least:.3g}")
             return found
 
         best = search(
