@@ -81,7 +81,7 @@ def main() -> None:
         return
     target, features = None, None
     if arguments.images:
-        data = open_dataset("mnist", arguments.images)
+        data = open_dataset("mnist", arguments.images, image_size=model.image_shape[0], fit="pad")
         target = build.to_images(data, np.arange(10_000))
         features = pj.metrics.features("mnist")
     elif model.data is not None:

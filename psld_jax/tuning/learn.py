@@ -24,7 +24,7 @@ from psld_jax._runtime.journal import Journal
 from psld_jax.build import Model, check_model
 from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.settings import Setting, choose
-from psld_jax.sampling.solver import Solver
+from psld_jax.sampling.solver import LEARNED, Solver
 from psld_jax.tuning._coefficients import FREE, Coefficients, with_more_rows
 from psld_jax.tuning._curvature import Loss, Objective
 from psld_jax.tuning._evaluate import Evaluator, Score
@@ -195,7 +195,7 @@ def learn(
             report(f"{setting.describe()}: its samples are not finite, so it is left out")
             continue
         theta, count = run.learned()
-        known = {**about, "start": setting.to_json(), "iterations": count, "numbers": run.coefficients.size}
+        known = {**about, "start": _described(setting), "iterations": count, "numbers": run.coefficients.size}
         solver = Solver(run.coefficients.table(theta), known)
         after = judge(Setting.learned(solver), nfe, 2 * num_samples, paired=run.paired)
         scores = {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)}
@@ -218,6 +218,13 @@ def _starts(model: Model, nfe: int, start: Any) -> list[Setting]:
     for one in starts:
         check_kind("start", one, Setting, "a psld_jax.Setting, or several")
     return list(starts)
+
+
+def _described(setting: Setting) -> dict[str, Any]:
+    """A start for a solver's file: of another learned solver only where that one started."""
+    if setting.solver is None:
+        return setting.to_json()
+    return {"sampler": LEARNED, "nfe": setting.solver.nfe, "start": setting.solver.about.get("start")}
 
 
 @dataclasses.dataclass(frozen=True)
