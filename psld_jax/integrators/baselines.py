@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from psld_jax._runtime.checks import check_flag, check_number
-from psld_jax._runtime.errors import check_choice
 from psld_jax.integrators.ancestral import ancestral_stage
 from psld_jax.integrators.base import Stage, check_stationary, choice, register
 from psld_jax.sde import LinearSDE, OneBlock, cholesky, linear_flow
@@ -34,7 +33,7 @@ LAST_STEPS = ("euler", "exponential")
 def check_last_step(denoise: Any) -> None:
     """Raise a ``ValueError`` unless ``denoise`` is True, False or the name of a last step."""
     if isinstance(denoise, str):
-        check_choice("denoise", denoise, LAST_STEPS)
+        choice("denoise", denoise, LAST_STEPS)
     else:
         check_flag("denoise", denoise)
 

@@ -17,7 +17,7 @@ from psld_jax._runtime.checks import check_flag, check_number, check_seed
 from psld_jax._runtime.errors import check_counts, shown
 from psld_jax.build import Model, check_model
 from psld_jax.conditioning.steering import Bound, Steering
-from psld_jax.integrators.baselines import check_last_step
+from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import MAX_STEPS, SOLVERS, check_solver
 from psld_jax.sampling.sampler import Sampler, batch_shape
@@ -153,7 +153,10 @@ def check_end(t_end: Any, denoise: Any) -> None:
     """Raise a ``ValueError`` unless ``t_end`` is ``None`` or a time, and ``denoise`` a flag or a last step's name."""
     if t_end is not None:
         check_number("t_end", t_end, 0, 1, strict=True)
-    check_last_step(denoise)
+    if isinstance(denoise, str):
+        check_choice("denoise", denoise, LAST_STEPS)
+    else:
+        check_flag("denoise", denoise)
 
 
 _CONDITIONS = tuple(field.name for field in dataclasses.fields(Steering))
