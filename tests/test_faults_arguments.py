@@ -140,6 +140,14 @@ CALLS = {
     "load_solver": lambda m: {"path": "none.json"},
     "load": lambda m: {"name": "digits", "overrides": {}},
     "log_likelihood": lambda m: {"model": m, "images": IMAGES, "draws": 1, "rtol": 1e-2, "atol": 1e-2},
+    "measurement_pull": lambda m: {
+        "sde": m.sde,
+        "integrator": pj.integrators.get("exponential_multistep", order=1),
+        "table": pj.Setting("exponential_multistep", hyper={"order": 1}).table(m.sde, 3),
+        "operator": pj.operators.downsample(2),
+        "measurement": IMAGES[:, ::2, ::2],
+        "image_shape": (8, 8, 1),
+    },
     "normalise": lambda m: {"images": np.zeros((2, 4, 4, 1), np.uint8)},
     "sample": lambda m: {
         "eps_fn": m.eps_fn,
