@@ -192,7 +192,7 @@ def get_config() -> ConfigDict:
     config.steer.blur = 2.0  # standard deviation in pixels
     config.steer.noise_std = 0.05  # of the measurement, pixels in [-1, 1]
     config.steer.posterior = "pigdm"  # pigdm | dps | conjugate (in the table of a sampler in data prediction)
-    config.steer.weight = 1.0  # of the measurement
+    config.steer.weight = placeholder(float)  # of the measurement; empty: 1, or for conjugate 4
     config.steer.t_start = 1.0  # below 1: start there, from the noised pseudo-inverse of the measurement
 
     config.sampling = ConfigDict()

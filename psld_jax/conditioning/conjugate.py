@@ -34,7 +34,7 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime.checks import check_measurement, check_number
-from psld_jax._runtime.errors import check_callable, check_kind
+from psld_jax._runtime.errors import check_callable, check_kind, is_count, shown
 from psld_jax.conditioning._modes import modes_of
 from psld_jax.integrators.base import Integrator
 from psld_jax.integrators.tableau import Tableau, tabulate
@@ -59,7 +59,7 @@ class Pull:
       modes: the singular vectors of the operator.
       response: ``[L, ...]``, how much of each level a mode takes.
       weights: ``[S, L, history, K]``: ``B - B'`` of each row and level.
-      last: ``[S, L]``: ``w g`` in the denoising step, and 0 in the others.
+      last: ``[S, L]``: ``g``, times a weight below 1, in the denoising step, and 0 in the others.
     """
 
     target: Array
@@ -139,8 +139,14 @@ def measurement_pull(
     check_kind("integrator", integrator, Integrator, "one of psld_jax.integrators.get")
     check_kind("table", table, Tableau, "one of psld_jax.tabulate")
     check_callable("operator", operator, "a linear function of images, one of psld_jax.operators")
-    law = pull_law(sde, integrator, table, operator, image_shape, noise_std, weight, data_std)
-    return law.of(jnp.asarray(operator.pinv(jnp.asarray(check_measurement("measurement", measurement)))))
+    measurement = jnp.asarray(check_measurement("measurement", measurement))
+    if np.ndim(image_shape) != 1 or len(image_shape) != 3 or not all(is_count(size) for size in image_shape):
+        raise ValueError(f"image_shape={shown(image_shape)} must be whole numbers (height, width, channels)")
+    law = pull_law(sde, integrator, table, operator, tuple(image_shape), noise_std, weight, data_std)
+    expected = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *image_shape), measurement.dtype)).shape[1:]
+    if measurement.shape[1:] != expected:
+        raise ValueError(f"measurement has shape {measurement.shape}, the operator gives [n, *{expected}]")
+    return law.of(jnp.asarray(operator.pinv(measurement)))
 
 
 def pull_law(
@@ -185,7 +191,8 @@ def pull_law(
     for i, level in enumerate(levels):
         weights[:steps, i] = other_weights(lambda t, level=level: 1 - weight * g(t, level))[..., 0]
         if denoise:
-            last[-1, i] = weight * g(np.float64(grid[-1]), level)
+            # A weight above 1 is for the way: here the posterior mean is what is asked for.
+            last[-1, i] = min(weight, 1.0) * g(np.float64(grid[-1]), level)
     return Pull(None, modes, modes.response(levels), weights, last)
 
 
