@@ -40,11 +40,11 @@ class Flat:
     value: Array
 
     def singular_values(self) -> np.ndarray:
-        """``[1]``: the one that is not 0."""
+        """The one that is not 0, float64 ``[m]`` with ``m = 1``."""
         return np.atleast_1d(np.asarray(self.value, np.float64))
 
     def response(self, levels: np.ndarray) -> np.ndarray:
-        """What is mixed of functions at ``levels [1]``: all of the only one."""
+        """What is mixed of functions at ``levels [L]``, float64 ``[L]`` with ``L = 1``: all of the only one."""
         return np.ones((len(levels),))
 
     def mixed(self, parts: Array, response: Array) -> Array:

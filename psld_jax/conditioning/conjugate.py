@@ -73,7 +73,7 @@ class Pull:
         return dataclasses.replace(self, target=target)
 
     def at(self, row: Array) -> Pull:
-        """That of one row."""
+        """That of one row, a scalar number: ``weights [L, history, K]`` and ``last [L]``."""
         return dataclasses.replace(self, weights=jnp.asarray(self.weights)[row], last=jnp.asarray(self.last)[row])
 
     def __call__(self, z: blocks.State, history: tuple[blocks.State, ...]) -> blocks.State:
@@ -159,7 +159,13 @@ def pull_law(
     weight: float,
     data_std: float = 1.0,
 ) -> Pull:
-    """:func:`measurement_pull` before it is known what was measured; :meth:`Pull.of` says so."""
+    """:func:`measurement_pull` before it is known what was measured; :meth:`Pull.of` says so.
+
+    ``image_shape`` is ``(H, W, C)``.
+
+    Raises:
+      ValueError: as :func:`measurement_pull`.
+    """
     check_number("noise_std", noise_std, 0)
     check_number("weight", weight, 0)
     check_number("data_std", data_std, 0, strict=True)

@@ -189,7 +189,7 @@ def grayscale(channels: int = 3) -> Grayscale:
 
 
 def by_name(name: str, *, factor: int = 4, std: float = 2.0, known: Array | None = None, channels: int = 3) -> Operator:
-    """An operator by its name, for the command line; ``known`` is of ``"mask"``.
+    """An operator by its name, for the command line; ``known [H, W]`` or ``[1, H, W, C]`` is of ``"mask"``.
 
     Raises:
       ValueError: for an unknown name, or ``"mask"`` without a mask.

@@ -187,6 +187,9 @@ class Bound:
         """What a program needs of these conditions, without the arrays that samples have of their own.
 
         ``table`` is that of ``integrator``, ``None`` for an adaptive solver, which has no known pixels.
+
+        Raises:
+          ValueError: for a measurement that is to be integrated by a sampler that cannot.
         """
         s, sde, eps_fn, guides = self.steering, self.model.sde, self.model.eps_fn, []
         one = self.arrays(np.zeros(1, int))
