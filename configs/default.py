@@ -186,11 +186,14 @@ def get_config() -> ConfigDict:
     config.steer.fresh = True  # new noise on known pixels after every step
     config.steer.resample = 1  # times that every stretch of the grid is taken
     config.steer.jump = 10  # steps in a stretch
-    config.steer.operator = ""  # test images are measured through it: downsample | blur
+    # Test images are measured through it: downsample | blur | grayscale | mask (steer.mask, as a measurement)
+    config.steer.operator = ""
     config.steer.factor = 4  # of downsample
     config.steer.blur = 2.0  # standard deviation in pixels
     config.steer.noise_std = 0.05  # of the measurement, pixels in [-1, 1]
-    config.steer.posterior = "pigdm"  # pigdm | dps
+    config.steer.posterior = "pigdm"  # pigdm | dps | conjugate (in the table of a sampler in data prediction)
+    config.steer.weight = placeholder(float)  # of the measurement; empty: 1, or for conjugate 4
+    config.steer.t_start = 1.0  # below 1: start there, from the noised pseudo-inverse of the measurement
 
     config.sampling = ConfigDict()
     config.sampling.num_samples = 64

@@ -11,6 +11,7 @@ from psld_jax._version import __version__
 from psld_jax.blocks import PhaseState, ThirdOrderState
 from psld_jax.build import Classifier, Model, from_denoiser, from_function, load
 from psld_jax.conditioning import operators
+from psld_jax.conditioning.conjugate import measurement_pull
 from psld_jax.conditioning.inpainting import known_pixels
 from psld_jax.conditioning.steering import Steering
 from psld_jax.evaluation import analysis
@@ -62,6 +63,7 @@ __all__ = [
     "load",
     "load_solver",
     "log_likelihood",
+    "measurement_pull",
     "metrics",
     "models",
     "normalise",

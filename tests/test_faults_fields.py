@@ -244,7 +244,7 @@ def test_every_tuple_has_a_kind_and_every_name_is_a_field():
         ({"tune.samplers": (1,)}, r"config\.tune\.samplers=\(1,\) must hold names"),
         ({"evaluate.published": (("EM", 50),)}, r"a sampler, its nfe and a distance"),
         ({"sampler.hyper.intervals": ((1.0, 2.0),)}, r"\(sigma_min, sigma_max, steps, repeats\)"),
-        ({"steer.noise_std": np.nan}, r"config\.steer\.noise_std=nan must be a finite number > 0"),
+        ({"steer.noise_std": np.nan}, r"config\.steer\.noise_std=nan must be a finite number >= 0"),
         ({"train.lr": np.inf}, r"config\.train\.lr=inf must be a finite number"),
         ({"seed": 2**32}, r"config\.seed=4294967296 must be an integer from 0 to 2\*\*32 - 1"),
     ],

@@ -34,9 +34,9 @@ _LEAST: dict[str, int] = {
 }
 
 #: Numbers that are at least, or above, 0; others may be any finite number here.
-_NOT_NEGATIVE = ("steer.guidance", "model.data_std", "tune.learning.distance")
+_NOT_NEGATIVE = ("steer.guidance", "steer.weight", "steer.noise_std", "model.data_std", "tune.learning.distance")
 _POSITIVE = (
-    *("model.bandwidth", "steer.blur", "steer.noise_std", "sampler.rho", "sampler.rtol", "sampler.atol"),
+    *("model.bandwidth", "steer.blur", "steer.t_start", "sampler.rho", "sampler.rtol", "sampler.atol"),
     *("likelihood.rtol", "likelihood.atol", "interpolate.rtol", "interpolate.atol", "train.adam_eps"),
 )
 #: Numbers of which infinity is no bound.

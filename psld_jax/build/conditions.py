@@ -42,34 +42,38 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
     truth = seen = test_images(model, n)
     if len(truth) < n:
         raise ValueError(f"config.sampling.num_samples={n} is more than the {len(truth)} test images")
+    mask = None
     if c.mask:
-        if c.mask.endswith(".npy"):
-            try:
-                mask = np.load(c.mask, allow_pickle=False)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                raise ValueError(f"config.steer.mask={c.mask!r} cannot be read: {why(error)}") from None
-            if not isinstance(mask, np.ndarray) or mask.ndim != 2:
-                raise ValueError(f"config.steer.mask={c.mask!r} must hold one array [H, W] of 0 and 1")
-            mask = mask[None, ..., None]
-        else:
-            mask = operators.half_mask(c.mask, model.image_shape)
-        options |= {"known": truth, "mask": mask, "fresh": c.fresh, "resample": c.resample, "jump": c.jump}
+        mask = _mask(c.mask, model)
         check_mask(mask, truth.shape)
         seen = np.where(mask == 1, truth, 0).astype(np.float32)
+    if c.mask and c.operator != "mask":
+        options |= {"known": truth, "mask": mask, "fresh": c.fresh, "resample": c.resample, "jump": c.jump}
     if c.operator:
-        operator = operators.by_name(c.operator, factor=c.factor, std=c.blur)
+        channels = truth.shape[-1]
+        operator = operators.by_name(c.operator, factor=c.factor, std=c.blur, known=mask, channels=channels)
         clean = np.asarray(operator(jnp.asarray(truth)))
         noise = np.random.default_rng(config.seed).standard_normal(clean.shape)
         measurement = (clean + c.noise_std * noise).astype(np.float32)
-        options |= {
-            "operator": operator,
-            "measurement": measurement,
-            "noise_std": c.noise_std,
-            "posterior": c.posterior,
-        }
-        repeats = [size // small for size, small in zip(truth.shape[1:3], measurement.shape[1:3], strict=True)]
-        seen = measurement.repeat(repeats[0], axis=1).repeat(repeats[1], axis=2)
+        options |= {"operator": operator, "measurement": measurement}
+        options |= {name: c[name] for name in ("noise_std", "posterior", "weight", "t_start")}
+        seen = measurement
+        for axis in (1, 2, 3):
+            seen = seen.repeat(truth.shape[axis] // measurement.shape[axis], axis=axis)
     return options, truth, seen
+
+
+def _mask(name: str, model: Model) -> np.ndarray:
+    """The mask ``[1, H, W, 1]`` of that name, or in that file."""
+    if not name.endswith(".npy"):
+        return operators.half_mask(name, model.image_shape)
+    try:
+        mask = np.load(name, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"config.steer.mask={name!r} cannot be read: {why(error)}") from None
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
+        raise ValueError(f"config.steer.mask={name!r} must hold one array [H, W] of 0 and 1")
+    return mask[None, ..., None]
 
 
 def test_images(model: Model, n: int) -> np.ndarray:

@@ -1,21 +1,26 @@
-"""Linear operators of images ``[n, H, W, C]``, for inverse problems: ``measurement = operator(images)``."""
+"""Linear operators of images ``[n, H, W, C]``, for inverse problems: ``measurement = operator(images)``.
+
+Each has a pseudo-inverse ``H^+`` and the projection ``H^+ H`` on what it sees, which ``posterior="conjugate"`` needs.
+An operator of your own that has the methods ``pinv(measurement)`` and ``projection(images)`` serves there as well.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax._runtime.errors import check_choice, check_counts
+from psld_jax._runtime.errors import check_choice, check_counts, shown
+from psld_jax.conditioning._modes import Separable, convolution_matrix
 
 Array = Any
 Operator = Callable[[Array], Array]
 
-OPERATORS = ("downsample", "blur")
+OPERATORS = ("downsample", "blur", "grayscale", "mask")
 
 
 @jax.tree_util.register_dataclass
@@ -32,26 +37,94 @@ class Downsample:
             raise ValueError(f"downsample factor={factor} does not divide images of {h} x {w} pixels")
         return images.reshape(n, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
 
+    def pinv(self, measurement: Array) -> Array:
+        """``H^+ y``: every mean in all pixels that it was taken of, ``[n, h, w, C]`` to ``[n, h factor, ...]``."""
+        return jnp.repeat(jnp.repeat(measurement, self.factor, axis=1), self.factor, axis=2)
+
+    def projection(self, images: Array) -> Array:
+        """``H^+ H x``, images ``[n, H, W, C]`` of constant squares; ``ValueError`` if ``factor`` does not divide."""
+        return self.pinv(self(images))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blur:
-    """Convolution with the outer product of ``kernel`` with itself; make it with :func:`blur`.
+    """Convolution with ``kernel`` along the height and with ``across`` along the width; :func:`blur` makes it.
 
-    The kernel is data, so that blurs of the same reach run in one program.
+    Each is ``[2 reach + 1]``; without ``across`` both are the same. Kernels are data, so that blurs of the same reach
+    run in one program.
     """
 
     kernel: Array
+    across: Array | None = None
+    cutoff: float = dataclasses.field(default=1e-3, metadata={"static": True})
 
     def __call__(self, images: Array) -> Array:
         """Images ``[n, H, W, C]`` to images of the same shape; beyond the edge is zero."""
         channels = images.shape[-1]
-        for shape in ((-1, 1), (1, -1)):
-            taps = jnp.tile(jnp.reshape(self.kernel, (*shape, 1, 1)), (1, 1, 1, channels)).astype(images.dtype)
+        kernels = self.kernel, self.kernel if self.across is None else self.across
+        for kernel, shape in zip(kernels, ((-1, 1), (1, -1)), strict=True):
+            taps = jnp.tile(jnp.reshape(kernel, (*shape, 1, 1)), (1, 1, 1, channels)).astype(images.dtype)
             images = jax.lax.conv_general_dilated(
                 images, taps, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels
             )
         return images
+
+    def modes(self, image_shape: tuple[int, ...]) -> Separable:
+        """The singular vectors and values for images ``[H, W, ...]``: the outer product of those of two matrices."""
+        across = self.kernel if self.across is None else self.across
+        down, right = convolution_matrix(self.kernel, image_shape[0]), convolution_matrix(across, image_shape[1])
+        return Separable.of(down, right, self.cutoff)
+
+    def pinv(self, measurement: Array) -> Array:
+        """``H^+ y`` for ``[n, H, W, C]``, of singular values above ``cutoff`` times the largest; others count as 0."""
+        return self.modes(measurement.shape[1:]).pinv(measurement)
+
+    def projection(self, images: Array) -> Array:
+        """``H^+ H x`` for images ``[n, H, W, C]``, with the ``cutoff`` of :meth:`pinv`."""
+        return self.modes(images.shape[1:]).projection(images)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Pixels as they are where ``known`` is 1, and 0 elsewhere; make it with :func:`mask`. The mask is data."""
+
+    known: Array
+
+    def __call__(self, images: Array) -> Array:
+        """Images ``[n, H, W, C]`` to images of the same shape."""
+        return images * jnp.asarray(self.known, images.dtype)
+
+    def pinv(self, measurement: Array) -> Array:
+        """``H^+ y``, ``[n, H, W, C]``: the same product."""
+        return self(measurement)
+
+    def projection(self, images: Array) -> Array:
+        """``H^+ H x``, ``[n, H, W, C]``: the same product."""
+        return self(images)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Grayscale:
+    """The mean of ``channels`` colours; make it with :func:`grayscale`."""
+
+    channels: int = dataclasses.field(default=3, metadata={"static": True})
+
+    def __call__(self, images: Array) -> Array:
+        """Images ``[n, H, W, channels]`` to ``[n, H, W, 1]``; ``ValueError`` for another number of channels."""
+        if images.shape[-1] != self.channels:
+            raise ValueError(f"grayscale channels={self.channels} does not fit images with {images.shape[-1]} channels")
+        return images.mean(axis=-1, keepdims=True)
+
+    def pinv(self, measurement: Array) -> Array:
+        """``H^+ y``: the mean in every channel, ``[n, H, W, 1]`` to ``[n, H, W, channels]``."""
+        return jnp.repeat(measurement, self.channels, axis=-1)
+
+    def projection(self, images: Array) -> Array:
+        """``H^+ H x``, images ``[n, H, W, channels]`` whose channels are equal; ``ValueError`` for other channels."""
+        return self.pinv(self(images))
 
 
 def downsample(factor: int) -> Downsample:
@@ -64,23 +137,70 @@ def downsample(factor: int) -> Downsample:
     return Downsample(factor)
 
 
-def blur(std: float) -> Blur:
+def blur(std: float | Sequence[float], cutoff: float = 1e-3) -> Blur:
     """Convolution with a Gaussian of ``std`` pixels, cut off at three of them; beyond the edge is zero.
 
+    Args:
+      std: one standard deviation, or those along the height and the width.
+      cutoff: singular values below this part of the largest count as 0 in the pseudo-inverse, which would make
+        rounding larger by more than its inverse.
+
     Raises:
-      ValueError: for a ``std`` that is not > 0.
+      ValueError: for a ``std`` that is not > 0, or a ``cutoff`` outside of 0 to 1.
     """
-    if not (np.isfinite(std) and std > 0):
-        raise ValueError(f"blur std={std} must be a finite number of pixels > 0")
-    reach = int(np.ceil(3 * std))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / std) ** 2)
-    return Blur(kernel / kernel.sum())
+    if not (np.isfinite(cutoff) and 0 < cutoff < 1):
+        raise ValueError(f"blur cutoff={cutoff} must lie between 0 and 1, e.g. 1e-3")
+    both = np.atleast_1d(np.asarray(std, np.float64))
+    if both.shape not in ((1,), (2,)) or not np.all(np.isfinite(both) & (both > 0)):
+        raise ValueError(f"blur std={std} must be a finite number of pixels > 0, or two: (height, width)")
+    kernels = []
+    for value in both:
+        reach = int(np.ceil(3 * value))
+        kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / value) ** 2)
+        kernels.append(kernel / kernel.sum())
+    return Blur(*kernels, cutoff=float(cutoff))
 
 
-def by_name(name: str, *, factor: int = 4, std: float = 2.0) -> Operator:
-    """An operator by its name, for the command line; ``ValueError`` for an unknown one."""
+def mask(known: Array) -> Mask:
+    """Pixels where ``known`` is 1; inpainting is to find the others.
+
+    Args:
+      known: 1 (measured) and 0, ``[H, W]``, or ``[1, H, W, C]`` with C also 1: one mask for all images.
+
+    Raises:
+      ValueError: for another shape or other values.
+    """
+    values = np.asarray(known)
+    if not (values.ndim == 2 or (values.ndim == 4 and len(values) == 1)) or values.dtype.kind not in "biuf":
+        raise ValueError(f"mask={shown(known)} must be an array [H, W] or [1, H, W, C] of 0 and 1")
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(f"the mask must hold 1 (known) and 0 only, got values from {values.min()} to {values.max()}")
+    return Mask((values if values.ndim == 4 else values[None, ..., None]).astype(np.float32))
+
+
+def grayscale(channels: int = 3) -> Grayscale:
+    """The mean of the colours: colouring is to undo it.
+
+    Raises:
+      ValueError: for fewer than 1 channel; when applied, for images with another number of them.
+    """
+    check_counts(channels=channels)
+    return Grayscale(channels)
+
+
+def by_name(name: str, *, factor: int = 4, std: float = 2.0, known: Array | None = None, channels: int = 3) -> Operator:
+    """An operator by its name, for the command line; ``known [H, W]`` or ``[1, H, W, C]`` is of ``"mask"``.
+
+    Raises:
+      ValueError: for an unknown name, or ``"mask"`` without a mask.
+    """
     check_choice("operator", name, OPERATORS)
-    return downsample(factor) if name == "downsample" else blur(std)
+    if name == "mask":
+        if known is None:
+            raise ValueError("operator 'mask' needs a mask: which pixels are measured, e.g. config.steer.mask='top'")
+        return mask(known)
+    makers = {"downsample": lambda: downsample(factor), "blur": lambda: blur(std)}
+    return makers.get(name, lambda: grayscale(channels))()
 
 
 def half_mask(name: str, image_shape: tuple[int, ...]) -> np.ndarray:

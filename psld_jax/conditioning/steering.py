@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,19 @@ from psld_jax import build, scores
 from psld_jax._runtime.checks import as_pixels, check_flag, check_measurement, check_number
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Classifier, Model
+from psld_jax.conditioning._modes import modes_of
+from psld_jax.conditioning.conjugate import Pull, pull_law
 from psld_jax.conditioning.guidance import POSTERIORS
 from psld_jax.conditioning.inpainting import Known, as_mask, known_law
+from psld_jax.integrators.base import Integrator
 from psld_jax.integrators.tableau import Tableau
 
 Array = Any
+
+#: What takes a measurement into account; the last one in the table itself, without a backward evaluation.
+METHODS = (*POSTERIORS, "conjugate")
+#: The weight of an integrated measurement, unless one is given (docs/results.md).
+_WEIGHT = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +46,12 @@ class Steering:
       fresh: see :func:`psld_jax.known_pixels`.
       resample, jump: see :func:`psld_jax.tabulate`.
       operator, measurement: a linear function of images, each by itself, and what it gave, ``[n, ...]``.
-      noise_std: of the measurement.
-      posterior: ``"pigdm"`` or ``"dps"``, see :func:`psld_jax.scores.posterior_guided`.
+      noise_std: of the measurement; 0, an exact one, is for ``"conjugate"``.
+      posterior: ``"pigdm"`` or ``"dps"``, see :func:`psld_jax.scores.posterior_guided`, or ``"conjugate"``, see
+        :func:`psld_jax.measurement_pull`, for samplers in data prediction and operators with a pseudo-inverse.
+      weight: of the measurement: 1 is the formula, and what ``None`` means for ``"pigdm"`` and ``"dps"``; for
+        ``"conjugate"`` it means 4, which was closest to exact posteriors.
+      t_start: where to start, at most 1: below it from the noised pseudo-inverse of the measurement.
     """
 
     label: int | Array | None = None
@@ -54,6 +67,13 @@ class Steering:
     measurement: Array | None = None
     noise_std: float = 0.05
     posterior: str = "pigdm"
+    weight: float | None = None
+    t_start: float = 1.0
+
+    @property
+    def integrated(self) -> bool:
+        """Whether a measurement is part of the table."""
+        return self.operator is not None and self.posterior == "conjugate"
 
     def bind(self, model: Model) -> Bound:
         """These conditions for a model, once checked.
@@ -65,15 +85,22 @@ class Steering:
         _check_pairs(self)
         check_counts(resample=self.resample, jump=self.jump)
         check_flag("fresh", self.fresh)
+        if self.weight is not None:
+            check_number("weight", self.weight, 0)
+        check_number("t_start", self.t_start, 0, 1, strict=True)
+        if self.operator is None and (self.t_start, self.weight) != (1, None):
+            raise ValueError("t_start and weight are of a measurement: give operator=... and measurement=...")
         checked = self
         if self.known is not None:
             known = as_pixels("known images", self.known, model.image_shape)
             checked = dataclasses.replace(checked, known=known, mask=as_mask(self.mask, known.shape))
         if self.operator is not None:
-            check_choice("posterior guidance", self.posterior, POSTERIORS)
-            check_number("noise_std", self.noise_std, 0, strict=True)
+            check_choice("posterior", self.posterior, METHODS)
+            check_number("noise_std", self.noise_std, 0, strict=self.posterior != "conjugate")
             measurement = check_measurement("measurement", self.measurement)
             _check_operator(self.operator, measurement, model.image_shape)
+            if self.integrated or self.t_start < 1:
+                modes_of(self.operator, model.image_shape)
             checked = dataclasses.replace(checked, measurement=measurement)
         if self.label is None:
             return Bound(checked, model, None)
@@ -97,10 +124,12 @@ class Conditions:
     Attributes:
       guides: guidance, to be bound to a network one around the other.
       known: the law of known pixels, or ``None``.
+      pull: that of measurements, or ``None``.
     """
 
     guides: tuple[Any, ...] = ()
     known: Known | None = None
+    pull: Pull | None = None
 
     def eps_fn(self, eps_fn: Any, own: dict[str, Array]) -> Any:
         """The ``eps_fn`` of the conditional law for samples with these arrays.
@@ -117,6 +146,10 @@ class Conditions:
         ``own`` is from :meth:`Bound.arrays`; images and masks ``[n, H, W, C]``, of masks also 1 for C.
         """
         return None if self.known is None else self.known.of(own["known"], own["mask"])
+
+    def pull_of(self, own: dict[str, Array]) -> Pull | None:
+        """The pull of measurements on samples with these arrays, ``own["pinv"]`` of them ``[n, H, W, C]``."""
+        return None if self.pull is None else self.pull.of(own["pinv"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +173,23 @@ class Bound:
         s = self.steering
         values = {"labels": s.label, "measurement": s.measurement, "known": s.known}
         own = {name: _take(np.atleast_1d(value), indices) for name, value in values.items() if value is not None}
+        if s.integrated or s.t_start < 1:
+            own["pinv"] = _take(self._pinv, indices)
         return own if s.mask is None else {**own, "mask": _take(s.mask, indices)}
 
-    def conditions(self, table: Tableau | None) -> Conditions:
+    @functools.cached_property
+    def _pinv(self) -> np.ndarray:
+        """``H^+ y`` of all measurements."""
+        operator: Any = self.steering.operator
+        return np.asarray(operator.pinv(self.steering.measurement))
+
+    def conditions(self, table: Tableau | None, integrator: Integrator | None = None) -> Conditions:
         """What a program needs of these conditions, without the arrays that samples have of their own.
 
-        ``table`` is the sampler's, ``None`` for an adaptive solver, which has no known pixels.
+        ``table`` is that of ``integrator``, ``None`` for an adaptive solver, which has no known pixels.
+
+        Raises:
+          ValueError: for a measurement that is to be integrated by a sampler that cannot.
         """
         s, sde, eps_fn, guides = self.steering, self.model.sde, self.model.eps_fn, []
         one = self.arrays(np.zeros(1, int))
@@ -153,11 +197,20 @@ class Bound:
             guides.append(scores.classifier_guided(eps_fn, self.classifier.logits_fn, sde, one["labels"], s.guidance))
         elif s.label is not None:
             guides.append(scores.classifier_free(eps_fn, one["labels"], s.guidance, s.interval))
-        if s.operator is not None:
-            options = {"noise_std": s.noise_std, "method": s.posterior}
+        if s.operator is not None and not s.integrated:
+            weight = 1.0 if s.weight is None else s.weight
+            options = {"noise_std": s.noise_std, "method": s.posterior, "scale": weight}
             guides.append(scores.posterior_guided(eps_fn, sde, s.operator, one["measurement"], **options))
         known = None if s.known is None or table is None else known_law(sde, table, fresh=s.fresh)
-        return Conditions(tuple(guides), known)
+        pull = None
+        if s.integrated:
+            if table is None or integrator is None:
+                raise ValueError(
+                    "posterior='conjugate' needs a sampler with a table in data prediction: sampler='auto'"
+                )
+            weight = _WEIGHT if s.weight is None else s.weight
+            pull = pull_law(sde, integrator, table, s.operator, self.model.image_shape, s.noise_std, weight)
+        return Conditions(tuple(guides), known, pull)
 
     def about(self) -> dict[str, Any]:
         """The conditions for a report; of arrays only a check sum."""

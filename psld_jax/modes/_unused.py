@@ -16,6 +16,7 @@ Condition = tuple[str, Callable[[Any], bool]]
 
 _LABELS: Condition = ("config.steer.labels", lambda c: bool(c.steer.labels))
 _MASK: Condition = ("config.steer.mask", lambda c: bool(c.steer.mask))
+_KNOWN: Condition = ("config.steer.operator to be none of mask", lambda c: c.steer.operator != "mask")
 _OPERATOR: Condition = ("config.steer.operator", lambda c: bool(c.steer.operator))
 _ADAPTIVE: Condition = (f"config.sampler.name, one of {', '.join(SOLVERS)}", lambda c: c.sampler.name in SOLVERS)
 _POWER: Condition = (
@@ -44,13 +45,15 @@ _STEER: dict[str, tuple[Condition, ...]] = {
         _LABELS,
         ("a network that takes labels itself: config.steer.classifier is set", lambda c: not c.steer.classifier),
     ),
-    "steer.fresh": (_MASK,),
-    "steer.resample": (_MASK,),
-    "steer.jump": (_MASK,),
+    "steer.fresh": (_MASK, _KNOWN),
+    "steer.resample": (_MASK, _KNOWN),
+    "steer.jump": (_MASK, _KNOWN),
     "steer.factor": (("config.steer.operator='downsample'", lambda c: c.steer.operator == "downsample"),),
     "steer.blur": (("config.steer.operator='blur'", lambda c: c.steer.operator == "blur"),),
     "steer.noise_std": (_OPERATOR,),
     "steer.posterior": (_OPERATOR,),
+    "steer.weight": (_OPERATOR,),
+    "steer.t_start": (_OPERATOR,),
     "sampling.levels": (("config.sampling.save", lambda c: bool(c.sampling.save)),),
 }
 #: Mode -> field -> what it needs to have an effect.

@@ -21,7 +21,7 @@ from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import MAX_STEPS, SOLVERS, check_solver
 from psld_jax.sampling.sampler import Sampler, batch_shape
-from psld_jax.sampling.settings import Setting, choose, given_times
+from psld_jax.sampling.settings import MEASURED, Setting, choose, given_times
 from psld_jax.sampling.solver import LEARNED, Solver, load_solver
 
 Array = Any
@@ -126,6 +126,8 @@ def prepare(
         usable = functools.partial(Solver.fits, sde=model.sde, t_end=t_end, denoise=denoise, resample=steering.resample)
 
         def setting_for(budget: int) -> Setting:
+            if steering.integrated and sampler == "auto" and solver is None and _is(grid, "auto") and not hyper:
+                return MEASURED
             return resolve(model, sampler, budget, grid=grid, rho=rho, solver=solver, usable=usable, **hyper)
 
         setting, table = _within_budget(setting_for, bound, model, nfe, t_end, denoise, given)
@@ -135,6 +137,8 @@ def prepare(
         raise ValueError(f"solver is a sampler by itself; leave sampler={sampler!r} out")
     if steering.known is not None or steering.resample > 1:
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
+    if steering.integrated or steering.t_start < 1:
+        raise ValueError(f"posterior='conjugate' and t_start are for samplers with a grid; {sampler!r} is adaptive")
     if hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
     adaptive = {
@@ -179,7 +183,7 @@ def _within_budget(
     if bound is None:
         setting = setting_for(nfe)
         return setting, setting.table(model.sde, nfe, **options)
-    options |= {"resample": bound.steering.resample, "jump": bound.steering.jump}
+    options |= {name: getattr(bound.steering, name) for name in ("resample", "jump", "t_start")}
     # Guidance at most doubles the evaluations; how much it does depends on where the grid lies.
     for budget in range(nfe, 0, -1):
         setting = setting_for(budget)

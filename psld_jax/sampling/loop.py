@@ -6,6 +6,7 @@
                                  z <- P z + Rpre xi
                                  q  = U z + V eps(z, tau)      one evaluation of the network
                                  z <- A z + sum_j B_j q_{-j} + R xi
+                                 z <- the pull of a measurement, where there is one
                                  z <- known pixels, where there are any
 
 The step is written once (:func:`step_row`); two loops run it:
@@ -35,9 +36,10 @@ from psld_jax._runtime import random, xla
 from psld_jax._runtime.checks import check_flag
 from psld_jax._runtime.device import to_device
 from psld_jax._runtime.errors import check_callable, check_kind
+from psld_jax.conditioning.conjugate import Pull
 from psld_jax.conditioning.inpainting import Known
 from psld_jax.integrators.tableau import Tableau
-from psld_jax.sampling.rows import padded, padded_known
+from psld_jax.sampling.rows import padded, padded_known, padded_pull
 from psld_jax.sampling.states import EpsFn, check_state, evaluate
 
 Array = Any
@@ -55,6 +57,7 @@ def sample(
     *,
     noise: blocks.State | None = None,
     known: Known | None = None,
+    pull: Pull | None = None,
     return_trajectory: bool = False,
     remat: bool = False,
 ) -> blocks.State:
@@ -72,6 +75,7 @@ def sample(
       noise: recorded draws, a state whose leaves have a leading axis of length ``table.num_draws``, and so many more
         as ``known`` takes. Their number is a shape, so another number is another program.
       known: pixels that are known, from :func:`psld_jax.known_pixels` for the same table.
+      pull: of a measurement, from :func:`psld_jax.measurement_pull` for the same table.
       return_trajectory: also keep the state after every step: leaves ``[num_steps + 1, n, ...]``, ``z_T`` first.
       remat: compute each row again in the backward pass of a gradient, so that its memory is that of one evaluation.
 
@@ -84,18 +88,23 @@ def sample(
     check_callable("eps_fn", eps_fn, "a function of a state and a time")
     check_kind("table", table, Tableau, "one of psld_jax.tabulate")
     check_kind("known", known, (Known, type(None)), "one of psld_jax.known_pixels, or None")
+    check_kind("pull", pull, (Pull, type(None)), "one of psld_jax.measurement_pull, or None")
+    if pull is not None and len(pull.weights) != table.nfe:
+        raise ValueError("the pull is of another table; make it with measurement_pull(sde, integrator, table, ...)")
     check_flag("return_trajectory", return_trajectory)
     check_flag("remat", remat)
     dtype, keys, noise = start_of(table, z_T, key, noise, known)
     eps_fn, z_T = blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z_T)
-    if remat or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((eps_fn, table, z_T, keys, noise, known))):
+    if remat or any(
+        isinstance(leaf, Tracer) for leaf in jax.tree.leaves((eps_fn, table, z_T, keys, noise, known, pull))
+    ):
         rows = {**to_device(table.rows(), dtype), "end": jnp.asarray(table.ends())}
-        z, path = _scan(eps_fn, rows, None, z_T, keys, noise, known, keep=return_trajectory, remat=remat)
+        z, path = _scan(eps_fn, rows, None, z_T, keys, noise, known, pull, keep=return_trajectory, remat=remat)
     elif return_trajectory:
         rows, count = padded(table, dtype, _TRAJECTORY_ROWS)
-        z, path = _scan_program(eps_fn, rows, count, z_T, keys, noise, padded_known(known))
+        z, path = _scan_program(eps_fn, rows, count, z_T, keys, noise, padded_known(known), padded_pull(pull))
     else:
-        return _run(eps_fn, *padded(table, dtype), z_T, keys, noise, padded_known(known))
+        return _run(eps_fn, *padded(table, dtype), z_T, keys, noise, padded_known(known), padded_pull(pull))
     if not return_trajectory:
         return z
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[table.last_rows]]), z_T, path)
@@ -132,7 +141,9 @@ def start_of(
     return dtype, random.unused(n), None
 
 
-def run_rows(eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any, noise: Any, known: Any) -> Any:
+def run_rows(
+    eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any, noise: Any, known: Any, pull: Pull | None = None
+) -> Any:
     """The loop of :func:`sample` as a function to be traced: the first ``count`` of padded ``rows`` in turn.
 
     Returns a state like ``z_T``, leaves ``[n, ...]``.
@@ -140,7 +151,8 @@ def run_rows(eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any,
     draw = draws(keys, noise)
 
     def body(i: Array, carry: Any) -> Any:
-        return step_row(eps_fn, draw, known, carry, {name: values[i] for name, values in rows.items()})
+        row = {name: values[i] for name, values in rows.items()}
+        return step_row(eps_fn, draw, known, carry, row, None if pull is None else pull.at(i))
 
     return jax.lax.fori_loop(0, count, body, begin(rows, draw, known, z_T))[0]
 
@@ -148,13 +160,13 @@ def run_rows(eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any,
 _run = xla.jit(run_rows, "the sampler")
 
 
-def _scan(eps_fn, rows, count, z_T, keys, noise, known, *, keep: bool, remat: bool):
+def _scan(eps_fn, rows, count, z_T, keys, noise, known, pull=None, *, keep: bool, remat: bool):
     """The same by ``lax.scan``: the final state, and those after every row if ``keep``. ``count`` of None: all rows."""
     draw = draws(keys, noise)
 
     def body(carry: Any, inputs: Any) -> Any:
         i, row = inputs
-        step = partial(step_row, eps_fn, draw, known, row=row)
+        step = partial(step_row, eps_fn, draw, known, row=row, pull=None if pull is None else pull.at(i))
         carry = step(carry) if count is None else jax.lax.cond(i < count, step, lambda carry: carry, carry)
         return carry, (carry[0] if keep else None)
 
@@ -184,8 +196,13 @@ def begin(rows: Any, draw: Draw, known: Known | None, z_T: blocks.State) -> tupl
     return (z_T if known is None else known(z_T, 0, draw)), (empty,) * rows["B"].shape[1]
 
 
-def step_row(eps_fn: Any, draw: Draw, known: Known | None, carry: Any, row: dict[str, Any]) -> Any:
-    """One row: ``(z, history)`` before and after it. What a table of exact rows lacks is ``None``, and not traced."""
+def step_row(
+    eps_fn: Any, draw: Draw, known: Known | None, carry: Any, row: dict[str, Any], pull: Pull | None = None
+) -> Any:
+    """One row: ``(z, history)`` before and after it. What a table of exact rows lacks is ``None``, and not traced.
+
+    ``pull`` is that of a measurement in this row, :meth:`Pull.at`.
+    """
 
     def add_noise(z: blocks.State, matrix: Array, number: Array) -> blocks.State:
         return jax.lax.cond(number >= 0, lambda z: blocks.add(z, blocks.apply(matrix, draw(number, z))), lambda z: z, z)
@@ -197,6 +214,8 @@ def step_row(eps_fn: Any, draw: Draw, known: Known | None, carry: Any, row: dict
     q = blocks.add(blocks.apply(row["U"], z), blocks.apply(row["V"], eps))
     history = (q, *history[:-1])
     z = blocks.add(blocks.apply(row["A"], z), *(blocks.apply(row["B"][j], q) for j, q in enumerate(history)))
+    if pull is not None:
+        z = pull(z, history)
     if row["R"] is not None:
         z = add_noise(z, row["R"], row["post_draw"])
     if known is not None:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from psld_jax._runtime.device import to_device
+from psld_jax.conditioning.conjugate import Pull
 from psld_jax.conditioning.inpainting import Known
 from psld_jax.integrators.tableau import Tableau
 
@@ -102,3 +103,16 @@ def padded_known(known: Known | None) -> Known | None:
 
     mean, factor, draws = fill(known.mean), fill(known.factor), fill(known.draws)
     return dataclasses.replace(known, mean=mean, factor=factor, draws=draws, num_draws=0)
+
+
+def padded_pull(pull: Pull | None) -> Pull | None:
+    """``pull`` filled up like the rows and the history of its table; what is added pulls at nothing."""
+    if pull is None:
+        return None
+    size, history = capacity(len(pull.weights), MIN_ROWS), history_capacity(pull.weights.shape[2])
+    rows, slots = (0, size - len(pull.weights)), (0, history - pull.weights.shape[2])
+    return dataclasses.replace(
+        pull,
+        weights=np.pad(pull.weights, (rows, (0, 0), slots, (0, 0))),
+        last=np.pad(pull.last, (rows, (0, 0))),
+    )

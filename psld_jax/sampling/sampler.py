@@ -19,7 +19,7 @@ from psld_jax.conditioning.steering import Bound, Conditions
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import check_reached, ode_problem, solve_ode
 from psld_jax.sampling.loop import run_rows, sample
-from psld_jax.sampling.rows import padded, padded_known
+from psld_jax.sampling.rows import padded, padded_known, padded_pull
 from psld_jax.sampling.settings import Setting
 
 Array = Any
@@ -39,7 +39,7 @@ def batch_shape(n: int, batch_size: int) -> int:
 def _solve_rows(eps_fn, conditions, rows, count, z_T, keys, arrays):
     """A batch by the rows of a table: the samples, and the NFE of each."""
     eps_fn = conditions.eps_fn(eps_fn, arrays)
-    z = run_rows(eps_fn, rows, count, z_T, keys, None, conditions.known_of(arrays))
+    z = run_rows(eps_fn, rows, count, z_T, keys, None, conditions.known_of(arrays), conditions.pull_of(arrays))
     return z, jnp.full(len(keys), count)
 
 
@@ -95,7 +95,7 @@ class Sampler:
             # The program of pj.sample itself.
             z_T, keys, arrays = own
             eps_fn, known = self._conditions.eps_fn(self.model.eps_fn, arrays), self._conditions.known_of(arrays)
-            z = sample(eps_fn, self.table, z_T, keys, known=known)
+            z = sample(eps_fn, self.table, z_T, keys, known=known, pull=self._conditions.pull_of(arrays))
             counts, reached = jnp.full(len(numbers), self.nfe or 0), []
         if self.table is None:
             check_reached(self._shared[-1], reached[0], counts)
@@ -116,12 +116,16 @@ class Sampler:
 
     @functools.cached_property
     def _conditions(self) -> Conditions:
-        return Conditions() if self.steering is None else self.steering.conditions(self.table)
+        if self.steering is None:
+            return Conditions()
+        integrator = None if self.setting is None or self.setting.solver is not None else self.setting.integrator()
+        return self.steering.conditions(self.table, integrator)
 
     @functools.cached_property
     def _shared(self) -> tuple[Any, ...]:
         """What all devices take: network, conditions, and the table or the solve."""
-        conditions = dataclasses.replace(self._conditions, known=padded_known(self._conditions.known))
+        known, pull = padded_known(self._conditions.known), padded_pull(self._conditions.pull)
+        conditions = dataclasses.replace(self._conditions, known=known, pull=pull)
         eps_fn = blocks.as_pytree(self.model.eps_fn)
         if self.table is not None:
             return eps_fn, conditions, *padded(self.table, jnp.float32)
@@ -133,7 +137,14 @@ class Sampler:
         """What samples number ``indices [n]`` have of their own: start, key, and arrays of the conditions."""
         keys = random.sample_keys(key, indices)
         z_T = self.model.sde.prior_sample(keys, (len(indices), *self.model.image_shape))
-        return z_T, keys, {} if self.steering is None else self.steering.arrays(indices)
+        if self.steering is None:
+            return z_T, keys, {}
+        arrays = self.steering.arrays(indices)
+        t_start = self.steering.steering.t_start
+        if t_start < 1:
+            xi = random.normal_like(keys, random.PRIOR_DRAW, z_T)
+            z_T = self.model.sde.perturb(jnp.asarray(arrays["pinv"]), t_start, xi)
+        return z_T, keys, arrays
 
     @property
     def nfe(self) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -65,6 +66,8 @@ class LinearSDE(StatesOfBlocks):
     t_end = 1e-3
     last_step = "euler"
     grid = "quadratic"
+    #: What part of ``E[x_0 | z]`` moves the state, a function of times; ``None``: all, see :meth:`measured`.
+    share: Callable[[Array], Array] | None = None
     #: Times at which slopes jump, float64 ``[m]``: what is made of the diffusion is smooth between them.
     knots: np.ndarray = np.zeros(0)
 
@@ -292,8 +295,23 @@ class LinearSDE(StatesOfBlocks):
     def data_flow(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
         """``H [..., K, K]`` and ``N [..., K, 1]`` of the same ODE in ``E[x_0 | z]``: ``dz/dt = H z + N E[x_0 | z]``.
 
-        ``H = F + 1/2 D Sigma^-1``, ``N = -1/2 D Sigma^-1 mu``.
+        ``H = F + 1/2 D Sigma^-1``, ``N = -1/2 D Sigma^-1 mu``, the latter times the share of :meth:`measured`.
         """
+        h, n = self._data_flow(t)
+        return (h, n) if self.share is None else (h, np.asarray(self.share(t))[..., None, None] * n)
+
+    def measured(self, share: Callable[[Array], Array]) -> Self:
+        """The same diffusion for what a measurement tells of an image, where ``E[x_0 | z]`` counts for a part only.
+
+        There the ODE is ``dz/dt = H z + N (share(t) E[x_0 | z] + (1 - share(t)) H^+ y)``; :meth:`data_flow` has the
+        first of the two terms. ``share`` is a function of times ``[...]``, to the same shape.
+        """
+        sde = copy.copy(self)
+        sde.share = share
+        return sde
+
+    def _data_flow(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
+        """Those of :meth:`data_flow` where all of ``E[x_0 | z]`` counts."""
         d, cov = self.diffusion(t), self.cov(t)
         return self.drift(t) + 0.5 * d @ np.linalg.inv(cov), -0.5 * d @ np.linalg.solve(cov, self.mean(t))
 

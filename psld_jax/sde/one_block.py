@@ -275,7 +275,7 @@ class OneBlock(LinearSDE):
             return np.sqrt(alpha**2 + std**2)
         return {"data": std, "flow": np.ones_like(std)}.get(self.prediction, alpha)
 
-    def data_flow(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
+    def _data_flow(self, t: Array) -> tuple[np.ndarray, np.ndarray]:
         std = self.std(t)
         return _matrix(self.std_rate(t) / std), _matrix(-self._wronskian(t) / std)
 

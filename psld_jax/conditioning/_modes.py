@@ -1,0 +1,149 @@
+"""How an operator acts on its singular vectors: what a function of its singular values makes of images.
+
+``H = U S V^T``. A *mode* is a column of ``V``; modes with a singular value of 0 are the null space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any
+
+# Of products and sums in float32, relative: what an operator of a user's own may err by.
+_ROUNDING = 1e-3
+
+
+def convolution_matrix(kernel: Array, size: int) -> np.ndarray:
+    """``[size, size]``: convolution of a row of that many pixels with ``kernel [2 r + 1]``; beyond the edge is zero."""
+    taps = np.asarray(kernel, np.float64)
+    offset = np.arange(size)[None] - np.arange(size)[:, None] + len(taps) // 2
+    inside = (offset >= 0) & (offset < len(taps))
+    return np.where(inside, taps[np.clip(offset, 0, len(taps) - 1)], 0.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """An operator all of whose singular values are 0 or the same: its modes are the range of its projection.
+
+    Attributes:
+      operator: it has ``projection(images)``.
+      value: the singular value.
+    """
+
+    operator: Any
+    value: Array
+
+    def singular_values(self) -> np.ndarray:
+        """The one that is not 0, float64 ``[m]`` with ``m = 1``."""
+        return np.atleast_1d(np.asarray(self.value, np.float64))
+
+    def response(self, levels: np.ndarray) -> np.ndarray:
+        """What is mixed of functions at ``levels [L]``, float64 ``[L]`` with ``L = 1``: all of the only one."""
+        return np.ones((len(levels),))
+
+    def mixed(self, parts: Array, response: Array) -> Array:
+        """``sum_l response_l projection(parts_l)``, ``[L, n, H, W, C]`` to ``[n, H, W, C]``."""
+        return self.operator.projection(jnp.tensordot(response.astype(parts.dtype), parts, 1))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Separable:
+    """The modes of ``H x = A x B^T`` for every channel: products of the singular vectors of ``A`` and of ``B``.
+
+    Attributes:
+      left, right: ``(U, s, V)`` of ``A [H, H]`` and ``B [W, W]``.
+      cutoff: singular values below this part of the largest count as 0.
+    """
+
+    left: tuple[Array, Array, Array]
+    right: tuple[Array, Array, Array]
+    cutoff: float = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, a: np.ndarray, b: np.ndarray, cutoff: float) -> Separable:
+        """Those of ``A [H, H]`` and ``B [W, W]``, by two decompositions on the host in float64."""
+        (ua, sa, va), (ub, sb, vb) = np.linalg.svd(a), np.linalg.svd(b)
+        return cls((ua, sa, va.T), (ub, sb, vb.T), cutoff)
+
+    def _grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """``[H, W]``: all singular values, and which of them count."""
+        values = np.outer(self.left[1], self.right[1])
+        return values, values > self.cutoff * values.max()
+
+    def singular_values(self) -> np.ndarray:
+        """Those that are not 0, ``[m]``."""
+        values, counts = self._grid()
+        return values[counts]
+
+    def response(self, levels: np.ndarray) -> np.ndarray:
+        """``[L, H, W]``: what a mode takes of a function that is known at rising ``levels [L]`` of singular values.
+
+        Linear in the logarithm of the singular value; below the lowest level nothing.
+        """
+        values, counts = self._grid()
+        at = np.log(np.where(counts, values, 1.0))
+        hats = np.stack([np.interp(at, np.log(levels), hat) for hat in np.eye(len(levels))])
+        return np.where(counts & (values >= levels[0] * (1 - 1e-9)), hats, 0.0)
+
+    def mixed(self, parts: Array, response: Array) -> Array:
+        """``V (sum_l response_l V^T parts_l)``, ``[L, n, H, W, C]`` to ``[n, H, W, C]``."""
+        va, vb = (jnp.asarray(side[2], parts.dtype) for side in (self.left, self.right))
+        modes = jnp.einsum("ia,jb,lnijc,lab->nabc", va, vb, parts, response.astype(parts.dtype), precision="highest")
+        return jnp.einsum("ia,jb,nabc->nijc", va, vb, modes, precision="highest")
+
+    def pinv(self, measurement: Array) -> Array:
+        """``V S^+ U^T y`` for ``[n, H, W, C]``."""
+        values, counts = self._grid()
+        inverse = np.where(counts, 1 / np.where(counts, values, 1.0), 0.0)
+        return self._through(measurement, inverse, self.left[0], self.right[0])
+
+    def projection(self, images: Array) -> Array:
+        """``V S^+ S V^T x`` for images ``[n, H, W, C]``."""
+        return self._through(images, self._grid()[1].astype(np.float64), self.left[2], self.right[2])
+
+    def _through(self, images: Array, gains: np.ndarray, a: np.ndarray, b: np.ndarray) -> Array:
+        images = jnp.asarray(images)
+        into_a, into_b, va, vb, gains_ = (
+            jnp.asarray(m, images.dtype) for m in (a, b, self.left[2], self.right[2], gains)
+        )
+        modes = jnp.einsum("ia,jb,nijc->nabc", into_a, into_b, images, precision="highest") * gains_[..., None]
+        return jnp.einsum("ia,jb,nabc->nijc", va, vb, modes, precision="highest")
+
+
+def modes_of(operator: Any, image_shape: tuple[int, ...]) -> Any:
+    """The modes of an operator for images ``[H, W, C]``.
+
+    An operator without ``modes(image_shape)`` must have ``pinv`` and ``projection``, and one singular value besides 0:
+    ``H^T H = s^2 H^+ H``, which is tried on noise.
+
+    Raises:
+      ValueError: for one that lacks these methods, or whose methods do not fit each other.
+    """
+    missing = [name for name in ("pinv", "projection") if not callable(getattr(operator, name, None))]
+    if missing:
+        raise ValueError(
+            f"posterior='conjugate' needs operator.{' and operator.'.join(missing)}: add pinv(measurement) = H^+ y and "
+            "projection(images) = H^+ H x, take one of psld_jax.operators, or posterior='pigdm'"
+        )
+    if callable(getattr(operator, "modes", None)):
+        return operator.modes(image_shape)
+    x = np.random.default_rng(0).standard_normal((1, *image_shape)).astype(np.float32)
+    seen, transpose = jax.vjp(operator, jnp.asarray(x))
+    (twice,), part = transpose(seen), np.asarray(operator.projection(jnp.asarray(x)))
+    if part.shape != x.shape or not np.allclose(operator.pinv(seen), part, atol=_ROUNDING):
+        raise ValueError("operator.pinv(operator(images)) is not operator.projection(images): they must be H^+ H x")
+    energy = float((part**2).sum())
+    squared = float((part * np.asarray(twice)).sum()) / energy if energy else 1.0
+    if not np.allclose(twice, squared * part, atol=_ROUNDING * np.sqrt(squared)):
+        raise ValueError(
+            "operator has several singular values (H^T H is not a multiple of operator.projection): give it a method "
+            "modes(image_shape), or take posterior='pigdm'"
+        )
+    return Flat(operator, np.sqrt(squared))
