@@ -256,6 +256,13 @@ def test_the_atlas_shows_what_the_samplers_draw(tmp_path):
     assert {"href": "atlas.html"} in Reader((tmp_path / PAGE).read_text()).all("a")
 
 
+def test_modes_that_compare_samplers_lead_to_the_atlas_if_there_is_one(workdir, content):
+    assert not [a for a in Reader(write_report(workdir, content).read_text()).all("a") if a["href"] == atlas.ATLAS]
+    (workdir / atlas.ATLAS).write_text("")
+    found = Reader(write_report(workdir, content).read_text())
+    assert [a["href"] for a in found.all("a")].count(atlas.ATLAS) == 3  # bench, evaluate and tune
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
