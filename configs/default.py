@@ -114,6 +114,7 @@ def get_config() -> ConfigDict:
     config.train.lr_final = 0.0  # cosine: the last rate over lr
     config.train.ema_decay = 0.9999  # 0: no EMA
     config.train.ema_warmup = False  # decay at most (1 + step) / (10 + step)
+    config.train.tensorboard = True  # write event files to WORKDIR/tensorboard
     config.train.log_every = 100  # steps, like the next three
     config.train.eval_every = 5000  # 0: never, and then no held-out images are needed
     config.train.sample_every = 10_000  # 0: never
@@ -246,6 +247,14 @@ def get_config() -> ConfigDict:
     config.evaluate.tuned = ""  # a samplers.json that --mode tune wrote: every sampler's own settings
     config.evaluate.published = ()  # (sampler, nfe, distance) of somebody else, shown beside ours
     config.evaluate.num_reference = 0  # training images that the samples are compared to; 0: all
+
+    config.atlas = ConfigDict()
+    config.atlas.samplers = ("predictor_corrector", "lambda_ddim_ii", "ancestral", "reduced_oba")
+    config.atlas.nfe = (5, 10, 20, 50)
+    config.atlas.num_samples = 8  # side by side
+    config.atlas.frames = 12  # of a trajectory, at most; fewer where a page of 5 MB has no room
+    config.atlas.solver = "rk45"  # of the fine solution that samples are compared to: rk23 | rk45 | tsit5 | dopri8
+    config.atlas.tolerance = 1e-5  # its relative and absolute tolerance
 
     config.program = ConfigDict()
     config.program.platforms = ()  # cpu | cuda | rocm | tpu that a sampler is written for; (): the one in use

@@ -79,6 +79,17 @@ MODES = {
         },
         ("evaluate",),
     ),
+    "atlas": (
+        {
+            "atlas.samplers": ("ddim",),
+            "atlas.nfe": (3,),
+            "atlas.num_samples": 2,
+            "atlas.frames": 2,
+            "atlas.solver": "rk23",
+            "atlas.tolerance": 1e-2,
+        },
+        ("atlas",),
+    ),
     "likelihood": (
         {"likelihood.num_images": 1, "likelihood.draws": 1, "likelihood.rtol": 1e-2, "likelihood.atol": 1e-2},
         ("likelihood",),

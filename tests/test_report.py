@@ -1,6 +1,8 @@
 """The page of a run: one file with all that it needs inside, and nothing of a run's text that would be executed."""
 
+import base64
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -15,9 +17,12 @@ from seeds import generator
 from psld_jax import build, modes
 from psld_jax.evaluation import families, plots
 from psld_jax.integrators import available
+from psld_jax.modes import train as live
 from psld_jax.report import _parts as parts
+from psld_jax.report import atlas
 from psld_jax.report.page import Section, page
 from psld_jax.report.write import PAGE, write_report
+from psld_jax.sampling.generate import generate
 
 CONFIG = json.loads(build.load_config("digits").to_json())
 COMMON = {
@@ -33,7 +38,7 @@ COMMON = {
 class Reader(html.parser.HTMLParser):
     """Sees that every tag is closed, and takes down tags with their attributes."""
 
-    VOID = {"meta", "link", "img", "br"}
+    VOID = {"meta", "link", "img", "br", "input"}
 
     def __init__(self, text):
         super().__init__()
@@ -179,6 +184,124 @@ def test_a_run_leaves_its_page(tmp_path):
     text, report = (tmp_path / PAGE).read_text(), json.loads((tmp_path / "report.json").read_text())["sample"]
     assert report["device"] in text and report["finished"][:4].isdigit()
     assert "data.num_points" in text and len(Reader(text).all("img")) == 3
+
+
+# The atlas, and a page that is written while a run goes on.
+
+
+def way(rng, frames=5, n=3, size=4, **more):
+    pictures = {key: rng.integers(0, 256, (frames, n, size, size, 1), dtype=np.uint8) for key in atlas.VIEWS}
+    made = {"sampler": "ddim", "budget": 4, "nfe": 4, "note": "quadratic grid", "stochastic": False, "error": 0.5}
+    return atlas.Way(**(made | more), steps=np.arange(frames), times=np.linspace(1, 0, frames), pictures=pictures)
+
+
+def atlas_data(path):
+    (data,) = re.findall(r'<script type="application/json" id="atlas-data">(.*?)</script>', path.read_text())
+    return json.loads(data)
+
+
+def sheet(data):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_an_atlas_holds_every_frame_of_every_sample(tmp_path, rng):
+    one, other = way(rng), way(rng, sampler="</script>", frames=3)
+    fine = rng.integers(0, 256, (3, 4, 4, 1), dtype=np.uint8)
+    assert atlas.write_atlas(tmp_path, [one, other], fine) == 5
+    found = Reader((tmp_path / atlas.ATLAS).read_text())
+    assert len(found.all("script")) == 2 and len(found.all("input")) == 2 + 4
+    data = atlas_data(tmp_path / atlas.ATLAS)
+    assert data["samplers"] == ["ddim", "</script>"] and data["ways"][1]["steps"] == [0, 1, 2]
+    assert np.array_equal(sheet(data["fine"]), np.concatenate(list(fine[..., 0]), axis=1))
+    for key, pictures in one.pictures.items():
+        shown = sheet(data["ways"][0]["images"][key]).reshape(5, 4, 3, 4).transpose(0, 2, 1, 3).astype(int)
+        assert np.array_equal(shown[-1], pictures[-1, ..., 0])
+        assert np.abs(shown - pictures[..., 0]).max() <= 2  # 64 levels of four values each
+
+
+def test_an_atlas_that_is_too_large_has_fewer_frames_or_is_refused(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(atlas, "_ROOM", 6000)
+    fine = rng.integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    frames = atlas.write_atlas(tmp_path, [way(rng, frames=20, size=8)], fine)
+    (kept,) = atlas_data(tmp_path / atlas.ATLAS)["ways"]
+    assert 2 < frames < 20 and len(kept["steps"]) == frames and (kept["steps"][0], kept["steps"][-1]) == (0, 19)
+    assert sum(map(len, kept["images"].values())) <= 6000
+    atlas.check_room(1, 3, 3, (8, 8, 1))
+    with pytest.raises(ValueError, match=r"3 samples of 64 x 64 pixels is too large .* config\.atlas\.num_samples"):
+        atlas.check_room(1, 3, 3, (64, 64, 1))
+
+
+def test_the_atlas_shows_what_the_samplers_draw(tmp_path):
+    fields = {"data.num_points": 20, "atlas.samplers": ("ddim", "heun", "ROBA"), "atlas.nfe": (2, 6)}
+    fields |= {"atlas.num_samples": 2, "atlas.frames": 3, "atlas.solver": "rk23", "atlas.tolerance": 1e-3}
+    config, said = build.override(build.load_config("digits"), fields), io.StringIO()
+    modes.run("atlas", config, tmp_path, Console(file=said, width=200))
+    report = json.loads((tmp_path / "report.json").read_text())["atlas"]
+    data = atlas_data(tmp_path / atlas.ATLAS)
+    assert "heun is left out for 2 evaluations: they are too few" in said.getvalue()
+    assert [(w["sampler"], w["budget"]) for w in data["ways"]] == [
+        *(("ddim", 2), ("ROBA", 2), ("ddim", 6), ("heun", 6), ("ROBA", 6))
+    ]
+    assert [w["stochastic"] for w in data["ways"]] == [False, True, False, False, True]
+    for w, row in zip(data["ways"], report["rows"], strict=True):
+        assert w["nfe"] <= w["budget"] and (w["steps"][0], w["times"][0], w["times"][-1]) == (0, 1.0, 0.0)
+        assert set(w["images"]) == set(atlas.VIEWS) and w["error"] == row["error"] > 0
+    # The last frame is what generate draws, and the fine solution what an adaptive solver does.
+    model = build.build_model(config)
+    drawn = generate(model, "ddim", nfe=6, n=2, seed=config.seed)
+    assert np.array_equal(sheet(data["ways"][2]["images"]["position"])[-8:, :8], atlas.to_levels(drawn)[0, ..., 0])
+    fine = generate(model, "rk23", n=2, seed=config.seed, rtol=1e-3, atol=1e-3)
+    assert np.abs(sheet(data["fine"])[:, 8:].astype(int) - atlas.to_levels(fine)[1, ..., 0]).max() <= 1
+    assert report["rows"][2]["error"] == pytest.approx(np.sqrt(np.mean((drawn - fine) ** 2)), rel=1e-4)
+    assert {"href": "atlas.html"} in Reader((tmp_path / PAGE).read_text()).all("a")
+
+
+def test_modes_that_compare_samplers_lead_to_the_atlas_if_there_is_one(workdir, content):
+    assert not [a for a in Reader(write_report(workdir, content).read_text()).all("a") if a["href"] == atlas.ATLAS]
+    (workdir / atlas.ATLAS).write_text("")
+    found = Reader(write_report(workdir, content).read_text())
+    assert [a["href"] for a in found.all("a")].count(atlas.ATLAS) == 3  # bench, evaluate and tune
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"atlas.samplers": ("rk45",)}, "'rk45' is adaptive and has no steps to show"),
+        ({"atlas.samplers": ("heun",), "atlas.nfe": (2,)}, "leaves no sampler to show"),
+        ({"atlas.num_samples": 10_000}, "too large for a page of 5 MB"),
+        ({"atlas.solver": "euler"}, r"config\.atlas\.solver.*euler"),
+        ({"atlas.frames": 1}, r"config\.atlas\.frames=1 must be an integer >= 2"),
+    ],
+)
+def test_an_atlas_that_cannot_be_is_refused(tmp_path, fields, message):
+    config = build.override(build.load_config("digits"), {"data.num_points": 20, **fields})
+    with pytest.raises(ValueError, match=message):
+        modes.run("atlas", config, tmp_path, Console(quiet=True))
+    assert not (tmp_path / atlas.ATLAS).exists()
+
+
+def test_the_page_of_a_run_is_opened_again_only_while_it_goes_on(workdir, content, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    about = {name: COMMON[name] for name in ("device", "command", "config", "versions")}
+    live_page = live.LivePage(workdir, about)
+    live_page.end("no: nothing was begun")
+    assert not (workdir / PAGE).exists()
+
+    def seen():
+        found = Reader((workdir / PAGE).read_text())
+        return {"http-equiv": "refresh", "content": "10"} in found.all("meta"), (workdir / PAGE).read_text()
+
+    live_page({"step": 0, "steps": 2000})
+    assert seen()[0] and "0 of 2,000" in seen()[1] and "time left" not in seen()[1]
+    for now[0], step in ((9.9, 500), (10.1, 600)):
+        live_page({"step": step, "steps": 2000, "loss": 0.25, "images_per_second": 9.0, "seconds_left": 61.0})
+        assert ("600 of 2,000" in seen()[1]) == (step == 600)
+    assert "0:01:01" in seen()[1] and "Learning rate" in seen()[1]
+    live_page.end("no: ended by Diverged")
+    assert not seen()[0] and "ended by Diverged" in seen()[1]
+    write_report(workdir, content)
+    assert not seen()[0]
 
 
 # Families and the curves of a picture.

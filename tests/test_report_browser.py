@@ -1,5 +1,6 @@
 """Pages of small runs in a real browser: nothing is fetched, nothing fails, mouse and keyboard do what they say."""
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -11,6 +12,7 @@ from rich.console import Console
 from seeds import generator
 
 from psld_jax import build, modes
+from psld_jax.report.atlas import ATLAS
 from psld_jax.report.write import PAGE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
@@ -57,6 +59,7 @@ def workdir(tmp_path_factory):
             "tune.candidates": 2,
             "tune.gradient_steps": 0,
         },
+        "atlas": small | {"atlas.nfe": (5, 9), "atlas.num_samples": 3, "atlas.frames": 4},
     }
     for mode, overrides in runs.items():
         modes.run(mode, build.override(build.load_config("digits"), overrides), folder, Console(quiet=True))
@@ -74,22 +77,86 @@ def workdir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(workdir, request):
+@contextlib.contextmanager
+def opened(file, scheme):
+    """A page in the browser; it must say nothing on the console and ask for no other file."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1150, "height": 900}, color_scheme=request.param)
+        page = browser.new_page(viewport={"width": 1150, "height": 900}, color_scheme=scheme)
         said, asked = [], []
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto((workdir / PAGE).as_uri())
+        page.goto(file.as_uri())
         yield page
         assert said == []
-        assert [url for url in asked if not url.startswith("data:")] == [(workdir / PAGE).as_uri()]
+        assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
         browser.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(workdir, request):
+    with opened(workdir / PAGE, request.param) as page:
+        yield page
+
+
+@pytest.fixture(params=["light", "dark"])
+def atlas(workdir, request):
+    with opened(workdir / ATLAS, request.param) as page:
+        page.wait_for_function(f"{PAINTED}.length === 5")  # four samplers and the fine solution
+        yield page
+
+
+#: Rows of the atlas on which something is drawn.
+PAINTED = "[...document.querySelectorAll('canvas')].filter((c) => c.getContext('2d').getImageData(2, 2, 1, 1).data[3])"
+
+
+def pixels(page, row):
+    """The picture of one row as numbers."""
+    script = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    return np.array(page.locator(".way canvas").nth(row).evaluate(script)).reshape(-1, 4)
+
+
+def label(page, row):
+    return page.locator(".way canvas").nth(row).get_attribute("aria-label")
+
+
+def test_sliders_go_over_budgets_and_steps_by_key(workdir, atlas):
+    assert (workdir / ATLAS).stat().st_size < 5_000_000
+    assert "9 evaluations, step 9 of 9, t = 0;" in label(atlas, 1) and "position" in label(atlas, 1)
+    sample = pixels(atlas, 1)
+    atlas.focus("#budget")
+    atlas.keyboard.press("ArrowLeft")
+    atlas.wait_for_function("document.querySelectorAll('.way canvas')[4].ariaLabel.includes('5 evaluations')")
+    assert "step 5 of 5" in label(atlas, 1) and atlas.locator("#budget-told").inner_text() == "5"
+    assert np.abs(pixels(atlas, 1) - sample).max() > 0
+    atlas.focus("#frame")
+    atlas.keyboard.press("Home")
+    atlas.wait_for_function("document.querySelectorAll('.way canvas')[4].ariaLabel.includes('step 0 of')")
+    assert atlas.locator("#frame").get_attribute("aria-valuetext") == "the start: noise"
+    assert np.array_equal(pixels(atlas, 1), pixels(atlas, 2))  # the same noise for all
+    assert not np.array_equal(pixels(atlas, 0), pixels(atlas, 1))
+
+
+def test_a_difference_is_grey_where_there_is_none(workdir, atlas):
+    atlas.get_by_label("minus the fine solution").check()
+    atlas.wait_for_function("document.querySelectorAll('.way canvas')[4].ariaLabel.includes('minus the fine')")
+    rows = {row["sampler"]: row["error"] for row in modes_run(workdir)["atlas"]["rows"] if row["budget"] == 9}
+    shown = {}
+    for number, name in enumerate(rows, start=1):
+        drawn = pixels(atlas, number)
+        shown[name] = np.abs(drawn[drawn[:, 3] > 0, 0] - 128).mean()
+    assert min(shown, key=shown.get) == min(rows, key=rows.get)
+    wide = atlas.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0
+    controls = "[...document.querySelectorAll('main input')].filter((i) => i.tabIndex < 0 || !i.labels.length).length"
+    assert atlas.evaluate(controls) == 0
+
+
+def test_the_report_leads_to_the_atlas(page):
+    assert page.locator("section a[href='atlas.html']").count() == 4  # its own part, bench, evaluate and tune
 
 
 def test_every_mode_has_its_part_and_every_plot_is_drawn(workdir, page):

@@ -146,3 +146,17 @@ def test_a_full_disk_is_an_error_and_no_endless_wait(rng, tmp_path):
                     watch.picture(step, rng.random((64, 64, 1)))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_event_files_are_left_out_by_choice_and_rows_are_not(tmp_path):
+    told = []
+    with monitor(tmp_path, tensorboard=False, tell=told.append) as watch:
+        watch.record(T, metrics([1.0, 3.0]))
+        watch.flush(1)
+        watch.held_out(1, T, {"loss": np.array([1.0, 2.0])})
+        watch.picture(1, np.zeros((2, 2, 1)))
+    assert not (tmp_path / "tensorboard").exists()
+    assert [row["step"] for row in read_rows(tmp_path)] == [1, 1]
+    assert told[0] == {"step": 0, "steps": 10}  # before the first step
+    assert len(told) == 4 and told[1] == told[3]
+    assert told[1]["step"] == 1 and told[1]["loss"] == 2.0 and told[1]["seconds_left"] > 0

@@ -20,12 +20,14 @@ _MOST = 2**53
 #: Whole numbers, or entries that are whole numbers, of at least so many.
 _LEAST: dict[str, int] = {
     **dict.fromkeys(("model.ch_mult", "model.attn_resolutions", "bench.nfe", "evaluate.nfe", "tune.nfe"), 1),
+    **dict.fromkeys(("atlas.nfe", "atlas.num_samples"), 1),
     **dict.fromkeys(("model.edm.channel_mult", "model.edm.attn_resolutions", "model.unet2d.block_out_channels"), 1),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulate", "train.log_every"), 1),
     **dict.fromkeys(("train.keep_last", "train.num_samples", "sampling.batch_size"), 1),
     **dict.fromkeys(("steer.resample", "steer.jump", "steer.factor", "tune.candidates"), 1),
     **dict.fromkeys(("likelihood.num_images", "likelihood.draws", "likelihood.batch_size", "interpolate.num_paths"), 1),
     **dict.fromkeys(("bench.num_samples", "evaluate.num_samples", "tune.num_targets", "interpolate.num_steps"), 2),
+    "atlas.frames": 2,
     **dict.fromkeys(("train.warmup", "train.eval_every", "train.sample_every", "train.checkpoint_every"), 0),
     **dict.fromkeys(("train.keep_every", "train.eval_images", "evaluate.num_kept", "evaluate.num_reference"), 0),
     **dict.fromkeys(("model.n_classes", "model.num_labels", "model.edm.num_heads", "steer.labels"), 0),
@@ -38,6 +40,7 @@ _NOT_NEGATIVE = ("steer.guidance", "steer.weight", "steer.noise_std", "model.dat
 _POSITIVE = (
     *("model.bandwidth", "steer.blur", "steer.t_start", "sampler.rho", "sampler.rtol", "sampler.atol"),
     *("likelihood.rtol", "likelihood.atol", "interpolate.rtol", "interpolate.atol", "train.adam_eps"),
+    "atlas.tolerance",
 )
 #: Numbers of which infinity is no bound.
 _UNBOUNDED = ("model.edm.sigma_max", "sampler.hyper.sigma_max", "sampler.hyper.S_max")
@@ -49,12 +52,13 @@ _OF_NUMBERS = (
 )
 _OF_NAMES = (
     *("bench.samplers", "bench.grids", "evaluate.samplers", "tune.samplers", "tune.learning.free", "program.platforms"),
+    "atlas.samplers",
     *("model.unet2d.down_block_types", "model.unet2d.up_block_types"),
 )
 #: Tuples that something is done for each entry of.
 _NOT_EMPTY = (
     *("bench.samplers", "bench.grids", "bench.nfe", "evaluate.samplers", "evaluate.nfe", "evaluate.seeds"),
-    *("tune.samplers", "tune.nfe", "tune.learning.free"),
+    *("tune.samplers", "tune.nfe", "tune.learning.free", "atlas.samplers", "atlas.nfe"),
 )
 
 

@@ -4,55 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from psld_jax import build
 from psld_jax._runtime import distributed, xla
 from psld_jax._runtime.journal import make_directory, read_json, replace
 from psld_jax._runtime.progress import busy
-from psld_jax._version import __version__
+from psld_jax.modes._common import circumstances, now, versions
 from psld_jax.modes._fields import named_in_full
 from psld_jax.modes._unused import tell_unused
+from psld_jax.modes.atlas import run_atlas
 from psld_jax.modes.compare import run_bench, run_evaluate, run_tune
 from psld_jax.modes.export import run_export, run_program
 from psld_jax.modes.latent import run_interpolate, run_likelihood
 from psld_jax.modes.sample import run_sample
+from psld_jax.modes.train import run_train
 from psld_jax.report.write import PAGE, write_report
-from psld_jax.training.train import train
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on, for reports."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
-    others = {name: metadata.version(name) for name in names}
-    return {"python": platform.python_version(), "psld_jax": __version__, **others}
-
-
-def _device() -> str:
-    """What the computation ran on, for reports."""
-    devices, processes = jax.local_devices(), distributed.count()
-    kind = platform.machine() if devices[0].platform == "cpu" else devices[0].device_kind
-    several = f", {processes} processes" if processes > 1 else ""
-    return f"{len(devices)} x {devices[0].platform} ({kind}), {os.cpu_count()} cores{several}"
-
 
 #: Mode name -> ``run(config, workdir, console) -> report``.
 MODES: dict[str, Callable[[Any, Path, Console], dict[str, Any]]] = {
     "sample": run_sample,
     "bench": run_bench,
-    "train": train,
+    "train": run_train,
     "tune": run_tune,
     "evaluate": run_evaluate,
+    "atlas": run_atlas,
     "likelihood": run_likelihood,
     "interpolate": run_interpolate,
     "export": run_export,
@@ -69,6 +50,7 @@ SUMMARIES = {
     "bench": "compare samplers by their error, on an exact score",
     "tune": "find the best settings of samplers for each budget",
     "evaluate": "compare samplers by the Frechet distance of many samples",
+    "atlas": "the same seeds by several samplers, step by step, on a page with sliders",
     "likelihood": "log p of test images",
     "interpolate": "paths between test images",
     "train": "train a network, or go on with it",
@@ -107,10 +89,8 @@ def run(mode: str, config: Any, workdir: Path, console: Console) -> None:
     content[mode] = {
         **result,
         "total_seconds": time.perf_counter() - start,
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "device": _device(),
-        "command": sys.argv,
-        "config": json.loads(config.to_json()),
+        "finished": now(),
+        **circumstances(config),
         "versions": used,
     }
     replace(report, json.dumps(content, indent=1) + "\n")

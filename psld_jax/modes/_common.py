@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import sys
+import time
+from importlib import metadata
 from typing import Any
 
+import jax
 import numpy as np
 
 from psld_jax import build
+from psld_jax._runtime import distributed
+from psld_jax._version import __version__
 from psld_jax.sampling.generate import prepare
 from psld_jax.sampling.sampler import Sampler
 
@@ -37,3 +46,33 @@ def exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.n
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((count, *model.image_shape))
     return model.data[rng.integers(len(model.data), size=count)] + config.model.bandwidth * noise
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, for reports."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
+    others = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "psld_jax": __version__, **others}
+
+
+def _device() -> str:
+    """What the computation ran on, for reports."""
+    devices, processes = jax.local_devices(), distributed.count()
+    kind = platform.machine() if devices[0].platform == "cpu" else devices[0].device_kind
+    several = f", {processes} processes" if processes > 1 else ""
+    return f"{len(devices)} x {devices[0].platform} ({kind}), {os.cpu_count()} cores{several}"
+
+
+def circumstances(config: Any) -> dict[str, Any]:
+    """What a run is made under, for its report: device, command, configuration and versions."""
+    return {
+        "device": _device(),
+        "command": sys.argv,
+        "config": json.loads(config.to_json()),
+        "versions": versions(),
+    }
+
+
+def now() -> str:
+    """Date and time, for reports."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %z")

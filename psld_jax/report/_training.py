@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from psld_jax._runtime.progress import duration
 from psld_jax.report._parts import Curve, Pictures, facts, plot, table
 from psld_jax.training.watch import TIME_BINS, read_rows
 
@@ -14,13 +15,27 @@ _STEP = ("step", "step")
 #: Pictures of samples that are shown, the latest.
 _SAMPLES = 4
 
+#: Rows of the table, the latest; ``metrics.jsonl`` has all.
+_ROWS = 1000
+
+#: Columns that are plotted beside the loss, with their titles.
+_CURVES = {
+    "grad_norm": "Norm of the gradient",
+    "lr": "Learning rate",
+    "images_per_second": "Speed, images a second",
+}
+
 
 def training(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
     """Losses against step and time, gradient, learning rate and speed, from ``metrics.jsonl``; and samples."""
     rows = read_rows(workdir)
     trained, held_out = ([row for row in rows if name in row] for name in ("loss", "held_out_loss"))
+    left = report.get("seconds_left")
     about = {
-        "steps": report.get("steps"),
+        "running": report.get("running"),
+        "step": None if "step" not in report else f"{report['step']:,.0f} of {report['steps']:,.0f}",
+        "time left": None if left is None else duration(left),
+        "steps": None if "step" in report else report.get("steps"),
         "hours": report.get("hours"),
         "loss": report.get("loss"),
         "loss on held-out images": report.get("held_out_loss"),
@@ -34,15 +49,15 @@ def training(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> st
     if loss:
         parts.append(plot("Loss", loss, _STEP, ("loss", "loss"), log_x=False))
         parts.append(_by_time(trained, held_out))
-    for name, title in (("grad_norm", "Norm of the gradient"), ("images_per_second", "Speed, images a second")):
+    for name, title in _CURVES.items():
         if trained and name in trained[0]:
             curve = [Curve(title.lower(), _points(trained, name), 0, 0)]
             parts.append(plot(title, curve, _STEP, (title.lower(), name.replace("_", " ")), log_x=False, log_y=False))
     parts.append(pictures.gallery((file, f"Samples at step {int(file.stem):,}") for file in reversed(files)))
     columns = ("step", "loss", "grad_norm", "lr", "images_per_second")
-    parts.append(
-        table("Means of every interval", [{c.replace("_", " "): row.get(c) for c in columns} for row in trained])
-    )
+    latest = trained[-_ROWS:]
+    caption = "Means of every interval" if len(latest) == len(trained) else f"Means of the latest {_ROWS:,} intervals"
+    parts.append(table(caption, [{c.replace("_", " "): row.get(c) for c in columns} for row in latest]))
     return "".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from psld_jax._version import __version__
@@ -33,20 +34,31 @@ class Section:
     content: str
 
 
-def page(title: str, lead: str, sections: list[Section]) -> str:
-    """The whole page: ``title`` and ``lead`` are text, the sections HTML; with style and script, and no other file."""
+def page(
+    title: str, lead: str, sections: list[Section], scripts: Sequence[str] = (), refresh: float | None = None
+) -> str:
+    """The whole page: with style and script, and no other file.
+
+    Args:
+      title, lead: text.
+      sections: HTML.
+      scripts: files of this room that it needs beside the common one.
+      refresh: seconds after which a browser opens it again; ``None`` for a page that is final.
+    """
     links = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in sections)
     body = "".join(
         f'<section id="{s.name}" aria-labelledby="{s.name}-title"><h2 id="{s.name}-title">{escape(s.title)}</h2>'
         f"{s.content}</section>"
         for s in sections
     )
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    style, *code = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js", *scripts))
+    script = "\n".join(code)
+    again = "" if refresh is None else f'\n<meta http-equiv="refresh" content="{refresh:g}">'
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1">{again}
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <link rel="icon" href="data:,">
 <title>{escape(title)}</title>

@@ -13,6 +13,7 @@ from psld_jax._runtime.journal import replace
 from psld_jax.build import load_config
 from psld_jax.checkpoints.directory import flatten
 from psld_jax.report import _comparisons as comparisons
+from psld_jax.report import atlas
 from psld_jax.report._parts import Pictures, escape, facts, folded, table
 from psld_jax.report._training import training
 from psld_jax.report.page import Section, page
@@ -26,12 +27,13 @@ Report = Mapping[str, Any]
 _COMMON = ("total_seconds", "finished", "device", "command", "config", "versions")
 
 
-def write_report(workdir: Path, content: Mapping[str, Report]) -> Path:
+def write_report(workdir: Path, content: Mapping[str, Report], refresh: float | None = None) -> Path:
     """Write the page of a work directory, and return where it is.
 
     Args:
       workdir: holds the pictures and tables of the modes.
       content: the reports by mode, those of ``report.json``.
+      refresh: seconds after which a browser opens the page again, while a run is going on.
     """
     pictures = Pictures()
     sections = []
@@ -41,7 +43,7 @@ def write_report(workdir: Path, content: Mapping[str, Report]) -> Path:
     modes = ", ".join(content)
     lead = "Point at a curve, or go along it with the arrow keys. Click a picture for its full size, a column to sort."
     path = workdir / PAGE
-    replace(path, page(f"psld_jax: {modes} in {workdir.absolute().name}", lead, sections))
+    replace(path, page(f"psld_jax: {modes} in {workdir.absolute().name}", lead, sections, refresh=refresh))
     return path
 
 
@@ -49,6 +51,7 @@ def _section(mode: str, report: Report, workdir: Path, pictures: Pictures) -> Se
     titles = {"bench": "Bench", "tune": "Tuning", "train": "Training", "sample": "Samples", "evaluate": "Evaluation"}
     try:
         shown = _SHOWN.get(mode, _anything)(report, workdir, pictures)
+        shown = atlas.link(workdir) + shown if mode in _COMPARED else shown
     except (OSError, ValueError, KeyError, TypeError) as error:
         # The result is in report.json, and safe; its files may have been moved or be of another version.
         shown = f"<p>The files of this run cannot be shown: {escape(f'{type(error).__name__}: {why(error)}')}.</p>"
@@ -123,4 +126,8 @@ _SHOWN: dict[str, Callable[[Report, Path, Pictures], str]] = {
     "evaluate": comparisons.evaluation,
     "tune": comparisons.tuning,
     "train": training,
+    "atlas": atlas.section,
 }
+
+#: Modes that compare samplers, which the atlas shows at work.
+_COMPARED = ("bench", "evaluate", "tune")

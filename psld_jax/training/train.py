@@ -105,11 +105,14 @@ class _HeldOut:
         return {name: np.concatenate([part[name] for part in parts])[: len(self.t)] for name in parts[0]}
 
 
-def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
+def train(
+    config: Any, workdir: Path, console: Console, tell: Callable[[dict[str, float]], None] | None = None
+) -> dict[str, Any]:
     """Train the network that ``config`` describes, from the latest checkpoint in ``workdir`` if there is one.
 
-    Leaves ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``samples/`` and ``loss.png``. SIGTERM and Ctrl-C save
-    and return; ``psld_jax.load(workdir)`` opens the latest checkpoint.
+    Leaves ``checkpoints/``, ``metrics.jsonl``, ``samples/``, ``loss.png``, and with ``config.train.tensorboard``
+    ``tensorboard/``. SIGTERM and Ctrl-C save and return; ``psld_jax.load(workdir)`` opens the latest checkpoint.
+    ``tell`` hears how far it is, as ``training.watch.Monitor`` says.
 
     Returns:
       A summary: steps, what stopped it, losses, images per second, hours.
@@ -160,6 +163,7 @@ def train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         key, done, stopped, agreed = jax.random.key(config.seed), start, 0, Agreement(devices)
         mine = slice(c.batch_size * host // hosts, c.batch_size * (host + 1) // hosts)
         options = {"start": start, "steps": c.steps, "batch_size": c.batch_size, "divergence": c.divergence}
+        options |= {"tensorboard": c.tensorboard, "tell": tell}
 
         def due(every: int) -> bool:
             return done == c.steps or bool(every and done % every == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,23 @@ class Monitor:
       start, steps: the run's first and last step.
       batch_size: images per step.
       divergence: factor over the loss of the first interval at which :meth:`flush` raises.
+      tensorboard: whether to write ``tensorboard/``.
+      tell: called in the first process at the start, and whenever something was written down, with ``step``,
+        ``steps``, and once they are known ``loss``, ``images_per_second`` and ``seconds_left``.
     """
 
-    def __init__(self, workdir: Path, console: Console, *, start: int, steps: int, batch_size: int, divergence: float):
+    def __init__(
+        self,
+        workdir: Path,
+        console: Console,
+        *,
+        start: int,
+        steps: int,
+        batch_size: int,
+        divergence: float,
+        tensorboard: bool = True,
+        tell: Callable[[dict[str, float]], None] | None = None,
+    ):
         self._console, self._batch_size, self._divergence = console, batch_size, divergence
         self._pending: list[tuple[np.ndarray, dict[str, Array]]] = []
         self._clock = time.perf_counter()
@@ -76,7 +90,7 @@ class Monitor:
         if distributed.is_first():
             replace(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
             self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-            self._board = _Board(workdir / "tensorboard", start)
+            self._board = _Board(workdir / "tensorboard", start) if tensorboard else None
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -89,9 +103,12 @@ class Monitor:
         )
         self._task = self._progress.add_task("training", total=steps, completed=start, text="")
         self._steps = steps
+        self._tell = tell if distributed.is_first() else None
+        self._known: dict[str, float] = {"step": start, "steps": steps}
 
     def __enter__(self) -> Monitor:
         self._progress.start()
+        self._told()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -149,13 +166,16 @@ class Monitor:
         self._progress.update(self._task, text=text)
         if not self._console.is_terminal:
             self._console.print(f"step {step} of {self._steps}: {text}, {duration(left)} left")
+        speed = row["images_per_second"]
+        self._known |= {"step": step, "loss": loss, "images_per_second": speed, "seconds_left": left}
+        self._told()
 
     def held_out(self, step: int, t: np.ndarray, metrics: dict[str, np.ndarray]) -> float:
         """Write down the means over held-out images at times ``t``, ``[n]`` each; returns their loss."""
         row = {f"held_out_{name}": float(np.mean(values)) for name, values in metrics.items()}
         means, counts = by_time(t, metrics["loss"])
         self._write(step, row, {"held_out_by_time": means, "held_out_count": counts})
-        self._clock = time.perf_counter()
+        self._told()
         self._console.print(f"step {step}: held-out loss {row['held_out_loss']:.4f}")
         return row["held_out_loss"]
 
@@ -163,11 +183,18 @@ class Monitor:
         """A picture ``[H, W, C]`` in [0, 1] for TensorBoard."""
         if self._board is not None:
             self._board.write(step, [summary.image("samples", picture, dataformats="HWC")])
+        self._told()
+
+    def _told(self) -> None:
+        """Let those know who show the run; what that takes is not training, and does not count as such."""
+        if self._tell is not None:
+            self._tell(dict(self._known))
         self._clock = time.perf_counter()
 
     def _write(self, step: int, scalars: dict[str, float], other: dict[str, Any]) -> None:
-        if self._file is not None and self._board is not None:
+        if self._file is not None:
             self._file.write(json.dumps({"step": step, **scalars, **other}) + "\n")
+        if self._board is not None:
             self._board.write(step, [summary.scalar(name, value) for name, value in scalars.items()])
 
 
