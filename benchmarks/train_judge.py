@@ -5,6 +5,7 @@ Prints the accuracy on the test images. The two that ship were made with this.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import optax
 from flax import nnx
 from rich.progress import track
 
-from psld_jax.data import open_dataset
+from psld_jax.data import Dataset, open_dataset
 from psld_jax.data.pipeline import Batches
 from psld_jax.metrics import ImageClassifier
 
@@ -35,13 +36,13 @@ def shifted(images: np.ndarray, rng: np.random.Generator, reach: int) -> np.ndar
     return moved
 
 
-def main(name: str, path: str, output: str) -> None:
-    options: dict[str, Any] = {"image_size": 32, "fit": "pad", "labels": True}
-    train, test = (open_dataset(name, path, split, **options) for split in ("train", "test"))
-    reach, flip = AUGMENT[name]
+def train_judge(train: Dataset, test: Dataset, epochs: int, reach: int, flip: bool) -> tuple[ImageClassifier, float]:
+    """A classifier of square images with labels, trained on one set; and its accuracy on the other."""
     batches = Batches(train, BATCH, SEED, flip=flip)
-    steps = EPOCHS * batches.steps_per_epoch
-    graph, params = nnx.split(ImageClassifier(rngs=nnx.Rngs(params=SEED)))
+    steps = epochs * batches.steps_per_epoch
+    classes = len(train.class_names or ())
+    net = ImageClassifier(classes, image_size=train.image_shape[0], rngs=nnx.Rngs(params=SEED))
+    graph, params = nnx.split(net)
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, 3e-3), weight_decay=1e-3)
     state = optimizer.init(params)
 
@@ -57,19 +58,28 @@ def main(name: str, path: str, output: str) -> None:
         return optax.apply_updates(params, updates), state, value
 
     rng = np.random.default_rng(SEED)
-    for k, batch in zip(track(range(steps)), batches.iterate(), strict=False):
-        images = shifted(batch["image"], rng, reach)
-        params, state, value = step(params, state, jnp.asarray(images), jnp.asarray(batch["label"]))
-        if k % 200 == 0:
-            print(f"step {k}: loss {float(value):.4f}", flush=True)
+    with contextlib.closing(batches.iterate()) as source:
+        for k, batch in zip(track(range(steps)), source, strict=False):
+            images = shifted(batch["image"], rng, reach)
+            params, state, value = step(params, state, jnp.asarray(images), jnp.asarray(batch["label"]))
+            if k % 200 == 0:
+                print(f"step {k}: loss {float(value):.4f}", flush=True)
     net = nnx.merge(graph, params)
     images, labels = test.gather(np.arange(len(test)))
     predict, right = jax.jit(lambda x: net(x).argmax(-1)), 0
     for start in range(0, len(test), 250):
-        x = images[start : start + 250] / np.float32(127.5) - 1
+        x = images[start : start + 250]
+        x = x if x.dtype == np.float32 else x / np.float32(127.5) - 1
         right += int((np.asarray(predict(x)) == labels[start : start + 250]).sum())
+    return net, right / len(test)
+
+
+def main(name: str, path: str, output: str) -> None:
+    options: dict[str, Any] = {"image_size": 32, "fit": "pad", "labels": True}
+    train, test = (open_dataset(name, path, split, **options) for split in ("train", "test"))
+    net, accuracy = train_judge(train, test, EPOCHS, *AUGMENT[name])
     net.save(Path(output))
-    print(f"{name}: accuracy {right / len(test):.4f} on {len(test):,} test images")
+    print(f"{name}: accuracy {accuracy:.4f} on {len(test):,} test images")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _BATCH = 64
 
 
 class ImageClassifier(nnx.Module):
-    """A small convolutional classifier of clean images of 32 x 32 pixels with one channel; 159,000 parameters.
+    """A small convolutional classifier of clean square images with one channel; 159,000 parameters for 32 x 32 pixels.
 
     Four 3x3 convolutions (two with stride 2) and a mean over 2x2, then ``num_features`` features and the logits.
     It knows no noise and no time: it judges samples, and does not guide them.
@@ -32,19 +33,21 @@ class ImageClassifier(nnx.Module):
     Args:
       n_classes: number of logits.
       num_features: width of the last hidden layer.
+      image_size: pixels of a side, at least 5.
       rngs: stream ``params`` initialises.
     """
 
-    def __init__(self, n_classes: int = 10, num_features: int = 64, *, rngs: nnx.Rngs):
+    def __init__(self, n_classes: int = 10, num_features: int = 64, *, image_size: int = 32, rngs: nnx.Rngs):
+        side = -(-image_size // 4) // 2  # after two strides of 2, rounded up, and means over 2x2, rounded down
         self.conv_1 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
         self.conv_2 = nnx.Conv(32, 64, (3, 3), strides=2, rngs=rngs)
         self.conv_3 = nnx.Conv(64, 64, (3, 3), rngs=rngs)
         self.conv_4 = nnx.Conv(64, 64, (3, 3), strides=2, rngs=rngs)
-        self.hidden = nnx.Linear(4 * 4 * 64, num_features, rngs=rngs)
+        self.hidden = nnx.Linear(side * side * 64, num_features, rngs=rngs)
         self.out = nnx.Linear(num_features, n_classes, rngs=rngs)
 
     def features(self, images: Array) -> Array:
-        """Activations of the last hidden layer, before their nonlinearity: ``[n, 32, 32, 1]`` to ``[n, 64]``."""
+        """Activations of the last hidden layer, before their nonlinearity: images ``[n, H, W, 1]`` to ``[n, d]``."""
         h = images
         for layer in (self.conv_1, self.conv_2, self.conv_3, self.conv_4):
             h = nnx.relu(layer(h))
@@ -67,7 +70,8 @@ class ImageClassifier(nnx.Module):
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         n_classes, num_features = arrays["out/bias"].shape[0], arrays["hidden/bias"].shape[0]
-        net = nnx.eval_shape(lambda: cls(n_classes, num_features, rngs=nnx.Rngs(0)))
+        size = 8 * math.isqrt(arrays["hidden/kernel"].shape[0] // 64)  # sizes of as many cells have the same arrays
+        net = nnx.eval_shape(lambda: cls(n_classes, num_features, image_size=size, rngs=nnx.Rngs(0)))
         graph, state = nnx.split(net)
         values = checkpoint.unflatten((name.split("/"), jnp.asarray(array)) for name, array in arrays.items())
         nnx.replace_by_pure_dict(state, values)

@@ -1,0 +1,310 @@
+"""What :mod:`benchmarks.laboratory` does: networks trained alike, tuned, and judged by many samples; all resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+import psld_jax as pj
+from benchmarks import laboratory_table, measure
+from benchmarks.network import evaluation, training
+from benchmarks.train_judge import train_judge
+from psld_jax import build, integrators, metrics, tuning
+from psld_jax._runtime.journal import Journal, check_same, make_directory, read_json, replace
+from psld_jax.data import Dataset, open_dataset
+from psld_jax.evaluation import evaluate
+from psld_jax.training.train import train
+
+#: The network and its training, the same for all but for the width; with 16 channels 0.2 million parameters.
+COMMON = {
+    "model.name": "ncsnpp",
+    "model.ch_mult": (1, 2),
+    "model.num_res_blocks": 1,
+    "model.attn_resolutions": (),
+    "model.dropout": 0.0,
+    "model.embedding_type": "fourier",
+    "model.fourier_scale": 1.0,
+    "train.batch_size": 128,
+    "train.time_sampling": "stratified",
+    "train.lr": 1e-3,
+    "train.schedule": "cosine",
+    "train.ema_decay": 0.999,
+    "train.ema_warmup": True,
+    "train.sample_every": 0,
+    "train.checkpoint_every": 1000,
+}
+
+#: What differs: the diffusion, and channels by its blocks. ``None`` stands for the root mean square of the images.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "psld": {"sde.name": "psld", "model.in_ch": 2, "model.out_ch": 2},
+    "psld_preconditioned": {"sde.name": "psld", "model.in_ch": 2, "model.out_ch": 1, "model.data_std": None},
+    "cld": {"sde.name": "cld", "sde.mixed": True, "model.in_ch": 2, "model.out_ch": 1},
+    "vp": {"sde.name": "vpsde", "sde.beta_min": 0.1, "sde.beta_max": 20.0, "model.in_ch": 1, "model.out_ch": 1},
+    "edm": {
+        "sde.name": "edm",
+        "sde.data_std": None,
+        "model.data_std": None,
+        "model.in_ch": 1,
+        "model.out_ch": 1,
+        "train.noise": "log_normal",
+    },
+    "flow": {"sde.name": "flow", "model.in_ch": 1, "model.out_ch": 1},
+}
+
+#: Samplers that are compared; a network gets those that work for its diffusion.
+SAMPLERS = (
+    *("euler_maruyama", "sscs", "ddim", "lambda_ddim_i", "lambda_ddim_ii"),
+    *("naive_symplectic_euler", "reduced_symplectic_euler", "conjugate_symplectic_euler"),
+    *("naive_velocity_verlet", "reduced_velocity_verlet", "conjugate_velocity_verlet"),
+    *("naive_oba", "reduced_oba", "conjugate_oba"),
+    *("predictor_corrector", "exponential_multistep", "ancestral"),
+    *("unipc", "dpm_solver_pp_3m", "deis", "ipndm", "heun"),
+)
+BUDGETS = (5, 6, 8, 10, 15, 20, 35, 50, 100, 250, 500, 1000)
+#: Beyond it nothing is tuned: a setting for the nearest budget serves.
+LAST_TUNED = 100
+
+#: Data by name: how images are fitted, epochs of the judge, and by how many pixels its images are shifted.
+#: The digits have no test images of their own: a fifth is held out.
+DATA: dict[str, tuple[dict[str, Any], int, int]] = {
+    "digits": ({"data.name": "digits", "data.holdout": 0.2, "model.image_size": 8}, 40, 1),
+    "mnist": ({"data.name": "mnist", "data.fit": "stretch", "model.image_size": 14}, 4, 1),
+}
+
+#: Noises of tuning, which no sample of an evaluation has.
+_TUNING_SEED = 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line chooses; what results depend on is written beside them."""
+
+    data: str
+    path: str
+    image_size: int
+    width: int
+    networks: tuple[str, ...]
+    seeds: int
+    steps: int
+    samplers: tuple[str, ...]
+    budgets: tuple[int, ...]
+    sample_seeds: int
+    samples: int
+    batch: int
+    tune_samples: int
+    candidates: int
+    gradient_steps: int
+    judge_epochs: int
+
+    def jobs(self) -> list[tuple[str, int]]:
+        """Networks and seeds; the first seed of all comes first."""
+        return [(name, seed) for seed in range(self.seeds) for name in self.networks]
+
+
+class Laboratory:
+    """The images and the judge, in ``directory``; and what is made of them there."""
+
+    def __init__(self, directory: Path, options: Options, console: Console):
+        self.directory, self.options, self.console = directory, options, console
+        make_directory(directory, "the directory of the laboratory")
+        self.base = COMMON | DATA[options.data][0] | {"data.path": options.path, "model.image_size": options.image_size}
+        self.base |= {"train.steps": options.steps, "train.eval_every": options.steps, "model.nf": options.width}
+        self.base |= {"train.warmup": min(200, options.steps // 5)}
+        about = {"data": options.data, "image_size": options.image_size, "judge_epochs": options.judge_epochs}
+        self._same("images", about)
+        self.train, self.held_out = (self._open(split) for split in ("train", "test"))
+        self.images, self.others = (build.to_images(d, np.arange(len(d))) for d in (self.train, self.held_out))
+        self.data_std = round(float(np.sqrt(np.mean(self.images**2))), 3)
+
+    def _same(self, name: str, about: dict[str, Any]) -> None:
+        """Write what results in the directory depend on, or check that it is what they depend on."""
+        path, about = self.directory / f"{name}.json", json.loads(json.dumps(about))
+        if path.exists():
+            check_same(str(path), read_json(path), about)
+        replace(path, json.dumps(about) + "\n")
+
+    def _open(self, split: str) -> Dataset:
+        c = self.config("vp", 0, data_std=1.0).data
+        options = {"image_size": self.options.image_size, "fit": c.fit, "holdout": c.holdout, "labels": True}
+        return open_dataset(c.name, c.path, split, **options)
+
+    def config(self, name: str, seed: int, data_std: float | None = None) -> Any:
+        """The configuration of a network."""
+        std = self.data_std if data_std is None else data_std
+        own = {key: std if value is None else value for key, value in NETWORKS[name].items()}
+        return build.override(build.load_config("default"), self.base | own | {"seed": seed})
+
+    @functools.cached_property
+    def features(self) -> dict[str, metrics.Features]:
+        """Of the pixels, and of the judge, which is trained if it is not there."""
+        path = self.directory / "judge.npz"
+        if not path.exists():
+            reach = DATA[self.options.data][2]
+            net, accuracy = train_judge(self.train, self.held_out, self.options.judge_epochs, reach, False)
+            partly = path.with_name("judge.part.npz")
+            net.save(partly)
+            replace(self.directory / "judge.json", json.dumps({"accuracy": accuracy}) + "\n")
+            partly.replace(path)
+        net = metrics.ImageClassifier.open(path)
+        judge = metrics.Features("classifier", jax.jit(net.features), self.train.image_shape)
+        return {"pixels": metrics.features("pixels"), "classifier": judge}
+
+    @functools.cached_property
+    def laws(self) -> dict[str, metrics.Gaussian]:
+        """Of the training images, by features."""
+        return {name: _law(features, self.images) for name, features in self.features.items()}
+
+    def distances(self, images: np.ndarray) -> dict[str, float]:
+        """Frechet distances of images to the training images."""
+        return {name: _law(f, images).distance(self.laws[name]) for name, f in self.features.items()}
+
+    def real(self) -> list[dict[str, Any]]:
+        """Distances of as many training images, drawn with replacement: those of a sampler without error. And those of
+        all images that were held out."""
+        n, found = self.options.samples, []
+        for seed in range(self.options.sample_seeds):
+            chosen = np.random.default_rng(seed).integers(len(self.images), size=n)
+            found.append({"what": "training images, as many", "images": n, **self.distances(self.images[chosen])})
+        return [*found, {"what": "held out", "images": len(self.others), **self.distances(self.others)}]
+
+    def place(self, name: str, seed: int) -> Path:
+        """The directory of a network."""
+        return self.directory / f"{name}-{seed}"
+
+    def trained(self, name: str, seed: int) -> pj.Model:
+        """The network, trained as far as it is not; ``network.json`` is there once it is."""
+        place, config = self.place(name, seed), self.config(name, seed)
+        done = place / "network.json"
+        if done.exists():
+            written = read_json(done)["config"]
+            check_same(f"{done} is of a network", written, json.loads(config.to_json()))
+        else:
+            place.mkdir(exist_ok=True)
+            summary = train(config, place, self.console)
+            if summary["stopped"]:
+                raise SystemExit(f"{summary['stopped']}: {place} is saved; the same command goes on")
+            size = sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(pj.load(place).eps_fn.state))
+            content = {
+                "network": name,
+                "seed": seed,
+                "numbers": size,
+                **summary,
+                "config": json.loads(config.to_json()),
+            }
+            replace(done, json.dumps(content, indent=1) + "\n")
+        return pj.load(place)
+
+    def tuned(self, name: str, seed: int, model: pj.Model) -> tuple[Any, ...]:
+        """Settings of every sampler by budget; of the images, those held out decide."""
+        o, place = self.options, self.place(name, seed)
+        budgets = [budget for budget in o.budgets if budget <= LAST_TUNED]
+        if not o.tune_samples or not budgets:
+            return ()
+        path, written = place / "tuned.json", place / "tuned_with.json"
+        names = usable(model.sde, o.samplers)
+        options = {"num_samples": o.tune_samples, "candidates": o.candidates, "gradient_steps": o.gradient_steps}
+        about = {**options, "samplers": names, "budgets": budgets}
+        if not path.exists() or read_json(written) != about:  # what was tried before is in the log, and not tried again
+            found = tuning.tune(
+                model,
+                budgets,
+                names,
+                **options,
+                target=self.others,
+                features=self.features["classifier"],
+                seed=_TUNING_SEED,
+                log=place / "tuning.jsonl",
+                report=lambda row: self.console.print(f"{name}-{seed}: {row.nfe} NFE, {row.setting.describe()}"),
+            )
+            replace(written, json.dumps(about) + "\n")
+            found.write(path)
+        return build.tuned_rows(model, str(path))
+
+    def cells(self, name: str, seed: int) -> list[evaluate.Cell]:
+        """Every sampler, budget and seed of samples: distance in pixels, and in ``others`` that of the classifier."""
+        o, model = self.options, self.trained(name, seed)
+        tuned = self.tuned(name, seed, model)
+        judge, shape = self.features["classifier"], model.image_shape
+
+        def classifier(pixels: np.ndarray) -> dict[str, float]:
+            law = _law(judge, pixels.reshape(-1, *shape))
+            return {"classifier": law.distance(self.laws["classifier"])}
+
+        jobs: Iterator[Any] = evaluate.jobs(
+            model, usable(model.sde, o.samplers), o.budgets, tuned, build.sampler_options(model.config)
+        )
+        about = {"network": model.fingerprint, "images": self.options.data, "judge_epochs": o.judge_epochs}
+        return evaluate.evaluate(
+            jobs,
+            self.laws["pixels"],
+            features=self.features["pixels"],
+            seeds=range(o.sample_seeds),
+            num_samples=o.samples,
+            batch_size=o.batch,
+            num_kept=o.samples,
+            others=classifier,
+            journal=Journal(self.place(name, seed) / "cells.jsonl", about, "the laboratory"),
+            report=lambda cell: self.console.print(f"{name}-{seed}: {cell.describe()}"),
+        )
+
+    def hours(self) -> dict[str, float]:
+        """What is left takes so long, by parts: measured from three steps, and evaluations of one batch."""
+        o, kinds, parts = self.options, {}, {"training": 0.0, "tuning": 0.0, "samples": 0.0}
+        for name, seed in o.jobs():
+            config = self.config(name, seed)
+            sde = build.build_sde(config)
+            if sde.num_blocks not in kinds:
+                kinds[sde.num_blocks] = _seconds(config, o.batch)
+            step, image = kinds[sde.num_blocks]
+            names = usable(sde, o.samplers)
+            place = self.place(name, seed)
+            if not (place / "network.json").exists():
+                parts["training"] += o.steps * step
+            if o.tune_samples and not (place / "tuned.json").exists():
+                # As tune() says; a gradient costs about two passes more.
+                runs = o.tune_samples * (o.candidates / 2 + 14 + 3 * o.gradient_steps)
+                parts["tuning"] += sum(b for b in o.budgets if b <= LAST_TUNED) * len(names) * runs * image
+            cells = place / "cells.jsonl"
+            whole = len(names) * len(o.budgets) * o.sample_seeds
+            left = whole - (len(cells.read_text().splitlines()) - 1 if cells.exists() else 0)
+            parts["samples"] += max(left, 0) / whole * len(names) * sum(o.budgets) * o.sample_seeds * o.samples * image
+        return {part: seconds / 3600 for part, seconds in parts.items()}
+
+    def run(self) -> None:
+        """All of it; tables and figures are written anew after every network."""
+        real, rows, facts = self.real(), [], []
+        about = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "path"}
+        for name, seed in self.options.jobs():
+            rows += [{"network": name, "seed": seed, "cell": cell} for cell in self.cells(name, seed)]
+            facts.append(read_json(self.place(name, seed) / "network.json"))
+            laboratory_table.write(self.directory, rows, real, facts, about)
+        self.console.print((self.directory / "laboratory.md").read_text(encoding="utf-8"), markup=False)
+
+
+def usable(sde: Any, samplers: Sequence[str]) -> list[str]:
+    """Those of the samplers that work for a diffusion."""
+    return [name for name in samplers if integrators.get(name).applies_to(sde)]
+
+
+def _law(features: metrics.Features, images: np.ndarray) -> metrics.Gaussian:
+    moments = metrics.Moments()
+    for part in np.array_split(images, -(-len(images) // 1024)):
+        moments.add(features(part))
+    return moments.gaussian()
+
+
+def _seconds(config: Any, batch: int) -> tuple[float, float]:
+    """Seconds of a step of training, and of one image through the network."""
+    step, _ = training(config, config.train.batch_size)
+    arguments = evaluation(config, batch)
+    program, _ = measure.compiled(lambda f, z, t: f(z, t), *arguments)
+    times = measure.by_turns({"step": step, "evaluation": lambda: program(*arguments)}, 3)
+    return float(np.median(times["step"])), float(np.median(times["evaluation"])) / batch

@@ -1,0 +1,226 @@
+"""What the laboratory found: tables, the paper's orderings judged, and figures of distance against NFE."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from psld_jax._runtime.journal import replace
+from psld_jax.evaluation import evaluate, plots
+
+#: Differences of so many standard errors are told apart.
+APART = 2.0
+
+#: Measures of a cell by the name of their features.
+FEATURES = ("classifier", "pixels")
+
+
+class Ordering(NamedTuple):
+    """A claim of Pandey & Mandt (2024) about CIFAR-10: the first has the smaller distance; networks and samplers."""
+
+    claim: str
+    better: tuple[str, str]
+    worse: tuple[str, str]
+    budgets: tuple[int, ...]
+
+
+ORDERINGS = (
+    Ordering(
+        "reduced Verlet beats naive", ("psld", "reduced_velocity_verlet"), ("psld", "naive_velocity_verlet"), (50,)
+    ),
+    Ordering("reduced OBA beats naive", ("psld", "reduced_oba"), ("psld", "naive_oba"), (50,)),
+    Ordering(
+        "conjugate Verlet beats reduced",
+        ("psld", "conjugate_velocity_verlet"),
+        ("psld", "reduced_velocity_verlet"),
+        (50,),
+    ),
+    Ordering("lambda-DDIM-II beats DDIM", ("psld", "lambda_ddim_ii"), ("psld", "ddim"), (50,)),
+    Ordering("ROBA beats SSCS", ("psld", "reduced_oba"), ("psld", "sscs"), (50, 100)),
+    Ordering("ROBA beats EM", ("psld", "reduced_oba"), ("psld", "euler_maruyama"), (50, 100)),
+    Ordering("conjugate steps do not help ROBA", ("psld", "reduced_oba"), ("psld", "conjugate_oba"), (50,)),
+    Ordering(
+        "preconditioning helps conjugate Verlet",
+        ("psld_preconditioned", "conjugate_velocity_verlet"),
+        ("psld", "conjugate_velocity_verlet"),
+        (50,),
+    ),
+    Ordering(
+        "preconditioning does not help conjugate Verlet",
+        ("psld", "conjugate_velocity_verlet"),
+        ("psld_preconditioned", "conjugate_velocity_verlet"),
+        (100,),
+    ),
+)
+
+
+def distances(
+    rows: Iterable[dict[str, Any]], features: str
+) -> dict[tuple[str, str, int], dict[tuple[int, int], float]]:
+    """By network, sampler and budget: the distance for each seed of the network and of the samples."""
+    found: dict[tuple[str, str, int], dict[tuple[int, int], float]] = {}
+    for row in rows:
+        cell: evaluate.Cell = row["cell"]
+        value = cell.distance if features == "pixels" else cell.others.get(features, math.inf)
+        key = (row["network"], cell.sampler, cell.budget)
+        found.setdefault(key, {})[row["seed"], cell.seed] = value
+    return found
+
+
+def verdict(better: dict[tuple[int, int], float], worse: dict[tuple[int, int], float]) -> tuple[str, float, float]:
+    """``holds``, ``does not hold`` or ``not told apart``; and the mean difference with its standard error.
+
+    Pairs have the seeds of network and samples in common. Samples of one network share its errors, so the seeds of
+    networks are what the error is taken over, where there are several.
+    """
+    pairs = sorted(set(better) & set(worse))
+    differences = [worse[pair] - better[pair] for pair in pairs]
+    if not differences or not np.isfinite(differences).all():
+        finite = [all(map(math.isfinite, side.values())) and bool(side) for side in (better, worse)]
+        settled = {(True, False): "holds", (False, True): "does not hold"}
+        return (settled.get((finite[0], finite[1]), "not told apart") if pairs else "not run", math.nan, math.nan)
+    networks = sorted({pair[0] for pair in pairs})
+    if len(networks) > 1:
+        differences = [
+            float(np.mean([d for d, pair in zip(differences, pairs, strict=True) if pair[0] == network]))
+            for network in networks
+        ]
+    mean = float(np.mean(differences))
+    if len(differences) < 2:
+        return "not told apart", mean, math.nan
+    error = float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
+    if abs(mean) <= APART * error:
+        return "not told apart", mean, error
+    return ("holds" if mean > 0 else "does not hold"), mean, error
+
+
+def best(rows: Sequence[dict[str, Any]], features: str) -> Iterator[dict[str, Any]]:
+    """For every network and budget the sampler with the smallest mean distance on the first seed of samples.
+
+    Its distance is that of the other seeds, where there are any: the choice has not seen them.
+    """
+    found = distances(rows, features)
+    for network, budget in sorted({(network, budget) for network, _, budget in found}):
+        means: dict[str, tuple[float, list[float]]] = {}
+        for (name, sampler, nfe), values in found.items():
+            if (name, nfe) == (network, budget):
+                first = [value for (_, seed), value in values.items() if seed == 0]
+                means[sampler] = float(np.mean(first)), [v for (_, seed), v in values.items() if seed] or first
+        sampler = min(means, key=lambda name: means[name][0])
+        values = means[sampler][1]
+        if np.isfinite(values).all():
+            yield {
+                "network": network,
+                "budget": budget,
+                "sampler": sampler,
+                "distance": float(np.mean(values)),
+                "spread": float(np.std(values)) if len(values) > 1 else None,
+            }
+
+
+def summary(rows: Sequence[dict[str, Any]], features: str) -> list[dict[str, Any]]:
+    """One row for a network, sampler and budget: mean and spread (standard deviation) over all seeds."""
+    evaluations = {(row["network"], row["cell"].sampler, row["cell"].budget): row["cell"].nfe for row in rows}
+    bad: dict[tuple[str, str, int], list[int]] = {}
+    for row in rows:
+        cell = row["cell"]
+        bad.setdefault((row["network"], cell.sampler, cell.budget), []).append(cell.not_finite)
+    return [
+        {
+            "network": key[0],
+            "sampler": key[1],
+            "budget": key[2],
+            "nfe": evaluations[key],
+            "distance": float(np.mean(list(values.values()))) if np.isfinite(list(values.values())).all() else None,
+            "spread": float(np.std(list(values.values()))) if np.isfinite(list(values.values())).all() else None,
+            "seeds": len(values),
+            "num_samples": rows[0]["cell"].num_samples,
+            "not_finite": sum(bad[key]),
+        }
+        for key, values in distances(rows, features).items()
+    ]
+
+
+def markdown(
+    rows: Sequence[dict[str, Any]],
+    real: Sequence[dict[str, Any]],
+    facts: Sequence[dict[str, Any]],
+    about: dict[str, Any],
+) -> str:
+    """All of it as a page."""
+    lines = ["# Laboratory", "", ", ".join(f"{name} {value}" for name, value in about.items()), ""]
+    lines += ["| network | seed | numbers | steps | hours | loss | held-out loss |", "|---|---|---|---|---|---|---|"]
+    for fact in facts:
+        values = (fact.get(name) for name in ("hours", "loss", "held_out_loss"))
+        texts = ("-" if value is None else f"{value:.4g}" for value in values)
+        cells = (fact["network"], fact["seed"], f"{fact['numbers']:,}", fact["steps"], *texts)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", "A loss is that of its own diffusion and target: losses of two networks are not comparable."]
+    for features in FEATURES:
+        lines += ["", f"## Frechet distance, {features}", "", "| real images | number | distance |", "|---|---|---|"]
+        lines += [f"| {row['what']} | {row['images']:,} | {row[features]:.4g} |" for row in real]
+        bias = _bias(real, features)
+        for network in dict.fromkeys(row["network"] for row in rows):
+            table = [row for row in summary(rows, features) if row["network"] == network]
+            lines += ["", f"### `{network}`, {features}", "", evaluate.markdown(table, bias).rstrip()]
+        lines += ["", f"### The best sampler of each network, {features}", ""]
+        lines += ["Chosen on the first seed of samples, its distance taken on the others.", ""]
+        lines += ["| network | NFE | sampler | distance |", "|---|---|---|---|"]
+        for row in best(rows, features):
+            value = _with(row["distance"], row["spread"])
+            lines.append(f"| `{row['network']}` | {row['budget']} | `{row['sampler']}` | {value} |")
+        lines += ["", f"### The orderings of the paper, {features}", "", *_orderings(rows, features)]
+    return "\n".join(lines) + "\n"
+
+
+def _with(value: float, error: float | None) -> str:
+    """A number with its error, where there is one."""
+    return f"{value:.3g}" if error is None else f"{value:.3g} ± {error:.2g}"
+
+
+def _bias(real: Sequence[dict[str, Any]], features: str) -> tuple[float, float]:
+    """Mean and spread of what as many real images have."""
+    values = [row[features] for row in real if row["what"] != "held out"]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _orderings(rows: Sequence[dict[str, Any]], features: str) -> Iterator[str]:
+    found = distances(rows, features)
+    yield "| claim | NFE | here | difference |"
+    yield "|---|---|---|---|"
+    for ordering in ORDERINGS:
+        for budget in ordering.budgets:
+            sides = (found.get((*side, budget), {}) for side in (ordering.better, ordering.worse))
+            result, mean, error = verdict(*sides)
+            difference = "-" if math.isnan(mean) else _with(mean, None if math.isnan(error) else error)
+            yield f"| {ordering.claim} | {budget} | {result} | {difference} |"
+    yield ""
+    yield f"Told apart: a difference of more than {APART:g} standard errors, over networks where there are several."
+
+
+def write(
+    directory: Path,
+    rows: Sequence[dict[str, Any]],
+    real: Sequence[dict[str, Any]],
+    facts: Sequence[dict[str, Any]],
+    about: dict[str, Any],
+) -> None:
+    """Write ``laboratory.md``, ``laboratory.json``, a figure of each network and one of the best samplers of all."""
+    replace(directory / "laboratory.md", markdown(rows, real, facts, about))
+    tables = {features: summary(rows, features) for features in FEATURES}
+    content = {"about": about, "real": list(real), "networks": list(facts), "tables": tables}
+    replace(directory / "laboratory.json", json.dumps(content, indent=1) + "\n")
+    floor = {"distance": _bias(real, "classifier")[0]}
+    title = {"distance": "Frechet distance, features of the classifier"}
+    for network in dict.fromkeys(row["network"] for row in rows):
+        curves = [row for row in tables["classifier"] if row["network"] == network and row["distance"] is not None]
+        if curves:
+            plots.save_curves(directory / f"{network}.png", curves, title, floor, "as many real images")
+    curves = [{**row, "sampler": row["network"], "nfe": row["budget"]} for row in best(rows, "classifier")]
+    if curves:
+        plots.save_curves(directory / "best.png", curves, title, floor, "as many real images")
