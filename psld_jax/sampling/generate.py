@@ -14,7 +14,7 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax._runtime import distributed
 from psld_jax._runtime.checks import check_flag, check_number, check_seed
-from psld_jax._runtime.errors import check_counts, shown
+from psld_jax._runtime.errors import check_choice, check_counts, shown
 from psld_jax.build import Model, check_model
 from psld_jax.conditioning.steering import Bound, Steering
 from psld_jax.integrators.baselines import LAST_STEPS
