@@ -34,6 +34,7 @@ def call(eps_fn, z, t):
     return eps_fn(z, t)
 
 
+@pytest.mark.slow
 def test_known_pixels_are_exact_and_samples_do_not_depend_on_the_batch(digits_model, known):
     images, mask = known
     options = {"nfe": 12, "seed": 1, "known": images, "mask": mask, "n": 6}

@@ -62,6 +62,7 @@ def as_training_state(path, values, root="archive", cut=None):
     return path
 
 
+@pytest.mark.slow
 def test_the_state_of_a_training_run(tmp_path, values):
     path = as_training_state(tmp_path / "training-state-000001.pt", values)
     assert is_persistent(path) and origin.recognises(path)

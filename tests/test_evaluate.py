@@ -94,6 +94,7 @@ def test_distance_is_that_of_the_samples(digits_sweep):
     np.testing.assert_allclose(cell.distance, expected, rtol=1e-6)  # float32 samples in batches of another size
 
 
+@pytest.mark.slow
 def test_images_from_a_folder(digits_sweep, digits_model, tmp_path):
     """What was written as files has nearly the distance of what was drawn: levels are 1/127.5 apart."""
     jobs, reference, features = digits_sweep

@@ -51,13 +51,8 @@ def grid(run, options):
     return pj.grids.get(options.get("striding", "uniform"))(options["n_discrete_steps"] - 1, t_end=end)
 
 
-#: What runs by default: one network, of the smallest images.
-QUICK = {("cld_plain_dsm", "em8")}
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, id="-".join(c), marks=[] if c in QUICK else pytest.mark.slow) for c in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_samples_are_those_of_the_original(case, opened):
     """1e-10 of the largest value, which is of the velocity. Their denoising step follows the SDE after the ODE too."""
     name, run = case

@@ -27,7 +27,7 @@ CASES |= {("vpred_cosine_ddim", "ddim10_trailing"): DDIM, ("vpred_cosine_ddim", 
 CASES |= {("euler_scaled_linear", run): EULER for run in ("euler10", "euler10_leading", "euler10_karras")}
 
 #: What runs by default: one network, since its compilation is what takes the time.
-QUICK = {("class_sample", "ddim10"), ("class_sample", "dpm10")}
+QUICK = {("class_sample", "ddim10")}
 
 
 @functools.cache

@@ -149,6 +149,7 @@ def test_noise_can_be_learned(model):
     assert found.after.rmse is None and found.after.distance < found.before.distance
 
 
+@pytest.mark.slow
 def test_a_start_that_is_not_finite_is_left_out(model, monkeypatch):
     lines = []
     bad = pj.Setting.learned(_with_nan(model))
@@ -288,6 +289,7 @@ def test_auto_takes_a_solver_for_its_own_budget_alone(model, solver):
         )
 
 
+@pytest.mark.slow
 def test_known_pixels_and_measurements_go_with_a_solver(model, solver, rng):
     images = np.clip(model.data[:2], -1, 1)
     mask = np.zeros((8, 8))

@@ -161,6 +161,7 @@ def test_for_one_block_preconditioning_is_edm_s():
         np.testing.assert_allclose(pre.input_matrix(t)[0, 0] * mu, 1 / np.sqrt(sigma2 + std**2), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["euler", "heun", "euler_maruyama", "sscs", "naive_baoab", "naive_velocity_verlet"])
 def test_integrators_that_freeze_the_score_do_not_care_how_it_is_predicted(key, name, digits_model):
     """Cskip reaches every integrator: with the exact score both parametrisations give the same samples.

@@ -232,6 +232,7 @@ def test_one_diffusion_in_other_units_gives_the_same_samples():
             np.testing.assert_allclose(other, first, atol=1e-8, err_msg=str(case))
 
 
+@pytest.mark.slow
 def test_adaptive_solvers_know_a_schedule_with_kinks(rng):
     """The cosine schedule of N levels, whose last ones jump: as exact as a fine table of a sampler."""
     sde = pj.sde.Discrete("squaredcos_cap_v2", num_steps=50)

@@ -96,6 +96,7 @@ def test_a_new_program_is_told_by_its_name_once():
     assert told == ["a square begins", "a square ends"] * 2
 
 
+@pytest.mark.slow
 def test_a_mode_tells_what_it_compiles(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "SHORT", -1.0)
     xla.clear_programs()

@@ -213,6 +213,7 @@ def test_time_functions_are_accurate_and_refuse_what_is_not_smooth():
         TimeFunction(lambda t: t, t_min=0.0)
 
 
+@pytest.mark.slow
 def test_a_time_function_may_have_kinks_at_known_times(rng):
     """Piecewise between them: a few pieces each."""
     knots = np.sort(rng.uniform(0.01, 0.99, 100))

@@ -68,6 +68,7 @@ def test_one_program_serves_samplers_budgets_and_draws(key):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_a_step_within_a_program_of_ones_own(key):
     z, stepper = state(), pj.stepper(table("COBA"))
     step = jax.jit(functools.partial(stepper.step, closed_forms.smooth_eps))
@@ -89,6 +90,7 @@ def test_the_network_is_asked_as_often_as_the_table_says(key):
     np.testing.assert_allclose(count, t.tau, rtol=1e-6)  # float32
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_run_is_that_of_sample(key):
     t, z = table("ddim", 3), state(2, jnp.float64)
     stepper = pj.stepper(t)

@@ -278,6 +278,7 @@ def test_losses_are_the_same_on_two_devices_and_a_run_goes_on_with_one(finished,
     np.testing.assert_allclose(two["held_out_loss"], one["held_out_loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_and_keeps_its_last_good_checkpoint(copy):
     before = support.arrays(copy)
     with pytest.raises(Diverged, match="^the loss .*$"):

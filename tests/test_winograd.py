@@ -97,6 +97,7 @@ def test_derivatives_of_all_kinds_and_orders():
         assert_close(transform(convolve), transform(plain))
 
 
+@pytest.mark.slow
 @needs_library
 def test_rounds_little_more_than_direct_sums():
     x, kernel, y = arrays(4, 16, 16, 256, 128)

@@ -23,6 +23,7 @@ from psld_jax._runtime.errors import check_choice, check_counts, check_kind, sho
 from psld_jax._runtime.journal import Journal
 from psld_jax.build import Model, check_model
 from psld_jax.sampling.generate import check_end
+from psld_jax.sampling.rows import HISTORIES
 from psld_jax.sampling.settings import Setting, choose
 from psld_jax.sampling.solver import LEARNED, Solver
 from psld_jax.tuning._coefficients import FREE, Coefficients, with_more_rows
@@ -67,6 +68,8 @@ class Options:
         check_counts(num_samples=self.num_samples, batch_size=self.batch_size)
         check_counts(iterations=self.iterations, history=self.history)
         check_counts(0, jacobian_batches=self.jacobian_batches)
+        if self.history > HISTORIES[-1]:
+            raise ValueError(f"history={self.history} must be at most {HISTORIES[-1]}, which the loop keeps")
         check_choice("error", self.error, ERRORS)
         check_number("distance", self.distance, 0)
         check_flag("consistent", self.consistent)
