@@ -158,6 +158,7 @@ def _torch(side: str, name: str, dtype: str, batch: int, options: Options) -> di
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device != jax.default_backend().replace("gpu", "cuda"):
         raise RuntimeError(f"PyTorch here has {device} only, and JAX runs on {jax.default_backend()}")
+    torch.set_float32_matmul_precision("high")  # TF32 where it is, as JAX does unless told otherwise
     config = load_config(name, options.small, dropout=0.0)
     net = from_flax(random_network(config)).eval().to(device, memory_format=torch.channels_last)
     net = torch.compile(net) if side == "compiled" else net

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import time
 
 import jax
@@ -64,6 +65,24 @@ def test_what_runs_when_the_minutes_are_over_is_written_down(found, tmp_path):
     (row,) = json.loads((tmp_path / "accelerator.json").read_text())["groups"]["throughput"]["rows"]
     assert row == {"case": {"network": "cifar10"}, "error": "cut off: the minutes were over"}
     found.cut_off()  # nothing was written twice
+
+
+def test_the_process_ends_with_its_minutes(tmp_path, monkeypatch):
+    """A case that would not end by itself is ended; here the end of the process lets it go on."""
+    ended, statuses = threading.Event(), []
+
+    def end(status):
+        statuses.append(status)
+        ended.set()
+
+    monkeypatch.setattr(accelerator.os, "_exit", end)
+    case = accelerator.Case("agreement", {"what": "endless"}, lambda: {"ended": ended.wait(30)})
+    monkeypatch.setattr(accelerator, "cases", lambda options: iter([case]))
+    begun = time.monotonic()
+    accelerator.main(["--minutes", "0.01", "--output", str(tmp_path)])
+    assert statuses == [3] and time.monotonic() - begun < 25
+    row, _ = json.loads((tmp_path / "accelerator.json").read_text())["groups"]["agreement"]["rows"]
+    assert row == {"case": {"what": "endless"}, "error": "cut off: the minutes were over"}
 
 
 def test_results_that_differ_are_not_equal(monkeypatch):
