@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--seeds", type=int, default=3, help="of weights and training (3)")
     parser.add_argument("--steps", type=int, default=20_000, help="of training (20000)")
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), help=", ".join(SAMPLERS))
-    parser.add_argument("--nfe", nargs="+", type=int, default=list(BUDGETS), help="budgets (all of the issue's)")
+    parser.add_argument("--nfe", nargs="+", type=int, default=list(BUDGETS), help=f"budgets {BUDGETS}")
     parser.add_argument("--samples", type=int, default=10_000, help="of a cell (10000)")
     parser.add_argument("--sample-seeds", type=int, default=3, help="cells of a sampler and budget (3)")
     parser.add_argument("--batch", type=int, default=250, help="samples at a time (250)")

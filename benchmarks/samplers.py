@@ -32,7 +32,7 @@ def samplers(options: measure.Options) -> Iterator[dict[str, Any]]:
             for name in _FEW if options.small else pj.integrators.available():
                 table = _table(name, sde, 6 if options.small else nfe)
                 case = {"model": model, "sampler": name, "nfe": table.nfe, "batch": len(z[0])}
-                yield {"case": case, **_overhead(eps_fn, table, z, options.rounds)}
+                yield {"case": case, **overhead(eps_fn, table, z, options.rounds)}
 
 
 def linear(options: measure.Options) -> Iterator[dict[str, Any]]:
@@ -106,7 +106,7 @@ def _bare(eps_fn: Any, z: Any, t: Any) -> Any:
     return eps_fn(z, t)
 
 
-def _overhead(eps_fn: Any, table: Tableau, z: Any, rounds: int) -> dict[str, Any]:
+def overhead(eps_fn: Any, table: Tableau, z: Any, rounds: int) -> dict[str, Any]:
     """Seconds of the sampler and of as many bare evaluations one after the other, and their ratio."""
     t, key = jnp.float32(0.5), jax.random.key(2)
 

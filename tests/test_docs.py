@@ -112,6 +112,8 @@ def check_command(words):
             assert not config or (ROOT / config).is_file()
         case ["python", "-m", "benchmarks" | "pytest", *_]:
             pass
+        case ["python", "-m", module, *_] if module.startswith("benchmarks."):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
         case ["python", script, *_]:
             assert (ROOT / script).is_file()
         case _:
