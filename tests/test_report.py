@@ -231,6 +231,7 @@ def test_an_atlas_that_is_too_large_has_fewer_frames_or_is_refused(tmp_path, rng
         atlas.check_room(1, 3, 3, (64, 64, 1))
 
 
+@pytest.mark.slow
 def test_the_atlas_shows_what_the_samplers_draw(tmp_path):
     fields = {"data.num_points": 20, "atlas.samplers": ("ddim", "heun", "ROBA"), "atlas.nfe": (2, 6)}
     fields |= {"atlas.num_samples": 2, "atlas.frames": 3, "atlas.solver": "rk23", "atlas.tolerance": 1e-3}
