@@ -106,6 +106,21 @@ def gain(sde: LinearSDE, noise_std: float, data_std: float = 1.0) -> Callable[[A
     return value
 
 
+def first_guess(operator: Any, pinv: Array, noise_std: float, data_std: float = 1.0) -> Array:
+    """The mean of ``x_0 ~ N(0, data_std^2 I)`` given a measurement, of ``pinv = H^+ y [n, H, W, C]``; same shape.
+
+    ``s^2 / (s^2 + noise_std^2 / data_std^2)`` of it for each singular value, so that noise is not blown up.
+
+    Raises:
+      ValueError: for an operator without ``pinv`` or ``projection``.
+    """
+    modes, ratio = modes_of(operator, tuple(np.shape(pinv)[1:])), noise_std / data_std
+    levels = _levels(modes.singular_values(), ratio)
+    shares = levels**2 / (levels**2 + ratio**2)
+    parts = jnp.asarray(shares[:, None, None, None, None], jnp.result_type(pinv)) * pinv
+    return modes.mixed(parts, jnp.asarray(modes.response(levels)))
+
+
 def measurement_pull(
     sde: LinearSDE,
     integrator: Integrator,

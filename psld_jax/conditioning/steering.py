@@ -16,7 +16,7 @@ from psld_jax._runtime.checks import as_pixels, check_flag, check_measurement, c
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Classifier, Model
 from psld_jax.conditioning._modes import modes_of
-from psld_jax.conditioning.conjugate import Pull, pull_law
+from psld_jax.conditioning.conjugate import Pull, first_guess, pull_law
 from psld_jax.conditioning.guidance import POSTERIORS
 from psld_jax.conditioning.inpainting import Known, as_mask, known_law
 from psld_jax.integrators.base import Integrator
@@ -51,7 +51,8 @@ class Steering:
         :func:`psld_jax.measurement_pull`, for samplers in data prediction and operators with a pseudo-inverse.
       weight: of the measurement: 1 is the formula, and what ``None`` means for ``"pigdm"`` and ``"dps"``; for
         ``"conjugate"`` it means 4, which was closest to exact posteriors.
-      t_start: where to start, at most 1: below it from the noised pseudo-inverse of the measurement.
+      t_start: where to start, at most 1: below it from the pseudo-inverse of the measurement, regularised by its noise,
+        with the noise of that time.
     """
 
     label: int | Array | None = None
@@ -173,7 +174,7 @@ class Bound:
         s = self.steering
         values = {"labels": s.label, "measurement": s.measurement, "known": s.known}
         own = {name: _take(np.atleast_1d(value), indices) for name, value in values.items() if value is not None}
-        if s.integrated or s.t_start < 1:
+        if s.integrated:
             own["pinv"] = _take(self._pinv, indices)
         return own if s.mask is None else {**own, "mask": _take(s.mask, indices)}
 
@@ -182,6 +183,15 @@ class Bound:
         """``H^+ y`` of all measurements."""
         operator: Any = self.steering.operator
         return np.asarray(operator.pinv(self.steering.measurement))
+
+    def start(self, indices: Array) -> np.ndarray:
+        """The images ``[n, H, W, C]`` that samples number ``indices [n]`` start from, if they start late."""
+        return _take(self._first_guess, indices)
+
+    @functools.cached_property
+    def _first_guess(self) -> np.ndarray:
+        s, data_std = self.steering, self.model.sde.data_std or 1.0
+        return np.asarray(first_guess(s.operator, self._pinv, s.noise_std, data_std))
 
     def conditions(self, table: Tableau | None, integrator: Integrator | None = None) -> Conditions:
         """What a program needs of these conditions, without the arrays that samples have of their own.

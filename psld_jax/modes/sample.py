@@ -27,8 +27,8 @@ from psld_jax.sampling.settings import Setting
 def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Draw samples; leave samples.png and, in phase space, trajectories.png. Returns the report."""
     c, model = config.sampler, sampled_model(config)
-    setting = None if c.name in SOLVERS else _resolve(model, config, c.name)
     conditions, truth, seen = build.steer_options(config, model)
+    setting = prepared(model, config, **conditions).setting  # a measurement may choose another
     if config.sampling.save:
         return _save_samples(model, config, conditions, workdir, console)
     start = time.perf_counter()

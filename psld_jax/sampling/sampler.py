@@ -143,7 +143,7 @@ class Sampler:
         t_start = self.steering.steering.t_start
         if t_start < 1:
             xi = random.normal_like(keys, random.PRIOR_DRAW, z_T)
-            z_T = self.model.sde.perturb(jnp.asarray(arrays["pinv"]), t_start, xi)
+            z_T = self.model.sde.perturb(jnp.asarray(self.steering.start(indices), z_T[0].dtype), t_start, xi)
         return z_T, keys, arrays
 
     @property
