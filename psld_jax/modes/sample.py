@@ -102,7 +102,8 @@ def _trajectories(model: Any, config: Any, workdir: Path) -> None:
     row, column = (size // 2 for size in model.image_shape[:2])
     settings = {s.name: s for s in (_resolve(model, config, n) for n in (c.name, "RVV", "ddim"))}
     for name, setting in settings.items():
-        table = setting.table(model.sde, c.nfe, t_end=c.t_end or None, denoise=False)
+        denoise = False if setting.solver is None else setting.solver.about["denoise"]
+        table = setting.table(model.sde, c.nfe, t_end=c.t_end or None, denoise=denoise)
         path = sample(model.eps_fn, table, z_T, jax.random.key(config.seed), return_trajectory=True)
         label = f"{name}, {table.nfe} NFE"
         paths[label] = [np.asarray(leaf)[:, :, row, column, 0] for leaf in path]

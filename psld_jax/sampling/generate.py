@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -123,7 +122,10 @@ def prepare(
         grid, nfe = given_times(model.sde, sampler, sigmas, timesteps, hyper, denoise, steering.resample)
         t_end = grid[-1]
     if sampler not in SOLVERS:
-        usable = functools.partial(Solver.fits, sde=model.sde, t_end=t_end, denoise=denoise, resample=steering.resample)
+
+        def usable(known: Solver) -> bool:
+            fits = known.fits(model.sde, t_end, denoise, steering.resample)
+            return fits and known.about["network"] in ("", model.fingerprint)
 
         def setting_for(budget: int) -> Setting:
             if steering.integrated and sampler == "auto" and solver is None and _is(grid, "auto") and not hyper:
