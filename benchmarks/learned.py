@@ -56,7 +56,7 @@ def draw(model: pj.Model, budgets: list[int], path: str) -> None:
                 table = found[name].table(model.sde, nfe)
                 images = pj.sample(model.eps_fn, table, _noise(model))[0]
                 axis.imshow(image_grid(np.asarray(images)).squeeze(), cmap="gray")
-            axis.set_title(f"{name}, {nfe} NFE", fontsize=9)
+                axis.set_title(f"{name}, {nfe} NFE", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

@@ -47,6 +47,7 @@ def test_sample_leaves_pictures_and_a_report(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"samples.png", "trajectories.png", "report.json", "report.html"}
 
 
+@pytest.mark.slow
 def test_bench_compares_and_keeps_the_other_mode_s_report(tmp_path):
     run("sample", tmp_path)
     report = run("bench", tmp_path)
@@ -78,6 +79,7 @@ def test_bench_s_numbers_are_those_of_the_library(tmp_path):
     np.testing.assert_allclose(rows[0]["frechet"], distance, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluate_compares_by_many_samples(tmp_path):
     """A table, a plot, a picture of each cell; the second run draws nothing, and shows what somebody else published."""
     few = {"evaluate.samplers": ("auto", "RVV", "rk23"), "evaluate.nfe": (6, 13), "evaluate.num_samples": 60}
@@ -208,6 +210,7 @@ def test_what_was_tuned_is_what_auto_takes(tmp_path):
     assert report["sample"]["setting"] == best[12] and report["sample"]["nfe_mean"] == 11
 
 
+@pytest.mark.slow
 def test_adaptive_samplers_and_vp_go_through_the_same_door(tmp_path):
     report = run(
         "sample", tmp_path, **{"sampler.name": "rk45", "sde.name": "vpsde", "sde.beta_min": 0.1, "sde.beta_max": 20.0}

@@ -124,6 +124,7 @@ def test_clocks_and_inputs():
         np.testing.assert_allclose(seen[name][0], 2 * factor, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_same_samples_from_every_prediction():
     """A flow network, told as what it is or as data or velocity, from t = 1 on: one model in other words."""
     sde = pj.sde.Flow()

@@ -39,6 +39,7 @@ def test_a_tolerance_that_the_dtype_does_not_resolve(digits_model):
         pj.generate(digits_model, "rk45", n=1, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_solve_that_does_not_come_to_its_end_says_how_far_it_came(digits_model):
     with pytest.raises(ValueError, match=r"rk45 cannot meet .*from t=1 to 0\.001 it came to t=0\.\d+.*max_steps=5"):
         pj.generate(digits_model, "rk45", n=1, max_steps=5)

@@ -170,7 +170,8 @@ def _walk():
     """Some fields of every configuration with some of the wrong values, others in every version of the list."""
     rng = generator("test_fields_of_every_configuration")
     for name in CONFIGS:
-        fields = leaves(name)
+        # The evaluation of the paper's table makes hundreds of tables before it finds that one field is right.
+        fields = [f for f in leaves(name) if not (name.startswith("paper_table") and f.startswith("evaluate."))]
         for field in rng.choice(fields, 3, replace=False):
             yield name, str(field), str(rng.choice(WRONG))
 

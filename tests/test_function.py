@@ -51,6 +51,7 @@ def test_every_prediction_gives_the_same_noise(key, sde, predicts):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_channels_first_and_the_whole_library():
     """A network in the other layout, in a model that samples, and with parameters that do not compile again."""
     traced = []

@@ -77,6 +77,7 @@ def close(values, expected):
     assert np.linalg.norm(np.asarray(values) - np.asarray(expected)) < 1e-4 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_a_forward_pass_gives_the_numbers_of_torch(weights):
     """The only one without PyTorch: it takes seconds. JAX arrays, as numpy ones are padded to batches of 64."""
     net = inception.read_inception(weights[0], sha256=None)

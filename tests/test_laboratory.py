@@ -104,6 +104,7 @@ def test_bad_arguments_end_with_one_line(tmp_path, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 14])
 def test_a_judge_of_small_images_is_kept_and_opened(size, rng, tmp_path):
     from flax import nnx

@@ -81,7 +81,7 @@ def test_more_evaluations_change_nothing_until_they_are_learned(model, sampler, 
     np.testing.assert_array_equal(pj.sample(model.eps_fn, longer, z_T, key)[0], want[0])
 
 
-@pytest.mark.parametrize(("weight", "error"), [(0.0, "pixels"), (1.0, "pixels")])
+@pytest.mark.parametrize(("weight", "error"), [pytest.param(0.0, "pixels", marks=pytest.mark.slow), (1.0, "pixels")])
 def test_the_gradient_is_that_of_the_loss(evaluator, weight, error, rng):
     free = Coefficients(MULTISTEP.table(evaluator.model.sde, 4), free=("tau", "A", "B"), history=2)
     objective = Objective(evaluator, free, 32, weight=weight, error=error)
@@ -118,7 +118,7 @@ def _learned(model, log=None, **options):
     return pj.learn(model, 4, MULTISTEP, log=log, **options)
 
 
-@pytest.mark.parametrize("name", ["model", "vp"])
+@pytest.mark.parametrize("name", ["model", pytest.param("vp", marks=pytest.mark.slow)])
 def test_learning_makes_the_error_smaller_on_noise_it_has_not_seen(name, request):
     found = _learned(request.getfixturevalue(name), num_samples=32)
     assert found.better and found.after.rmse < 0.9 * found.before.rmse

@@ -86,6 +86,7 @@ def test_channels_that_do_not_fit_the_diffusion_are_named(sde, channels):
         pj.scores.network(tiny_network(in_ch=channels[0], out_ch=channels[1]), sde)
 
 
+@pytest.mark.slow
 def test_other_weights_run_the_same_program():
     sde = pj.sde.PSLD()
     table = pj.tabulate(pj.integrators.get("euler"), sde, pj.grids.uniform(3))

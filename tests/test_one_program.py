@@ -142,6 +142,7 @@ def test_a_stage_of_a_longer_history_than_any_is_named():
         pj.sample(closed_forms.smooth_eps, t, state(2))
 
 
+@pytest.mark.slow
 def test_programs_that_are_not_used_are_given_back(few_programs):
     """As many as are kept stay compiled; one more sends the oldest away, whose network is traced again."""
     nets, z, t = [Counted() for _ in range(few_programs + 1)], state(2), table("ddim", 4)

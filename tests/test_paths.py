@@ -202,6 +202,7 @@ def test_the_first_step_from_no_signal_is_exact(sde, prediction):
     np.testing.assert_allclose(found, sde.alpha(0.4) * x0 + sde.std(0.4) * eps, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_one_diffusion_in_other_units_gives_the_same_samples():
     """The same family on the same noise levels under VP, VE, EDM and flow: x_0 is equal to 1e-8."""
     levels = np.geomspace(20.0, 0.05, 7)
