@@ -34,7 +34,7 @@ def convert(
     """Convert a checkpoint of any known origin; :func:`read_converted` and ``psld_jax.load`` open the result.
 
     Args:
-      checkpoint: the file or directory; what it is, it tells itself (:func:`psld_jax.convert.origins.origins`).
+      checkpoint: the file or directory; what it is, it tells itself (``psld_jax.convert.origins.origins``).
       config: name or path of a configuration, for what the file does not tell; empty or ``auto``: none.
       output: a directory that does not exist or is empty.
       origin: where the file is from, if it could be from several.

@@ -27,7 +27,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The network and the diffusion of the configuration, checked against the file; see :func:`convert.ncsnpp.read`.
+    """The network and the diffusion of the configuration, checked against the file; see ``convert.ncsnpp.read``.
 
     Raises:
       ValueError: as that function does, or for a file that cannot be read.

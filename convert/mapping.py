@@ -48,7 +48,7 @@ _ACCEPTED = ("score_fn.", "clf_fn.", "module.", "", "ema_score_fn.", "ema.")
 def networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     """The tensors by name without prefix, of the ``online`` and, if there is one, the ``ema`` network.
 
-    Counters and measures, which belong to no network, are not among them: :func:`psld_jax.convert.naming.is_buffer`.
+    Counters and measures, which belong to no network, are not among them: ``psld_jax.convert.naming.is_buffer``.
 
     Raises:
       ValueError: for names of no network, several networks that are not two copies of one, or one of

@@ -26,7 +26,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The network, which is told ``999 t``, and its VP diffusion; see :func:`convert.ncsnpp.read`.
+    """The network, which is told ``999 t``, and its VP diffusion; see ``convert.ncsnpp.read``.
 
     Raises:
       ValueError: as that function does, for a file that cannot be read, or a VE network.

@@ -29,8 +29,9 @@ def citation(*used: Any) -> str:
     Example:
       >>> import psld_jax as pj
       >>> text = pj.citation("predictor_corrector", pj.load("mnist"))
-      >>> [line for line in text.splitlines() if line.startswith("@")][1:3]
-      ['@inproceedings{zhao2023unipc,', '@inproceedings{zhang2023gddim,']
+      >>> entries = [line for line in text.splitlines() if line.startswith("@")]
+      >>> entries[1], entries[2]
+      ('@inproceedings{zhao2023unipc,', '@inproceedings{zhang2023gddim,')
 
     Raises:
       ValueError: for a name that nothing has, with the nearest that something has.

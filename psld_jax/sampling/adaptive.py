@@ -142,7 +142,7 @@ class OdeProblem:
     """A solve of the probability-flow ODE, as data of a program; :func:`ode_problem` makes it.
 
     Attributes:
-      velocity: ``[H, N]`` of :func:`velocity`.
+      velocity: ``[H, N]`` of ``velocity``.
       final: ``[2, K, K]``, the step to the data that ends it, or ``None``.
       times: ``[4]``: start, end, rtol, atol.
       solver, step_control, max_steps: see :func:`sample_ode`.

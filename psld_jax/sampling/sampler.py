@@ -62,7 +62,7 @@ def _on_all_devices(work, shared, own):
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A model with all that is chosen about its sampling: a function of keys; :func:`prepare` makes one.
+    """A model with all that is chosen about its sampling: a function of keys; ``prepare`` makes one.
 
     Attributes:
       model: what is sampled from.

@@ -17,7 +17,7 @@ class Cosine(OneBlock):
     """``alpha = cos(a) / cos(a_0)`` with ``a = pi/2 (t + offset) / (1 + offset)``, ``alpha^2 + sigma^2 = 1``.
 
     Nichol & Dhariwal (2021, eq. 17) in continuous time. At ``t = 1`` the signal is gone: the network predicts a
-    velocity unless :meth:`predicting` says otherwise. Their table of levels, which stops short of that, is the schedule
+    velocity unless ``predicting`` says otherwise. Their table of levels, which stops short of that, is the schedule
     ``squaredcos_cap_v2`` of :class:`psld_jax.sde.discrete.Discrete`.
 
     Args:

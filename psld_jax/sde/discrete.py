@@ -50,7 +50,7 @@ class Discrete(OneBlock):
     Carlson, 1980), below the first a straight line. That is half the log-SNR, up to a constant, where there is little
     noise, and stays finite where there is no signal. Grids end at the first level, as DDPM's sampling does. A last
     ``alpha_bar`` of 0, zero terminal SNR, is at ``t = 1``, where ``eps`` says nothing: then the network predicts a
-    velocity unless :meth:`predicting` says otherwise.
+    velocity unless ``predicting`` says otherwise.
 
     Args:
       schedule, beta_start, beta_end, num_steps: a schedule that has a name, see :func:`named_betas`.

@@ -17,11 +17,11 @@ class EDM(OneBlock):
     """``x_t = x_0 + sigma eps`` with ``sigma = sigma_max t`` (Karras et al., 2022): ``alpha = 1``, linear in time.
 
     A grid in ``t`` is one in sigma, so Euler and Heun here are theirs. Grids end at ``sigma_min``. With
-    :meth:`preconditioned` the network is theirs too (table 1), for data of ``data_std``.
+    ``preconditioned`` the network is theirs too (table 1), for data of ``data_std``.
 
     Args:
       sigma_min, sigma_max: the smallest noise level that samplers go to, and that of the prior.
-      data_std: of the data, what :meth:`preconditioned` takes unless told otherwise.
+      data_std: of the data, what ``preconditioned`` takes unless told otherwise.
 
     Raises:
       ValueError: unless ``0 < sigma_min < sigma_max`` and ``data_std > 0``.

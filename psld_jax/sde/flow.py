@@ -17,7 +17,7 @@ class Flow(OneBlock):
     """``x_t = (1 - u) x_0 + u eps`` with ``u = shift t / (1 + (shift - 1) t)``; ``u = t`` for a shift of 1.
 
     Rectified flow (Liu et al., 2023), flow matching (Lipman et al., 2023); the shift of Esser et al. (2024, eq. 23)
-    spends more of the time at high noise. The network predicts the velocity ``dx/dt`` unless :meth:`predicting` says
+    spends more of the time at high noise. The network predicts the velocity ``dx/dt`` unless ``predicting`` says
     otherwise. ``alpha`` vanishes at ``t = 1`` and ``sigma`` at 0.
 
     Args:

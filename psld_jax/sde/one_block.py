@@ -32,7 +32,7 @@ class OneBlock(LinearSDE):
     alpha_t sigma_s``, :meth:`gain`, which a path has in a form that does not cancel: ``cov(t | s) = g (sigma_t alpha_s
     + alpha_t sigma_s) / alpha_s^2``, and a step of DDIM is ``x_s = (sigma_s / sigma_t) x_t + (g / sigma_t) x_0``.
 
-    A subclass has :meth:`alpha`, :meth:`std`, their rates of change, :meth:`gain`, and :meth:`time` if it is known.
+    A subclass has :meth:`alpha`, :meth:`std`, their rates of change, :meth:`gain`, and ``time`` if it is known.
     ``alpha`` may vanish at ``t = 1``, and ``std`` at ``t = 0``. What samplers solve is finite there, provided that the
     network predicts something that tells ``x_0`` from pure noise (``"data"``, ``"velocity"``, ``"flow"``): so such a
     path has one of these for its own.
@@ -267,7 +267,7 @@ class OneBlock(LinearSDE):
         return _matrix(alpha_rate * a + std_rate * c), _matrix(alpha_rate * b + std_rate * e)
 
     def flow_scale(self, t: Array) -> np.ndarray:
-        """A function, ``[...]``, of which ``scale(s) / scale(t)`` is the flow of ``H`` of :meth:`probability_flow`."""
+        """A function, ``[...]``, of which ``scale(s) / scale(t)`` is the flow of ``H`` of ``probability_flow``."""
         alpha, std = self.alpha(t), self.std(t)
         if self.data_std is not None:
             return np.sqrt(std**2 + (self.data_std * alpha) ** 2)
@@ -294,7 +294,7 @@ class OneBlock(LinearSDE):
     def scalings(self, sigma: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """``c_skip, c_out, c_in, c_noise`` of ``D(x; sigma) = c_skip x + c_out N(c_in x; c_noise)``, ``[...]`` each.
 
-        For a path that is :meth:`preconditioned`, at noise level ``sigma``: with ``alpha = 1`` those of Karras et al.
+        For a path that is ``preconditioned``, at noise level ``sigma``: with ``alpha = 1`` those of Karras et al.
         (2022, table 1), ``c_noise = log(sigma) / 4``.
 
         Raises:

@@ -23,7 +23,7 @@ class VPSDE(OneBlock):
     Args:
       beta_min, beta_max: rates at ``t = 0`` and ``t = 1``.
       jitter: added to every marginal variance (the original adds none here).
-      mixed: whether the network predicts what a Gaussian's score leaves over, see :meth:`predicting`.
+      mixed: whether the network predicts what a Gaussian's score leaves over, see ``predicting``.
 
     Raises:
       ValueError: as :class:`LinearSDE`.
