@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import train_support
 from absl import flags
 from ml_collections import ConfigDict
 from seeds import generator
@@ -22,22 +23,7 @@ from psld_jax.sampling.sampler import Sampler
 CONFIGS = sorted(path.stem for path in build.config_directory().glob("*.py"))
 #: Wrong kinds, out of range, not finite, huge, empty, a list, none, another word.
 WRONG = ("-1", "0", "nan", "1e30", "", "[1,2]", "None", "nonsense", "(0,)", "99999999999999999999")
-TINY = {
-    "model.name": "ncsnpp",
-    "model.in_ch": 2,
-    "model.out_ch": 1,
-    "model.data_std": 0.8,
-    "model.image_size": 8,
-    "model.nf": 4,
-    "model.ch_mult": (1,),
-    "model.num_res_blocks": 1,
-    "model.attn_resolutions": (),
-    "data.holdout": 0.1,
-    "data.num_points": 36,
-    "train.batch_size": 8,
-    "train.steps": 2,
-    "train.warmup": 0,
-}
+TINY = train_support.TINY | {"train.steps": 2}
 FAMILY = {
     "model.data_std": 0.0,
     "sde.name": "edm",

@@ -69,7 +69,8 @@ class Journal:
       ValueError: if the file holds results that depend on something else.
     """
 
-    def __init__(self, path: Path | None, about: dict[str, Any], what: str):
+    def __init__(self, path: str | os.PathLike[str] | None, about: dict[str, Any], what: str):
+        path = None if path is None else Path(path)
         self._path, self._known = path, {}
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path is not None and path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]  # a killed run may have cut off the last one

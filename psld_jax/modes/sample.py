@@ -61,7 +61,8 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     title = f"{setting.describe() if setting else c.name}, {report['nfe_mean']:.0f} evaluations"
     plots.save_samples(workdir / "samples.png", state, title)
     if model.data is not None and model.sde.num_blocks == 2 and c.name not in SOLVERS:
-        _trajectories(model, config, workdir)
+        assert setting is not None
+        _trajectories(model, config, workdir, setting)
     console.print(f"{len(nfe)} samples by {title} in {seconds:.1f} s (compilation included)")
     return report
 
@@ -89,21 +90,16 @@ def _save_samples(
     return {"num_samples": c.num_samples, "drawn": drawn, "seconds": seconds, "sampler": sampler.about()}
 
 
-def _resolve(model: build.Model, config: Any, name: str) -> Setting:
-    c = config.sampler
-    solver = c.solver or None if name == c.name else None
-    return resolve(model, name, c.nfe, grid=c.grid, rho=c.rho, solver=solver, **build.sampler_hyper(config, name))
-
-
-def _trajectories(model: Any, config: Any, workdir: Path) -> None:
-    """Trajectories of one pixel in phase space by a few samplers, from the same noise."""
+def _trajectories(model: Any, config: Any, workdir: Path, setting: Setting) -> None:
+    """Trajectories of one pixel in phase space from the same noise, by the sampler of this run and two others."""
     c, paths, times = config.sampler, {}, {}
     z_T = model.sde.prior_sample(jax.random.key(config.seed), (6, *model.image_shape))
     row, column = (size // 2 for size in model.image_shape[:2])
-    settings = {s.name: s for s in (_resolve(model, config, n) for n in (c.name, "RVV", "ddim"))}
-    for name, setting in settings.items():
-        denoise = False if setting.solver is None else setting.solver.about["denoise"]
-        table = setting.table(model.sde, c.nfe, t_end=c.t_end or None, denoise=denoise)
+    options = {"grid": c.grid, "rho": c.rho}
+    others = (resolve(model, n, c.nfe, **options, **build.sampler_hyper(config, n)) for n in ("RVV", "ddim"))
+    for name, one in {s.name: s for s in (setting, *others)}.items():
+        denoise = False if one.solver is None else one.solver.about["denoise"]
+        table = one.table(model.sde, c.nfe, t_end=c.t_end or None, denoise=denoise)
         path = sample(model.eps_fn, table, z_T, jax.random.key(config.seed), return_trajectory=True)
         label = f"{name}, {table.nfe} NFE"
         paths[label] = [np.asarray(leaf)[:, :, row, column, 0] for leaf in path]

@@ -105,19 +105,7 @@ _OWN_COLUMNS = (
 def evaluation(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
     """Distances of many samples with their spread over seeds, other measures, and samples of every cell."""
     rows, real = report["rows"], report.get("real")
-    known = (
-        "sampler",
-        "budget",
-        "nfe",
-        "distance",
-        "spread",
-        "not_finite",
-        "seeds",
-        "num_samples",
-        "seconds",
-        "setting",
-    )
-    others = list(dict.fromkeys(name for row in rows for name in row if name not in known))
+    others = list(dict.fromkeys(name for row in rows for name in row if name not in _OWN_COLUMNS))
     table_rows = [
         {
             "sampler": row["sampler"],

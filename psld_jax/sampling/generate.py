@@ -34,13 +34,13 @@ def resolve(
     grid: str | Sequence[float] = "auto",
     rho: float = 7.0,
     solver: Solver | str | os.PathLike[str] | None = None,
-    usable: Callable[[Solver], bool] = lambda solver: True,
+    usable: Callable[[Solver], bool] = lambda solver: False,
     **hyper: Any,
 ) -> Setting:
     """The setting that these arguments of :func:`generate` mean for ``model``.
 
     ``sampler="auto"`` is what was learned for the budget or tuned for the nearest one, else a rule
-    (``settings.choose``); of learned solvers only those that are ``usable``.
+    (``settings.choose``); of learned solvers only those that are ``usable``, by default none.
     ``grid="auto"`` is the grid that was tuned with it, and that of the diffusion for a sampler that is named
     (``sde.grid``: ``"quadratic"`` for PSLD and VP).
 
@@ -116,6 +116,8 @@ def prepare(
     nfe = int(nfe)
     check_number("rho", rho, 0, strict=True)
     check_end(t_end, denoise)
+    if solver is not None and not isinstance(solver, Solver):
+        solver = load_solver(solver)  # once, whatever number of budgets is tried
     bound = steering.bind(model) if conditions else None
     given = sigmas is not None or timesteps is not None
     if given:
@@ -125,7 +127,7 @@ def prepare(
 
         def usable(known: Solver) -> bool:
             fits = known.fits(model.sde, t_end, denoise, steering.resample)
-            return fits and known.about["network"] in ("", model.fingerprint)
+            return fits and known.is_for(model.fingerprint)
 
         def setting_for(budget: int) -> Setting:
             if steering.integrated and sampler == "auto" and solver is None and _is(grid, "auto") and not hyper:
@@ -197,13 +199,11 @@ def _within_budget(
 
 def _check_network(setting: Setting, model: Model) -> None:
     """Warn if a solver was learned for other weights: its numbers need not be the best for these."""
-    if setting.solver is None:
-        return
-    learned_for = setting.solver.about["network"]
-    if learned_for and model.fingerprint and learned_for != model.fingerprint:
+    solver = setting.solver
+    if solver is not None and model.fingerprint and not solver.is_for(model.fingerprint):
         warnings.warn(
-            f"the solver was learned for another network ({learned_for}; this one is {model.fingerprint}): it may be "
-            "worse than sampler='auto' without it",
+            f"the solver was learned for another network ({solver.about['network']}; this one is {model.fingerprint}): "
+            "it may be worse than sampler='auto' without it",
             stacklevel=4,
         )
 

@@ -18,6 +18,9 @@ from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.solver import LEARNED, Solver, load_solver
 from psld_jax.sde import LinearSDE
 
+#: The fields of a setting in JSON, beside a solver.
+_WRITTEN = ("sampler", "grid", "rho", "hyper")
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -106,7 +109,7 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         """A dict that JSON can hold; :meth:`from_json` reads it."""
-        values = {name: getattr(self, name) for name in ("sampler", "grid", "rho", "hyper")}
+        values = {name: getattr(self, name) for name in _WRITTEN}
         return values if self.solver is None else {**values, "solver": self.solver.to_json()}
 
     @classmethod
@@ -116,8 +119,8 @@ class Setting:
         Raises:
           ValueError: for anything else.
         """
-        names = {"sampler", "grid", "rho", "hyper"}
-        if "solver" in values and set(values) == {*names, "solver"}:
+        names = set(_WRITTEN)
+        if set(values) == {*names, "solver"}:
             solver = values["solver"]
             if isinstance(solver, str):
                 return cls.learned(load_solver((directory or Path()) / solver))

@@ -56,6 +56,10 @@ class Solver:
         """Whether it can be used so; :meth:`table_for` says what is wrong if not."""
         return not self._complaints(sde, t_end, denoise, resample)
 
+    def is_for(self, fingerprint: str) -> bool:
+        """Whether it was learned for the weights of that fingerprint, or for a network without one."""
+        return self.about["network"] in ("", fingerprint)
+
     def table_for(
         self, sde: LinearSDE, nfe: int, *, t_end: float | None = None, denoise: bool | str = True, resample: int = 1
     ) -> Tableau:

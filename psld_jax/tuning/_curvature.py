@@ -74,11 +74,17 @@ class Objective:
         self.coefficients, self.weight, self._error = coefficients, weight, error
         self._evaluator, self._n = evaluator, n
         self._features = evaluator.features
+        self._last: tuple[bytes, np.ndarray] = (b"", np.zeros(0))
 
     def samples(self, theta: Array) -> np.ndarray:
-        """``x`` of all samples, ``[n, H, W, C]``."""
-        table = self.coefficients.table(theta)
-        return np.concatenate([self._evaluator.run(table, start) for start in self._starts()])
+        """``x`` of all samples, ``[n, H, W, C]``; those of the last ``theta`` are kept, since a step begins there."""
+        theta = np.asarray(theta, np.float64)
+        if self._last[0] != theta.tobytes():
+            table = self.coefficients.table(theta)
+            starts = range(0, self._n, self._evaluator.batch_size)
+            x = np.concatenate([self._evaluator.run(table, start) for start in starts])
+            self._last = (theta.tobytes(), x)
+        return self._last[1]
 
     def loss(self, x: np.ndarray) -> Loss:
         """The loss of :meth:`samples`, ``[n, H, W, C]``."""
@@ -153,9 +159,6 @@ class Objective:
             return jacobian * (np.abs(x) <= 1)  # what is clipped does not move
         parts = np.split(jacobian, range(_COLUMNS, len(jacobian), _COLUMNS))
         return np.concatenate([_feature_columns(self._features, jnp.asarray(x), jnp.asarray(part)) for part in parts])
-
-    def _starts(self) -> range:
-        return range(0, self._n, self._evaluator.batch_size)
 
 
 @xla.jit

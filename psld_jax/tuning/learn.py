@@ -188,7 +188,7 @@ def learn(
     )
     about = {"diffusion": repr(model.sde), "network": model.fingerprint, "nfe": nfe, "t_end": t_end, "denoise": denoise}
     about |= {"features": features.name, "seed": seed, **dataclasses.asdict(options), "free": list(options.free)}
-    journal = Journal(None if log is None else Path(log), about, "a learning")
+    journal = Journal(log, about, "a learning")
     judge = evaluator.with_seed(seed + 3)
     found: list[Learned] = []
     for setting in starts:

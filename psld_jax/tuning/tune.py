@@ -195,7 +195,7 @@ def tune(
     features = features or metrics.features("pixels")
     about = {"model": belongs_to, "features": features.name, "num_samples": num_samples}
     about |= {"t_end": t_end, "denoise": denoise, "seed": seed}
-    trials = Journal(None if log is None else Path(log), about, "a tuning")
+    trials = Journal(log, about, "a tuning")
     batch = max(num_samples // 4, 1)
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise, "batch_size": batch}
     evaluator = Evaluator(model, target=target, features=features, seed=seed, **options)
@@ -265,7 +265,7 @@ def tune(
             return Setting.from_json(trials.get(key, lambda: refine(start, trainer, budget, _TIMES_STEPS).to_json()))
         options = {"target": target, "features": features, "t_end": t_end, "denoise": denoise, "seed": seed}
         options |= learning
-        place = None if log is None else log.with_name(f"{log.stem}_learning_{budget}{log.suffix}")
+        place = None if log is None else Path(log).with_stem(f"{Path(log).stem}_learning_{budget}")
         return Setting.learned(learn_solver(model, budget, start, log=place, report=progress, **options).solver)
 
     for budget in budgets if learn != "none" else ():
@@ -274,7 +274,8 @@ def tune(
             continue
         start = min(starts, key=lambda row: row.score.loss)
         setting = learned(start.setting, budget)
-        row = Row(budget, setting, judge(setting, budget, 2 * num_samples))
+        judged = functools.partial(judge, setting, budget, 2 * num_samples)
+        row = Row(budget, setting, Score(**trials.get([learn, budget], lambda f=judged: dataclasses.asdict(f()))))
         if row.score.loss < start.score.loss:
             rows.append(row)
             report(row)
