@@ -103,11 +103,14 @@ class Objective:
     def normal_equations(self, theta: Array, x: np.ndarray, parts: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Curvature ``[p, p]`` and gradient ``[p]`` of the loss at ``theta``, from its samples ``x`` in these batches.
 
-        Float64. Batch ``i`` holds samples ``i batch_size`` and the following.
+        Float64. Batch ``i`` holds samples ``i batch_size`` and the following. Both are zero where the distance alone is
+        made small and is within the noise.
         """
         evaluator, size = self._evaluator, self.coefficients.size
         error = None if self._error == "none" else self._weighted_error(x)
         distance = self._weighted_distance(x) if self.weight or error is None else None
+        if error is None and distance is None:
+            return np.zeros((size, size)), np.zeros(size)
         rows, count = padded(self.coefficients.table(theta), jnp.float32)
         eps_fn = blocks.as_pytree(evaluator.model.eps_fn)
         curvature, gradient = np.zeros((size, size)), np.zeros(size)

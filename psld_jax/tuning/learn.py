@@ -131,7 +131,8 @@ def learn(
     From the same noise its samples are to come to where a fine solution of the probability-flow ODE does. The error to
     it is made small, and the Frechet distance beside it, if it is given a weight. Of all iterations, that with the
     smallest ``rmse^2 excess`` (``evaluate.Score``) on noise of its own is taken: the error alone would prefer blurred
-    images. A stochastic sampler has no error: there the distance alone is made small.
+    images. A stochastic sampler has no error: there the distance alone is made small, until it is within the noise of
+    the fine solution's. That noise falls with ``num_samples``.
 
     With ``p`` numbers an iteration costs about ``p nfe / 2`` evaluations for each sample of its Jacobian.
 
@@ -240,6 +241,7 @@ class _Point:
     other: float
     selection: float
     line: str
+    ended: bool = False
 
 
 class _Run:
@@ -284,7 +286,7 @@ class _Run:
             self._report(f"{i + 1}: {point.line}")
             best = min(best, point, key=lambda one: one.selection)
             progress, since = (point.other, 0) if point.other < progress - _LEAST_GAIN else (progress, since + 1)
-            if since >= _PATIENCE:
+            if point.ended or since >= _PATIENCE:
                 return np.array(best.theta), i + 1
         return np.array(best.theta), self._iterations
 
@@ -300,6 +302,8 @@ class _Run:
         curvature, gradient = objective.normal_equations(theta, objective.samples(theta), parts)
         if not (np.isfinite(curvature).all() and np.isfinite(gradient).all()):
             return dataclasses.replace(point, line="the curvature is not finite")
+        if not gradient.any():
+            return dataclasses.replace(point, line="the distance is within the fine solution's noise", ended=True)
         # A number that moves nothing has no curvature; it stays where it is.
         scale = np.diag(curvature) + 1e-12 * max(float(np.diag(curvature).max()), 1e-300)
         damping = point.damping
