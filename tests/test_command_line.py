@@ -205,6 +205,7 @@ def test_what_was_tuned_is_what_auto_takes(tmp_path):
         "tuning.png",
         "tuned_numbers.png",
         "report.json",
+        "report.html",
     }
     report = run("sample", tmp_path, **{"sampler.tuned": str(tmp_path / "samplers.json"), "sampler.nfe": 11})
     assert report["sample"]["setting"] == best[12] and report["sample"]["nfe_mean"] == 11
