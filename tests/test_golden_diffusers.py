@@ -1,4 +1,4 @@
-"""DDIM, DPM-Solver++ and Euler of diffusers on its networks: the samples of the original, in float64."""
+"""DDIM, DDPM, DPM-Solver++ and Euler of diffusers on its networks: the samples of the original, in float64."""
 
 import functools
 import json
@@ -26,8 +26,17 @@ CASES = {(name, run): sampler for name in NETWORKS for run, sampler in (("ddim10
 CASES |= {("vpred_cosine_ddim", "ddim10_trailing"): DDIM, ("vpred_cosine_ddim", "dpm10_third"): THIRD}
 CASES |= {("euler_scaled_linear", run): EULER for run in ("euler10", "euler10_leading", "euler10_karras")}
 
+
+#: Runs whose images are clipped. DDIM keeps the noise from before the clip; DDPM's noise follows.
+CLIPPED = {(name, "ddim10_clip"): DDIM for name in NETWORKS}
+CLIPPED |= {(name, "ddim10_eta"): ("ddim", {"eta": 0.6}) for name in NETWORKS}
+CLIPPED |= {(name, "ddpm12"): ("ddpm", {"variance": "posterior"}) for name in NETWORKS}
+CLIPPED[("ddpm_flat", "ddpm12")] = ("ddpm", {"variance": "forward"})
+CLIPPED[("ddpm_flat", "ddpm12_small")] = ("ddpm", {"variance": "posterior"})
+CASES |= CLIPPED
+
 #: What runs by default: one network, since its compilation is what takes the time.
-QUICK = {("class_sample", "ddim10")}
+QUICK = {("class_sample", run) for run in ("ddim10", "ddim10_eta", "ddpm12")}
 
 
 @functools.cache
@@ -85,5 +94,11 @@ def test_samples_are_those_of_the_original(case):
     eps_fn = jax.tree_util.Partial(predicted, *nnx.split(network), clock, labels)
     table = pj.tabulate(pj.integrators.get(sampler, **hyper), sde, times(sde, data, run), denoise="exponential")
     assert table.nfe == description["runs"][run]["steps"]
-    z = pj.sample(eps_fn, table, (start(sde, table, description, data, run),))
-    check(np.asarray(z[0]), nhwc(data[f"{run}__final_f64"]), 1e-10 if sampler == "ddim" else 1e-6, case)
+    if case in CLIPPED:
+        bound = description["runs"][run]["config"]["clip_sample_range"]
+        eps_fn = pj.scores.clipped(eps_fn, sde, bound, table=table if sampler == "ddim" else None)
+    noise = (jnp.asarray(nhwc(data["draws"][: table.num_draws]).astype(np.float64)),) if table.num_draws else None
+    z = pj.sample(eps_fn, table, (start(sde, table, description, data, run),), noise=noise)
+    # A clip is read through splines in time, exact to 1e-9.
+    tolerance = 1e-6 if sampler not in ("ddim", "ddpm") else 1e-7 if case in CLIPPED else 1e-10
+    check(np.asarray(z[0]), nhwc(data[f"{run}__final_f64"]), tolerance, case)

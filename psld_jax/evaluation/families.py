@@ -14,7 +14,7 @@ _SDE = "dpm_solver_pp_2m_sde"
 #: Name of a family, and how names of its samplers begin; the first that fits counts. The order is that of the colours.
 FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("exponential", ("exponential_", "predictor_corrector")),
-    ("stochastic", ("ancestral", "euler_ancestral", "euler_maruyama", "sscs", "sa_solver", "restart", _SDE)),
+    ("stochastic", ("ancestral", "ddpm", "euler_ancestral", "euler_maruyama", "sscs", "sa_solver", "restart", _SDE)),
     ("splitting", ("naive_", "reduced_")),
     ("conjugate", ("conjugate", "lambda_ddim", "ddim")),
     ("one-block multistep", ("dpm_solver", "unipc", "deis", "ipndm", "lms")),

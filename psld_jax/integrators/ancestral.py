@@ -85,6 +85,28 @@ def ancestral_stage(
     return Stage(gain, (pull,), cholesky(noise) if eta > 0 else None, t, p.U(u), p.V(u))
 
 
+@register("ddpm", order=1, aliases=("DDPM",), source="Ho, Jain & Abbeel, 2020")
+def ddpm(sde: LinearSDE, t: float, s: float, *, variance: str = "posterior") -> list[Stage]:
+    """DDPM (Ho, Jain & Abbeel, NeurIPS 2020): ``ancestral`` with ``order=1``, and a choice of its noise.
+
+    ``z_s = mu_s x_0 + K (z_t - mu_t x_0) + noise``, see :func:`bridge`. Weak order 1, NFE 1, one draw, any K.
+
+    Args:
+      variance: ``"posterior"``, of ``p(z_s | z_t, x_0)``, which is exact for a known ``x_0`` (``beta~`` of the paper,
+        ``fixed_small`` in diffusers); or ``"forward"``, of ``p(z_t | z_s)``, the upper bound (``beta``,
+        ``fixed_large``).
+
+    Raises:
+      ValueError: for another variance.
+    """
+    choice("variance", variance, ("posterior", "forward"))
+    stage = ancestral_stage(sde, t, s)
+    # Nothing is left to add where the data are reached.
+    if variance == "forward" and s > 0:
+        stage = dataclasses.replace(stage, R=cholesky(sde.noise_cov(t, s)))
+    return [stage]
+
+
 @register("euler_ancestral", order=1, source="Katherine Crowson, 2022")
 def euler_ancestral(sde: LinearSDE, t: float, s: float, *, eta: float = 1.0) -> list[Stage]:
     """Euler with ancestral noise (k-diffusion, 2022, ``sample_euler_ancestral``): ``ancestral`` with ``order=1``.

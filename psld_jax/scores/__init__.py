@@ -1,5 +1,6 @@
 """Things that predict eps."""
 
+from psld_jax.conditioning.clipping import Clipped, clipped
 from psld_jax.conditioning.guidance import (
     ClassifierFree,
     ClassifierGuided,
@@ -18,6 +19,7 @@ __all__ = [
     "CLOCKS",
     "ClassifierFree",
     "ClassifierGuided",
+    "Clipped",
     "DiscreteTimes",
     "FamilyScore",
     "FunctionScore",
@@ -28,6 +30,7 @@ __all__ = [
     "classifier",
     "classifier_free",
     "classifier_guided",
+    "clipped",
     "clock",
     "discrete_times",
     "family",
