@@ -107,9 +107,9 @@ def check_command(words):
         case ["python", "-m", "psld_jax.main", *arguments]:
             values = parse(["main", *arguments])
             assert values.mode == "list" or (values["config"].present and values["workdir"].present)
-        case ["python", "-m", "convert", *arguments]:
+        case ["python", "-m", "convert" | "psld_jax.convert", *arguments]:
             config = convert_parser().parse_args(arguments).config
-            assert not config or (ROOT / config).is_file()
+            assert config in ("", "auto") or build.find_config(config).is_file()
         case ["python", "-m", "benchmarks" | "pytest", *_]:
             pass
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):
@@ -154,7 +154,8 @@ def test_a_wrong_command_is_seen(monkeypatch):
 @pytest.mark.slow
 def test_the_first_command_runs(tmp_path):
     words = [words for words in commands(ROOT / "docs" / "tasks.md") if "sample" in words][0]
-    words = [sys.executable, *words[1:], f"--workdir={tmp_path}"]
+    assert words[0] == "psld-jax"
+    words = [sys.executable, "-m", "psld_jax.main", *words[1:], f"--workdir={tmp_path}"]
     words += ["--config.sampling.num_samples=2", "--config.sampler.nfe=10", "--config.data.num_points=50"]
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "samples.png").is_file()

@@ -94,6 +94,7 @@ class Mask:
 
     def __call__(self, images: Array) -> Array:
         """Images ``[n, H, W, C]`` to images of the same shape."""
+        images = jnp.asarray(images)  # numpy's float64 would be asked of the mask where JAX has float32 alone
         return images * jnp.asarray(self.known, images.dtype)
 
     def pinv(self, measurement: Array) -> Array:

@@ -199,8 +199,9 @@ class _Reference:
         if model.data is not None:
             images = [exact_images(model, config, c.num_reference or 50_000, 10**6)]
             others, count = [exact_images(model, config, c.num_samples, seed) for seed in c.seeds], 1
-        elif config.data.path:
+        elif config.data.path or (config.data.name == "digits" and model.image_shape == (8, 8, 1)):  # embedded
             train, test = (build.build_data(model.config, split) for split in ("train", "test"))
+            console.print(f"compared with {train.describe()}")
             numbers = np.arange(c.num_reference or len(train))
             count = -(-len(numbers) // 1000)
             images = (build.to_images(train, part) for part in np.array_split(numbers, count))
@@ -210,7 +211,8 @@ class _Reference:
             images, others, count = [], [], 0
         else:
             raise ValueError(
-                "--mode evaluate needs images to compare with: set config.data.path, or evaluate.reference"
+                "--mode evaluate needs images to compare with: set config.data.name and config.data.path to the "
+                "data set, or config.evaluate.reference to a file of statistics"
             )
         if c.reference:
             dims = int(np.prod(features(np.zeros((2, *model.image_shape), np.float32)).shape[1:]))

@@ -25,11 +25,13 @@ class LivePage:
     Args:
       workdir: of the run; reports of earlier modes in its ``report.json`` are on the page too.
       about: device, command, configuration and versions.
+      console: told where the page is when it is there for the first time; none tells nobody.
       every: the least seconds between two versions.
     """
 
-    def __init__(self, workdir: Path, about: dict[str, Any], every: float = EVERY):
+    def __init__(self, workdir: Path, about: dict[str, Any], console: Console | None = None, every: float = EVERY):
         report = workdir / "report.json"
+        self._console = console
         self._workdir, self._about, self._every = workdir, about, every
         self._others = read_json(report) if report.exists() else {}
         self._start, self._written = time.monotonic(), -float("inf")
@@ -41,6 +43,9 @@ class LivePage:
         if time.monotonic() - self._written >= self._every:
             self._written = time.monotonic()
             self._write("yes", self._every)
+            if self._console is not None:
+                self._console.print(f"{self._workdir / PAGE} shows the run while it goes on")
+                self._console = None
 
     def end(self, why: str) -> None:
         """Write the page a last time, as one that a browser leaves as it is, if the run has begun."""
@@ -57,9 +62,7 @@ class LivePage:
 
 def run_train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Train, or go on with it, and keep report.html up to date. Returns the report, as ``training.train.train``."""
-    page = LivePage(workdir, circumstances(config)) if distributed.is_first() else None
-    if page is not None:
-        console.print(f"{workdir / PAGE} shows the run while it goes on")
+    page = LivePage(workdir, circumstances(config), console) if distributed.is_first() else None
     try:
         return train(config, workdir, console, page)
     except BaseException as error:
