@@ -34,7 +34,12 @@ def test_every_publication_is_well_formed_bibtex_and_of_something():
         text = entry.bibtex(key)
         assert text.count("{") == text.count("}") and str(entry.year) in key
         assert re.fullmatch(rf"@\w+\{{{key},\n(  \w+ = \{{.+\}},\n)+\}}", text)
-        assert {"title", "author", "year"} <= set(re.findall(r"^  (\w+) =", text, re.MULTILINE))
+        fields = dict(re.findall(r"^  (\w+) = \{(.+)\},$", text, re.MULTILINE))
+        assert {"title", "author", "year"} <= set(fields)
+        # An arXiv number begins with a year: that of the publication, up to two before, or one after (a thesis).
+        if "eprint" in fields:
+            assert re.fullmatch(r"\d{4}\.\d{5}", fields["eprint"]) and fields["archivePrefix"] == "arXiv"
+            assert -1 <= entry.year - (2000 + int(fields["eprint"][:2])) <= 2
 
 
 def test_what_was_used_is_cited_once_each(few_digits):
