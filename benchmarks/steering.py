@@ -70,18 +70,30 @@ def guidance(
 
             rows[sampler].append({"scale": scale, **journal.get([sampler, scale], run)})
             print(sampler, rows[sampler][-1], flush=True)
-    figure, axis = plt.subplots(figsize=(6, 4.5))
-    for sampler, line in rows.items():
-        axis.plot([row["accuracy"] for row in line], [row["distance"] for row in line], "o-", label=sampler)
-        for row in line:
-            axis.annotate(
-                f"{row['scale']:g}", (row["accuracy"], row["distance"]), xytext=(4, 4), textcoords="offset points"
-            )
-    axis.set(xlabel="judged to be the class asked for", ylabel="Frechet distance, MNIST features", yscale="log")
-    axis.grid(True, which="both", alpha=0.25)
-    axis.legend()
+    save_guidance(output / "guidance.png", rows)
+
+
+def save_guidance(path: Path, rows: dict[str, list[dict[str, float]]]) -> None:
+    """Agreement of the judge and Frechet distance against the scale; rows of every sampler in order of the scale."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    titles = {"accuracy": "judged to be the class asked for (%)", "distance": "Frechet distance, MNIST features"}
+    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+        for sampler, line in rows.items():
+            values = [row[column] * (100 if column == "accuracy" else 1) for row in line]
+            axis.plot([row["scale"] for row in line], values, "o-", label=sampler)
+        scales = sorted({row["scale"] for line in rows.values() for row in line})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        axis.set_xlabel("scale of the guidance")
+        axis.set_title(title, loc="left", fontsize=11)
+        axis.set_ylim(bottom=0)
+        axis.grid(True, alpha=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(rows) > 1:
+            axis.legend()
     figure.tight_layout()
-    figure.savefig(output / "guidance.png", dpi=110)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def inpainting(path: str, output: Path, n: int) -> None:

@@ -139,8 +139,9 @@ def save_curves(
 
 def _label_ends(axis: Any, names: list[tuple[float, str, str]], gap: float = 0.042) -> None:
     """Write each name right of the axes, at its value or as near as its neighbours allow."""
-    low, high = np.log(axis.get_ylim())
-    wanted = sorted((float(np.clip((np.log(value) - low) / (high - low), 0, 1)), name, c) for value, name, c in names)
+    scale = np.log if axis.get_yscale() == "log" else np.asarray
+    low, high = scale(axis.get_ylim())
+    wanted = sorted((float(np.clip((scale(value) - low) / (high - low), 0, 1)), name, c) for value, name, c in names)
     places: list[float] = []
     for height, *_ in wanted:
         places.append(max(height, places[-1] + gap) if places else height)
@@ -170,20 +171,24 @@ def save_tuning(directory: Path, rows: list[dict[str, Any]]) -> None:
     names = [name for name in ("lam", "lam_s", "eta") if any(name in row["setting"]["hyper"] for row in rows)]
     if not names:
         return
-    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4.5), squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 4.5), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        having = [row for row in curves if name in row["setting"]["hyper"]]
+        having, ends = [row for row in curves if name in row["setting"]["hyper"]], []
         for number, sampler in enumerate(sorted({row["sampler"] for row in having})):
-            of_it = [(row["nfe"], row["setting"]["hyper"][name]) for row in having if row["sampler"] == sampler]
-            marker = _MARKERS[number % len(_MARKERS)]
-            axis.semilogx(*zip(*sorted(of_it), strict=True), marker=marker, ms=5, lw=1.2, label=sampler)
+            of_it = sorted((row["nfe"], row["setting"]["hyper"][name]) for row in having if row["sampler"] == sampler)
+            colour = _COLOURS[number % len(_COLOURS)]
+            axis.semilogx(
+                *zip(*of_it, strict=True), marker=_MARKERS[number % len(_MARKERS)], ms=5, lw=1.5, color=colour
+            )
+            ends.append((of_it[-1][1], sampler, colour))
+        _label_ends(axis, ends)
         ticks = sorted({row["nfe"] for row in having})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("network evaluations (NFE)")
-        axis.set_ylabel(f"best {name}")
-        axis.grid(True, alpha=0.25)
-        axis.legend(fontsize=8)
+        axis.set_title(f"best {name}", loc="left", fontsize=11)
+        axis.grid(True, alpha=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     _save(figure, directory / "tuned_numbers.png")
 
@@ -218,6 +223,9 @@ def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[s
     for axis in (left, right):
         axis.set_ylabel("loss")
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
         axis.grid(True, which="both", alpha=0.25)
         axis.legend()
     figure.tight_layout()
