@@ -180,7 +180,14 @@ def get_config() -> ConfigDict:
     config.steer.labels = ()  # classes; sample i has labels[i % len(labels)]
     config.steer.guidance = 1.0  # towards the label: 1 is Bayes' rule, more makes samples more typical
     config.steer.classifier = ""  # mnist_clf, or a directory; empty if the network itself takes labels
-    config.steer.interval = (0.0, 1.0)  # times between which guidance without a classifier acts
+    config.steer.negative = ""  # a worse network, name or directory: guidance leads away from it
+    config.steer.interval = (0.0, 1.0)  # times between which guidance acts
+    config.steer.sigma_interval = ()  # the same in noise levels, (low, high)
+    config.steer.guidance_schedule = "constant"  # constant | linear | cosine: weight over time, of mean 1
+    config.steer.guidance_rule = "cfg"  # cfg | cfg++ (one block, sampler ddim, guidance up to 1)
+    config.steer.guidance_rescale = 0.0  # part of the standard deviation that guidance leaves as it was
+    config.steer.momentum = 0.0  # predictions are extrapolated away from the mean of those before
+    config.steer.momentum_decay = 0.5  # of the weights of that mean
     # Test images of config.data of which a part is known: left | right | top | bottom | center (known around it) |
     # a .npy of 0 and 1 (known), [H, W]
     config.steer.mask = ""

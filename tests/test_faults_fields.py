@@ -301,7 +301,11 @@ def test_what_ships_sets_nothing_in_vain():
 @pytest.mark.parametrize(
     ("mode", "fields", "message"),
     [
-        ("sample", {"steer.guidance": 3.0}, "config.steer.guidance=3.0 has no effect: it needs config.steer.labels"),
+        (
+            "sample",
+            {"steer.guidance": 3.0},
+            "guidance=3.0 has no effect: it needs config.steer.labels or negative",
+        ),
         ("sample", {"steer.blur": 3.0, "steer.operator": "downsample"}, "needs config.steer.operator='blur'"),
         ("sample", {"sampler.nfe": 50, "sampler.name": "rk45"}, "config.sampler.nfe=50 has no effect"),
         ("sample", {"sampler.nfe": 50, "sampler.sigmas": (1.0, 0.1)}, "config.sampler.nfe=50 has no effect"),

@@ -36,7 +36,10 @@ _LEAST: dict[str, int] = {
 }
 
 #: Numbers that are at least, or above, 0; others may be any finite number here.
-_NOT_NEGATIVE = ("steer.guidance", "steer.weight", "steer.noise_std", "model.data_std", "tune.learning.distance")
+_NOT_NEGATIVE = (
+    *("steer.guidance", "steer.weight", "steer.noise_std", "steer.guidance_rescale", "steer.momentum_decay"),
+    *("model.data_std", "tune.learning.distance"),
+)
 _POSITIVE = (
     *("model.bandwidth", "steer.blur", "steer.t_start", "sampler.rho", "sampler.rtol", "sampler.atol"),
     *("likelihood.rtol", "likelihood.atol", "interpolate.rtol", "interpolate.atol", "train.adam_eps"),
@@ -48,7 +51,7 @@ _UNBOUNDED = ("model.edm.sigma_max", "sampler.hyper.sigma_max", "sampler.hyper.S
 #: Tuples of numbers and of names; every other one is of whole numbers, and in ``_LEAST``, or has a check of its own.
 _OF_NUMBERS = (
     *("model.fir_kernel", "model.edm.resample_filter", "sampler.sigmas", "sampler.timesteps"),
-    *("sde.alphas_cumprod", "steer.interval"),
+    *("sde.alphas_cumprod", "steer.interval", "steer.sigma_interval"),
 )
 _OF_NAMES = (
     *("bench.samplers", "bench.grids", "evaluate.samplers", "tune.samplers", "tune.learning.free", "program.platforms"),

@@ -18,6 +18,8 @@ from psld_jax.data import Dataset
 
 #: Sizes further apart than by this factor are told.
 _FAR = 2.0
+#: Fields of guidance whose names and values are those of :class:`psld_jax.Steering`.
+_GUIDANCE = ("guidance_schedule", "guidance_rule", "guidance_rescale")
 
 
 def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]:
@@ -32,11 +34,18 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
     """
     c, n = config.steer, config.sampling.num_samples
     options: dict[str, Any] = {}
+    guided = {"guidance": c.guidance, "negative": c.negative or None}
     if c.labels:
-        options["label"] = np.resize(np.asarray(c.labels), n)
-        options |= {"guidance": c.guidance, "classifier": c.classifier or None, "interval": tuple(c.interval)}
+        options |= {"label": np.resize(np.asarray(c.labels), n), "classifier": c.classifier or None, **guided}
+    elif c.negative:
+        options |= guided
     elif c.classifier:
         raise ValueError("config.steer.classifier guides towards config.steer.labels, which is empty")
+    if c.momentum:
+        options |= {"momentum": c.momentum, "momentum_decay": c.momentum_decay}
+    if c.labels or c.negative or (c.operator and c.posterior != "conjugate"):
+        options |= {name: c[name] for name in _GUIDANCE} | {"interval": tuple(c.interval)}
+        options["sigma_interval"] = tuple(c.sigma_interval) or None
     if not (c.mask or c.operator):
         return options, None, None
     truth = seen = test_images(model, n)

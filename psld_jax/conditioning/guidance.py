@@ -1,7 +1,8 @@
 """Scores of conditional laws: an ``eps_fn`` plus the gradient of a log-likelihood, or two of them mixed.
 
 ``score(z | y) = score(z) + grad log p(y | z, t)`` (Bayes). A sampler asks for eps, so the gradient is written in eps:
-every integrator takes it, and nothing in the tables changes.
+every integrator takes it, and nothing in the tables changes. Measurements are in
+:mod:`psld_jax.conditioning.measurements`, weights that vary with time in :mod:`psld_jax.conditioning.weights`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_choice
+from psld_jax.conditioning.weights import Weight, as_rescale, rescaled, weight_of
 from psld_jax.sde import LinearSDE, OneBlock
 
 Array = Any
 
 CLASSIFIER_TIMES = ("forward", "original")
-POSTERIORS = ("pigdm", "dps")
 # A signal-to-noise ratio below which guidance fades out, on paths whose signal vanishes: that at which EDM starts.
 _NO_SIGNAL = 80.0**-2
 
@@ -56,6 +57,17 @@ def data_matrices(sde: LinearSDE, t: Array) -> np.ndarray:
     return np.concatenate(sde.denoiser(t), axis=-1)
 
 
+def pushed(
+    eps: blocks.State, gradient: blocks.State, matrix: Array, weight: Array, rescale: Array | None
+) -> blocks.State:
+    """``eps + weight W g``, its standard deviation set to that of weight 1 as ``rescale`` says.
+
+    Leaves ``[n, ...]``, a matrix ``[K, K]`` and a scalar weight; same structure and dtype.
+    """
+    out = blocks.add(eps, blocks.apply(weight.astype(matrix.dtype) * matrix, gradient))
+    return out if rescale is None else rescaled(out, blocks.add(eps, blocks.apply(matrix, gradient)), rescale)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClassifierGuided:
@@ -64,8 +76,9 @@ class ClassifierGuided:
     eps_fn: Any
     logits_fn: Any
     labels: Array
-    scale: Array
+    weight: Weight
     matrix: TimeFunction
+    rescale: Array | None
     time: str = dataclasses.field(metadata={"static": True})
 
     def bind(self, eps_fn: Any, own: dict[str, Array]) -> ClassifierGuided:
@@ -73,19 +86,24 @@ class ClassifierGuided:
         return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn), labels=own["labels"])
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + scale W_t grad_z log p(labels | z, t)``.
+        """``eps(z, t) + w(t) W_t grad_z log p(labels | z, t)``.
 
-        For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
+        For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype. Where the weight is 0 the
+        classifier is not asked.
         """
 
         def log_likelihood(z: blocks.State) -> Array:
             logits = self.logits_fn(z, t if self.time == "forward" else 1 - t)
             return jnp.take_along_axis(jax.nn.log_softmax(logits), self.labels[:, None], axis=-1).sum()
 
-        gradient = jax.grad(log_likelihood)(z)
-        matrix = self.scale * self.matrix(jnp.asarray(t, z[0].dtype))
+        weight = self.weight(t)
+
+        def guided(eps: blocks.State) -> blocks.State:
+            matrix = self.matrix(jnp.asarray(t, z[0].dtype)).astype(z[0].dtype)
+            return pushed(eps, jax.grad(log_likelihood)(z), matrix, weight, self.rescale)
+
         eps = blocks.like(z, self.eps_fn(z, t))
-        return blocks.add(eps, blocks.apply(matrix.astype(z[0].dtype), gradient))
+        return jax.lax.cond(weight != 0, guided, lambda eps: eps, eps) if self.weight.limited else guided(eps)
 
 
 def classifier_guided(
@@ -93,8 +111,10 @@ def classifier_guided(
     logits_fn: Callable[..., Any],
     sde: LinearSDE,
     labels: Array,
-    scale: float = 1.0,
+    scale: float | Weight = 1.0,
     time: str = "forward",
+    *,
+    rescale: float = 0.0,
 ) -> ClassifierGuided:
     """``eps_fn`` of ``p(z | y)``, ``grad log p(z | y) = score + scale grad log p(y | z, t)``.
 
@@ -105,17 +125,30 @@ def classifier_guided(
       logits_fn: ``logits_fn(z, t)``, ``[n, n_classes]``, of a classifier of states of the same diffusion.
       sde: the diffusion, preconditioned if the network is.
       labels: integers ``[n]``, one for each sample.
-      scale: 1 is Bayes' rule; more makes samples more typical and less diverse.
+      scale: 1 is Bayes' rule; more makes samples more typical and less diverse. A weight that varies with time is
+        ``weight_of(scale, 0.0, ...)``.
       time: ``"forward"``, or ``"original"``: the classifier is asked at ``1 - t``, as the original does by mistake.
+      rescale: how much of the standard deviation of ``scale = 1`` is kept, 0 to 1 (:func:`rescaled`).
 
     Raises:
-      ValueError: for another ``time``.
+      ValueError: for another ``time``, or a ``rescale`` out of range.
     """
     check_choice("classifier time", time, CLASSIFIER_TIMES)
     matrix = TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots)
-    return ClassifierGuided(
-        blocks.as_pytree(eps_fn), blocks.as_pytree(logits_fn), jnp.asarray(labels), jnp.asarray(scale), matrix, time
-    )
+    fns = blocks.as_pytree(eps_fn), blocks.as_pytree(logits_fn)
+    return ClassifierGuided(*fns, jnp.asarray(labels), weight_of(scale, 0.0), matrix, as_rescale(rescale), time)
+
+
+def _mixed(positive: Any, negative: Any, weight: Weight, rescale: Array | None, z: blocks.State, t: Array) -> Any:
+    """``negative + w (positive - negative)``, or ``positive`` alone where the weight is 1; a state like ``z``."""
+    t = jnp.asarray(t, z[0].dtype)
+    good, value = positive(z, t), weight(t)
+
+    def guided() -> blocks.State:
+        scale = value.astype(z[0].dtype)
+        return rescaled(jax.tree.map(lambda a, b: b + scale * (a - b), good, negative(z, t)), good, rescale)
+
+    return jax.lax.cond(value != 1, guided, lambda: good)
 
 
 @jax.tree_util.register_dataclass
@@ -125,8 +158,8 @@ class ClassifierFree:
 
     with_label: Any
     without: Any
-    scale: Array
-    interval: tuple[Array, Array]
+    weight: Weight
+    rescale: Array | None
 
     def bind(self, eps_fn: Any, own: dict[str, Array]) -> ClassifierFree:
         """The same around another ``eps_fn``, with the classes ``own["labels"]``, integers ``[n]``."""
@@ -134,23 +167,21 @@ class ClassifierFree:
         return dataclasses.replace(self, with_label=told, without=free)
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + scale (eps(z, t, label) - eps(z, t))``, or ``eps(z, t, label)`` outside of the interval.
+        """``eps(z, t) + w(t) (eps(z, t, label) - eps(z, t))``, or ``eps(z, t, label)`` where the weight is 1.
 
         For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
         """
-        t = jnp.asarray(t, z[0].dtype)
-        low, high = self.interval
-        labelled = self.with_label(z, t)
-
-        def guided() -> blocks.State:
-            scale = self.scale.astype(z[0].dtype)
-            return jax.tree.map(lambda a, b: b + scale * (a - b), labelled, self.without(z, t))
-
-        acts = (t >= low) & (t <= high) & (self.scale != 1)
-        return jax.lax.cond(acts, guided, lambda: labelled)
+        return _mixed(self.with_label, self.without, self.weight, self.rescale, z, t)
 
 
-def classifier_free(eps_fn: Any, labels: Array, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> Any:
+def classifier_free(
+    eps_fn: Any,
+    labels: Array,
+    scale: float | Weight = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    *,
+    rescale: float = 0.0,
+) -> Any:
     """``eps_fn`` of ``p(z) (p(z | y) / p(z))^scale`` for a network that takes labels.
 
     Two evaluations of the network, or one outside of ``interval`` and for scale 1.
@@ -158,145 +189,72 @@ def classifier_free(eps_fn: Any, labels: Array, scale: float = 1.0, interval: tu
     Args:
       eps_fn: a :class:`psld_jax.scores.NetworkScore` of a network trained with labels, some of them dropped.
       labels: integers ``[n]``.
-      scale: 1 is the law of the label, 0 the unconditional one.
-      interval: forward times between which the guidance acts.
+      scale: 1 is the law of the label, 0 the unconditional one; or a weight that varies with time, ``weight_of(...)``.
+      interval: forward times between which the guidance acts; a weight has its own.
+      rescale: how much of the standard deviation of the label's prediction is kept, 0 to 1 (Lin et al., 2024).
 
     Raises:
-      ValueError: for a scale other than 1 of a network that was never trained without labels, as those of diffusers.
+      ValueError: for a scale other than 1 of a network that was never trained without labels, as those of diffusers,
+        or an interval or ``rescale`` out of range.
     """
+    weight, part = weight_of(scale, interval=interval), as_rescale(rescale)
     if getattr(eps_fn, "needs_labels", False):
-        if scale != 1:
-            raise ValueError(f"guidance={scale} needs a network that was also trained without labels: it must be 1")
+        if weight.limited or float(weight.scale) != 1:
+            told = f"{float(weight.scale):g}"
+            raise ValueError(f"guidance={told} needs a network that was also trained without labels: it must be 1")
         return eps_fn.with_labels(labels)
-    low, high = (jnp.asarray(t, jnp.float32) for t in interval)
     told, free = blocks.as_pytree(eps_fn.with_labels(labels)), blocks.as_pytree(eps_fn)
-    return ClassifierFree(told, free, jnp.asarray(scale, jnp.float32), (low, high))
+    return ClassifierFree(told, free, weight, part)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PosteriorGuided:
-    """Guidance by a measurement of ``x_0``; make it with :func:`posterior_guided`."""
+class Autoguided:
+    """Guidance by the difference to a worse network (Karras et al., 2024); make it with :func:`autoguided`."""
 
     eps_fn: Any
-    operator: Any
-    measurement: Array
-    scale: Array
-    noise_std: Array
-    matrices: TimeFunction
-    gradient: TimeFunction
-    variance: TimeFunction
-    method: str = dataclasses.field(metadata={"static": True})
-    iterations: int = dataclasses.field(metadata={"static": True})
+    negative: Any
+    weight: Weight
+    rescale: Array | None
+    labelled: bool = dataclasses.field(metadata={"static": True})
 
-    def bind(self, eps_fn: Any, own: dict[str, Array]) -> PosteriorGuided:
-        """The same around another ``eps_fn``, with the measurements ``own["measurement"]``, ``[n, ...]``."""
-        return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn), measurement=own["measurement"])
+    def bind(self, eps_fn: Any, own: dict[str, Array]) -> Autoguided:
+        """The same around another ``eps_fn``; both are told the classes ``own["labels"]``, integers ``[n]``, if any."""
+        good, bad = eps_fn, self.negative
+        if "labels" in own:
+            good = good.with_labels(own["labels"])
+            bad = bad.with_labels(own["labels"]) if self.labelled else bad
+        return dataclasses.replace(self, eps_fn=blocks.as_pytree(good), negative=blocks.as_pytree(bad))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + scale W_t grad_z log N(y; A x_0(z), Var)``, the variance held fixed.
+        """``negative(z, t) + w(t) (eps(z, t) - negative(z, t))``, or ``eps(z, t)`` where the weight is 1.
 
         For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
         """
-        dtype = z[0].dtype
-        t = jnp.asarray(t, dtype)
-        matrices, variance = self.matrices(t), self.variance(t)
-        k = matrices.shape[-1] // 2
-
-        def data(z: blocks.State) -> tuple[Array, blocks.State]:
-            eps = self.eps_fn(z, t)
-            (x0,) = blocks.add(blocks.apply(matrices[:, :k], tuple(z)), blocks.apply(matrices[:, k:], tuple(eps)))
-            return x0, eps
-
-        x0, pull_back, eps = jax.vjp(data, z, has_aux=True)
-        predicted, transpose = jax.vjp(self.operator, x0)
-        residual = self.measurement.astype(dtype) - predicted
-        noise = self.noise_std.astype(dtype) ** 2
-        if self.method == "pigdm":
-
-            def covariance(u: Array) -> Array:
-                return variance * self.operator(transpose(u)[0]) + noise * u
-
-            residual = _solve(covariance, residual, self.iterations)
-        else:
-            residual = residual / (variance + noise)
-        (gradient,) = pull_back(transpose(residual)[0])
-        matrix = self.scale.astype(dtype) * self.gradient(t)
-        return blocks.add(blocks.like(z, eps), blocks.apply(matrix, blocks.like(z, gradient)))
+        return _mixed(self.eps_fn, self.negative, self.weight, self.rescale, z, t)
 
 
-def _solve(covariance: Callable[[Array], Array], right: Array, iterations: int) -> Array:
-    """Conjugate gradients for every sample by itself, a fixed number: the operator has no inverse to be had."""
+def autoguided(
+    eps_fn: Any, negative: Any, scale: float | Weight = 2.0, *, labels: Array | None = None, rescale: float = 0.0
+) -> Autoguided:
+    """``eps_fn`` of a network guided away from a worse one: ``negative + scale (eps - negative)``.
 
-    def dot(a: Array, b: Array) -> Array:
-        return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
-
-    def step(_: int, carry: Any) -> Any:
-        u, r, p, rr = carry
-        ap = covariance(p)
-        curvature = dot(p, ap)
-        alpha = jnp.where(curvature > 0, rr / jnp.where(curvature > 0, curvature, 1), 0)
-        u, r = u + alpha * p, r - alpha * ap
-        new = dot(r, r)
-        beta = jnp.where(rr > 0, new / jnp.where(rr > 0, rr, 1), 0)
-        return u, r, r + beta * p, new
-
-    start = (jnp.zeros_like(right), right, right, dot(right, right))
-    return jax.lax.fori_loop(0, iterations, step, start)[0]
-
-
-def posterior_guided(
-    eps_fn: Callable[..., Any],
-    sde: LinearSDE,
-    operator: Callable[[Array], Array],
-    measurement: Array,
-    *,
-    noise_std: float = 0.05,
-    scale: float = 1.0,
-    method: str = "pigdm",
-    data_std: float = 1.0,
-    iterations: int = 10,
-) -> PosteriorGuided:
-    """``eps_fn`` of ``p(z | y)`` for ``y = A x_0 + noise_std n``.
-
-    ``p(x_0 | z)`` is taken for ``N(E[x_0 | z], r_t^2 I)``, ``r_t^-2 = data_std^-2 + mu^T Sigma^-1 mu``, and
-    ``grad log p(y | z) = J^T A^T Var^-1 (y - A E[x_0 | z])`` with ``J`` the Jacobian of ``E[x_0 | z]``, through the
-    network: one evaluation and its backward pass.
-
-    - ``"pigdm"`` (Song et al., 2023): ``Var = r_t^2 A A^T + noise_std^2``, solved by conjugate gradients.
-    - ``"dps"`` (Chung et al., 2023), made independent of step sizes: ``Var = r_t^2 + noise_std^2``.
+    Karras et al., "Guiding a diffusion model with a bad version of itself", 2024. What both get wrong in the same
+    direction, the worse one more, is extrapolated away. One evaluation of each network, or of the better one alone
+    where the scale is 1.
 
     Args:
-      eps_fn: of the unconditional law.
-      sde: the diffusion.
-      operator: ``A``, a linear function of images ``[n, H, W, C]``, each by itself.
-      measurement: ``y``, ``[n, ...]``.
-      noise_std: of the measurement, > 0: that of the pixels if it is exact.
-      scale: 1 is the formula.
-      data_std: standard deviation of the data; a preconditioned ``sde`` knows its own.
-      iterations: of conjugate gradients.
+      eps_fn: of the network.
+      negative: of a worse one of the same diffusion and prediction: smaller, or trained less.
+      scale: 1 is the network, 0 the worse one; or a weight that varies with time, ``weight_of(...)``.
+      labels: integers ``[n]`` for networks that take them, or ``None``; a worse one without labels is asked without.
+      rescale: how much of the standard deviation of the network's prediction is kept, 0 to 1 (Lin et al., 2024).
 
     Raises:
-      ValueError: for an unknown method, or ``noise_std`` or ``data_std`` not > 0.
+      ValueError: for a ``rescale`` out of range.
     """
-    check_choice("posterior guidance", method, POSTERIORS)
-    data_std = sde.data_std or data_std
-    for name, value in (("noise_std", noise_std), ("data_std", data_std)):
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value} must be a finite number > 0")
-
-    def variance(t: np.ndarray) -> np.ndarray:
-        return 1 / (data_std**-2 + sde.snr(t))
-
-    return PosteriorGuided(
-        blocks.as_pytree(eps_fn),
-        blocks.as_pytree(operator),
-        jnp.asarray(measurement),
-        jnp.asarray(scale, jnp.float32),
-        jnp.asarray(noise_std, jnp.float32),
-        TimeFunction(lambda t: data_matrices(sde, t), knots=sde.knots),
-        TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots),
-        TimeFunction(variance, knots=sde.knots),
-        method,
-        iterations,
+    labelled = hasattr(negative, "with_labels")
+    made = Autoguided(
+        blocks.as_pytree(eps_fn), blocks.as_pytree(negative), weight_of(scale), as_rescale(rescale), labelled
     )
+    return made if labels is None else made.bind(eps_fn, {"labels": jnp.asarray(labels)})

@@ -14,7 +14,11 @@ from psld_jax.sampling.adaptive import SOLVERS
 
 Condition = tuple[str, Callable[[Any], bool]]
 
-_LABELS: Condition = ("config.steer.labels", lambda c: bool(c.steer.labels))
+_MIXED: Condition = ("config.steer.labels or negative", lambda c: bool(c.steer.labels or c.steer.negative))
+_GUIDED: Condition = (
+    "config.steer.labels, negative, or an operator that is not 'conjugate'",
+    lambda c: bool(c.steer.labels or c.steer.negative or (c.steer.operator and c.steer.posterior != "conjugate")),
+)
 _MASK: Condition = ("config.steer.mask", lambda c: bool(c.steer.mask))
 _KNOWN: Condition = ("config.steer.operator to be none of mask", lambda c: c.steer.operator != "mask")
 _OPERATOR: Condition = ("config.steer.operator", lambda c: bool(c.steer.operator))
@@ -40,11 +44,10 @@ _SAMPLE: dict[str, tuple[Condition, ...]] = {
     "model.bandwidth": (("config.model.name='mixture'", lambda c: c.model.name == "mixture"),),
 }
 _STEER: dict[str, tuple[Condition, ...]] = {
-    "steer.guidance": (_LABELS,),
-    "steer.interval": (
-        _LABELS,
-        ("a network that takes labels itself: config.steer.classifier is set", lambda c: not c.steer.classifier),
-    ),
+    "steer.guidance": (_MIXED,),
+    **dict.fromkeys(("steer.interval", "steer.sigma_interval", "steer.guidance_schedule"), (_GUIDED,)),
+    **dict.fromkeys(("steer.guidance_rule", "steer.guidance_rescale"), (_GUIDED,)),
+    "steer.momentum_decay": (("config.steer.momentum", lambda c: c.steer.momentum != 0),),
     "steer.fresh": (_MASK, _KNOWN),
     "steer.resample": (_MASK, _KNOWN),
     "steer.jump": (_MASK, _KNOWN),

@@ -28,7 +28,8 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     """Draw samples; leave samples.png and, in phase space, trajectories.png. Returns the report."""
     c, model = config.sampler, sampled_model(config)
     conditions, truth, seen = build.steer_options(config, model)
-    setting = prepared(model, config, **conditions).setting  # a measurement may choose another
+    sampler = prepared(model, config, **conditions)
+    setting = sampler.setting  # a measurement may choose another
     if config.sampling.save:
         return _save_samples(model, config, conditions, workdir, console)
     start = time.perf_counter()
@@ -47,6 +48,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
         "sampler": c.name,
         "setting": None if setting is None else setting.to_json(),
         "nfe_mean": float(np.mean(nfe)),
+        "evaluations": None if sampler.table is None else sampler.evaluations._asdict(),
         "num_samples": len(nfe),
         "seconds": seconds,
     }

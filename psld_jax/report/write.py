@@ -88,9 +88,12 @@ def _written(value: Any) -> str:
 
 
 def _sample(report: Report, workdir: Path, pictures: Pictures) -> str:
+    counts = report.get("evaluations") or {}
     about = {
         "sampler": report.get("sampler"),
         "evaluations of the network a sample": report.get("nfe_mean"),
+        "of these, with a backward pass": counts.get("backward") or None,
+        "passes of the classifier a sample": counts.get("classifier") or None,
         "samples": report.get("num_samples"),
         "seconds, compilation included": report.get("seconds"),
         "Frechet distance to the exact law": report.get("frechet"),

@@ -15,7 +15,8 @@ from psld_jax._runtime import distributed
 from psld_jax._runtime.checks import check_flag, check_number, check_seed
 from psld_jax._runtime.errors import check_choice, check_counts, shown
 from psld_jax.build import Model, check_model
-from psld_jax.conditioning.steering import Bound, Steering
+from psld_jax.conditioning.bound import Bound
+from psld_jax.conditioning.steering import Steering
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import MAX_STEPS, SOLVERS, check_solver
@@ -141,6 +142,8 @@ def prepare(
         raise ValueError(f"solver is a sampler by itself; leave sampler={sampler!r} out")
     if steering.known is not None or steering.resample > 1:
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
+    if steering.guidance_rule != "cfg" or steering.momentum:
+        raise ValueError(f"guidance_rule='cfg++' and momentum change the table of a sampler; {sampler!r} has none")
     if steering.integrated or steering.t_start < 1:
         raise ValueError(f"posterior='conjugate' and t_start are for samplers with a grid; {sampler!r} is adaptive")
     if hyper:
@@ -192,7 +195,7 @@ def _within_budget(
     for budget in range(nfe, 0, -1):
         setting = setting_for(budget)
         table = setting.table(model.sde, budget, **options)
-        if given or bound.evaluations(table) <= nfe:
+        if given or bound.evaluations(table).forward <= nfe:
             return setting, table
     raise AssertionError("a budget below one step has been refused")
 

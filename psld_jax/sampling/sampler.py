@@ -15,7 +15,7 @@ from psld_jax import blocks
 from psld_jax._runtime import random, xla
 from psld_jax._runtime.checks import check_finite
 from psld_jax.build import Model
-from psld_jax.conditioning.steering import Bound, Conditions
+from psld_jax.conditioning.bound import Bound, Conditions, Evaluations
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import check_reached, ode_problem, solve_ode
 from psld_jax.sampling.loop import run_rows, sample
@@ -95,10 +95,11 @@ class Sampler:
             # The program of pj.sample itself.
             z_T, keys, arrays = own
             eps_fn, known = self._conditions.eps_fn(self.model.eps_fn, arrays), self._conditions.known_of(arrays)
-            z = sample(eps_fn, self.table, z_T, keys, known=known, pull=self._conditions.pull_of(arrays))
+            z = sample(eps_fn, self._running, z_T, keys, known=known, pull=self._conditions.pull_of(arrays))
             counts, reached = jnp.full(len(numbers), self.nfe or 0), []
         if self.table is None:
             check_reached(self._shared[-1], reached[0], counts)
+            counts = counts * (1 if self.steering is None else self.steering.evaluations_at_once)
         return jax.tree.map(lambda leaf: leaf[: len(indices)], z), counts[: len(indices)]
 
     def lowered(self, n: int) -> Any:
@@ -122,13 +123,19 @@ class Sampler:
         return self.steering.conditions(self.table, integrator)
 
     @functools.cached_property
+    def _running(self) -> Any:
+        """The table with what the conditions change of it."""
+        assert self.table is not None
+        return self.table if self.steering is None else self.steering.running(self.table)
+
+    @functools.cached_property
     def _shared(self) -> tuple[Any, ...]:
         """What all devices take: network, conditions, and the table or the solve."""
         known, pull = padded_known(self._conditions.known), padded_pull(self._conditions.pull)
         conditions = dataclasses.replace(self._conditions, known=known, pull=pull)
         eps_fn = blocks.as_pytree(self.model.eps_fn)
         if self.table is not None:
-            return eps_fn, conditions, *padded(self.table, jnp.float32)
+            return eps_fn, conditions, *padded(self._running, jnp.float32)
         a = self.adaptive
         problem = ode_problem(self.model.sde, jnp.float32, a["t_end"], 1.0, **{key: a[key] for key in _ADAPTIVE})
         return eps_fn, conditions, problem
@@ -149,9 +156,14 @@ class Sampler:
     @property
     def nfe(self) -> int | None:
         """Network evaluations of a sample; ``None`` for an adaptive solver."""
+        return None if self.table is None else self.evaluations.forward
+
+    @functools.cached_property
+    def evaluations(self) -> Evaluations:
+        """What a sample costs, forward and backward apart; of an adaptive solver it is known after the run alone."""
         if self.table is None:
-            return None
-        return self.table.nfe if self.steering is None else self.steering.evaluations(self.table)
+            raise ValueError("an adaptive solver chooses its evaluations: draw samples, whose NFE are counted")
+        return Evaluations(self.table.nfe, 0, 0) if self.steering is None else self.steering.evaluations(self.table)
 
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
         """Samples of these numbers and ``seed`` in batches: number of the first, and those of :meth:`batch`.

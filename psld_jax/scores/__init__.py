@@ -2,13 +2,15 @@
 
 from psld_jax.conditioning.clipping import Clipped, clipped
 from psld_jax.conditioning.guidance import (
+    Autoguided,
     ClassifierFree,
     ClassifierGuided,
-    PosteriorGuided,
+    autoguided,
     classifier_free,
     classifier_guided,
-    posterior_guided,
 )
+from psld_jax.conditioning.measurements import PosteriorGuided, posterior_guided
+from psld_jax.conditioning.weights import Weight, weight_of
 from psld_jax.scores.clocks import CLOCKS, DiscreteTimes, clock, discrete_times
 from psld_jax.scores.family import FamilyScore, family
 from psld_jax.scores.function import FunctionScore, function
@@ -17,6 +19,7 @@ from psld_jax.scores.network import NetworkLogits, NetworkScore, classifier, net
 
 __all__ = [
     "CLOCKS",
+    "Autoguided",
     "ClassifierFree",
     "ClassifierGuided",
     "Clipped",
@@ -27,6 +30,8 @@ __all__ = [
     "NetworkLogits",
     "NetworkScore",
     "PosteriorGuided",
+    "Weight",
+    "autoguided",
     "classifier",
     "classifier_free",
     "classifier_guided",
@@ -38,4 +43,5 @@ __all__ = [
     "mixture",
     "network",
     "posterior_guided",
+    "weight_of",
 ]

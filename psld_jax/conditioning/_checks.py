@@ -1,0 +1,130 @@
+"""Checks of conditions: what belongs together, and what fits a model; each raises a ``ValueError`` of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psld_jax._runtime.checks import check_number
+from psld_jax._runtime.errors import check_choice, shown
+from psld_jax.build import Classifier, Model
+from psld_jax.conditioning.momentum import check_momentum
+from psld_jax.conditioning.weights import RULES, as_rescale, check_interval, schedule_of
+
+Array = Any
+
+_WHOLE = (0.0, 1.0)
+
+
+def check_pairs(s: Any) -> None:
+    """Check that of two fields of conditions ``s`` that belong together both are given."""
+    for pair in (("known", "mask"), ("operator", "measurement")):
+        given = [name for name in pair if getattr(s, name) is not None]
+        if len(given) == 1:
+            raise ValueError(f"{pair[0]} and {pair[1]} belong together; only {given[0]} was given")
+    if s.label is None and s.classifier is not None:
+        raise ValueError("a classifier guides towards a label: give label=...")
+    if s.classifier is not None and s.negative is not None:
+        raise ValueError("classifier and negative are two ways of guidance; give one of them")
+
+
+def check_guidance(s: Any) -> None:
+    """Check the numbers of guidance of conditions ``s``, and that there is something for them to act on."""
+    check_number("guidance", s.guidance, 0)
+    check_interval(s.interval)
+    schedule_of(s.guidance_schedule)
+    check_choice("guidance_rule", s.guidance_rule, RULES)
+    as_rescale(s.guidance_rescale)
+    check_momentum(s.momentum, s.momentum_decay)
+    if s.sigma_interval is not None and tuple(s.interval) != _WHOLE:
+        raise ValueError("interval and sigma_interval say the same thing, in time and in noise levels; give one")
+    if s.negative is not None and s.guidance == 1:
+        raise ValueError("negative without guidance has no effect: give guidance=..., e.g. 2.0")
+    options = {
+        "interval": tuple(s.interval) != _WHOLE,
+        "sigma_interval": s.sigma_interval is not None,
+        "guidance_schedule": s.guidance_schedule != "constant",
+        "guidance_rule": s.guidance_rule != "cfg",
+        "guidance_rescale": s.guidance_rescale != 0,
+    }
+    used = [name for name, given in options.items() if given]
+    guided = s.label is not None or s.negative is not None
+    if used and not guided and (s.operator is None or s.integrated):
+        what = "posterior='conjugate' has its weight in the table" if s.integrated else "there is no guidance"
+        raise ValueError(f"{used[0]} has no effect, since {what}: give label, negative, or an operator with 'pigdm'")
+    if s.guidance_rule == "cfg++":
+        if len(used) > 1:
+            other = next(name for name in used if name != "guidance_rule")
+            raise ValueError(f"guidance_rule='cfg++' has weights of its own: leave {other} out")
+        if guided and s.guidance > 1:
+            raise ValueError(f"guidance={shown(s.guidance)} must be at most 1 with guidance_rule='cfg++'")
+
+
+def check_negative(negative: Any, model: Model, labelled: bool) -> None:
+    """Check that a worse model is of the same images, diffusion and prediction as ``model``."""
+    if not isinstance(negative, Model):
+        raise ValueError(f"negative={shown(negative)} must be a model, or the name of one (psld_jax.load)")
+    for name in ("prediction", "data_std"):
+        own, other = getattr(model.sde, name, None), getattr(negative.sde, name, None)
+        if repr(negative.sde) != repr(model.sde) or own != other:
+            raise ValueError(
+                f"negative is of {negative.sde!r} ({name}={other}), the model of {model.sde!r} ({name}={own}): "
+                "both must predict the same thing"
+            )
+    if negative.image_shape != model.image_shape:
+        raise ValueError(f"negative is of images {negative.image_shape}, the model of {model.image_shape}")
+    if getattr(negative.eps_fn, "needs_labels", False) and not labelled:
+        raise ValueError("negative was only trained with labels: give label=...")
+
+
+def check_classifier(classifier: Any, model: Model) -> None:
+    """Check that a classifier is of the diffusion and the images of ``model``."""
+    if not isinstance(classifier, Classifier):
+        raise ValueError(f"{type(classifier).__name__} is no classifier; psld_jax.load('mnist_clf') is one")
+    # The diffusion alone: a classifier sees states as they are, and no preconditioning.
+    if repr(classifier.sde) != repr(model.sde):
+        raise ValueError(f"the classifier is of {classifier.sde!r}, the model of {model.sde!r}")
+    if classifier.image_shape != model.image_shape:
+        raise ValueError(f"the classifier is of images {classifier.image_shape}, the model {model.image_shape}")
+
+
+def check_labels(label: Any, n_classes: int) -> None:
+    """Check one label, or labels ``[n]``, against the number of classes."""
+    labels = np.asarray(label)
+    if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
+        raise ValueError(f"label must be an integer, or integers [n], got {label!r}")
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(f"label={label!r} must lie in 0 to {n_classes - 1}")
+
+
+def check_operator(
+    operator: Callable[[Array], Array], measurement: np.ndarray, image_shape: tuple[int, ...], linear: bool
+) -> None:
+    """Check an operator on noise ``[1, H, W, C]``: shapes, and that it is linear, or at least has a derivative."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 1, *image_shape)).astype(np.float32)
+    out = jax.eval_shape(operator, jax.ShapeDtypeStruct(a.shape, a.dtype))
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape[1:] != measurement.shape[1:]:
+        shape = getattr(out, "shape", out)
+        raise ValueError(f"operator gives {shape} for one image, the measurement has shape {measurement.shape}")
+    if linear:
+        parts, whole = np.asarray(operator(a)) + 2 * np.asarray(operator(b)), np.asarray(operator(a + 2 * b))
+        if not np.allclose(parts, whole, rtol=1e-3, atol=1e-3 * np.abs(whole).max()):
+            raise ValueError(
+                "operator must be linear: A(a + 2 b) is not A(a) + 2 A(b); posterior='dps' takes any with a derivative"
+            )
+        return
+    # Inside of the range of images: a function such as a logarithm need not know other numbers.
+    x = jnp.asarray(0.5 * np.tanh(a))
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"operator gives numbers of dtype {out.dtype}, which have no derivative: it must be floating")
+    seen, pull_back = jax.vjp(operator, x)
+    (gradient,) = pull_back(jnp.ones_like(seen))
+    if not (np.isfinite(seen).all() and np.isfinite(gradient).all()):
+        raise ValueError("operator, or its derivative, is not finite for an image in [-1, 1]")
+    if not np.any(np.asarray(gradient)) and not np.any(np.asarray(pull_back(seen)[0])):
+        raise ValueError("operator has the derivative 0 (as rounding has): no measurement can be felt through it")

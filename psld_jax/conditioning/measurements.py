@@ -1,0 +1,162 @@
+"""Guidance by a measurement of the data through the network: any operator, one evaluation and its backward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psld_jax import blocks
+from psld_jax._runtime.device import TimeFunction
+from psld_jax._runtime.errors import check_choice
+from psld_jax.conditioning.guidance import data_matrices, gradient_matrix, pushed
+from psld_jax.conditioning.weights import Weight, as_rescale, weight_of
+from psld_jax.sde import LinearSDE
+
+Array = Any
+
+POSTERIORS = ("pigdm", "dps")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PosteriorGuided:
+    """Guidance by a measurement of ``x_0``; make it with :func:`posterior_guided`."""
+
+    eps_fn: Any
+    operator: Any
+    measurement: Array
+    weight: Weight
+    noise_std: Array
+    matrices: TimeFunction
+    gradient: TimeFunction
+    variance: TimeFunction
+    rescale: Array | None
+    method: str = dataclasses.field(metadata={"static": True})
+    iterations: int = dataclasses.field(metadata={"static": True})
+
+    def bind(self, eps_fn: Any, own: dict[str, Array]) -> PosteriorGuided:
+        """The same around another ``eps_fn``, with the measurements ``own["measurement"]``, ``[n, ...]``."""
+        return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn), measurement=own["measurement"])
+
+    def __call__(self, z: blocks.State, t: Array) -> blocks.State:
+        """``eps(z, t) + w(t) W_t grad_z log N(y; A x_0(z), Var)``, the variance held fixed.
+
+        For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype. Where the weight is 0 the
+        network has no backward pass.
+        """
+        t = jnp.asarray(t, z[0].dtype)
+        weight = self.weight(t)
+        if not self.weight.limited:
+            return self._guided(z, t, weight)
+        return jax.lax.cond(weight != 0, lambda: self._guided(z, t, weight), lambda: blocks.like(z, self.eps_fn(z, t)))
+
+    def _guided(self, z: blocks.State, t: Array, weight: Array) -> blocks.State:
+        dtype = z[0].dtype
+        matrices, variance = self.matrices(t), self.variance(t)
+        k = matrices.shape[-1] // 2
+
+        def data(z: blocks.State) -> tuple[Array, blocks.State]:
+            eps = self.eps_fn(z, t)
+            (x0,) = blocks.add(blocks.apply(matrices[:, :k], tuple(z)), blocks.apply(matrices[:, k:], tuple(eps)))
+            return x0, eps
+
+        x0, pull_back, eps = jax.vjp(data, z, has_aux=True)
+        predicted, transpose = jax.vjp(self.operator, x0)
+        residual = self.measurement.astype(dtype) - predicted
+        noise = self.noise_std.astype(dtype) ** 2
+        if self.method == "pigdm":
+
+            def covariance(u: Array) -> Array:
+                return variance * self.operator(transpose(u)[0]) + noise * u
+
+            residual = _solve(covariance, residual, self.iterations)
+        else:
+            residual = residual / (variance + noise)
+        (gradient,) = pull_back(transpose(residual)[0])
+        return pushed(blocks.like(z, eps), blocks.like(z, gradient), self.gradient(t), weight, self.rescale)
+
+
+def _solve(covariance: Callable[[Array], Array], right: Array, iterations: int) -> Array:
+    """Conjugate gradients for every sample by itself, a fixed number: the operator has no inverse to be had."""
+
+    def dot(a: Array, b: Array) -> Array:
+        return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
+
+    def step(_: int, carry: Any) -> Any:
+        u, r, p, rr = carry
+        ap = covariance(p)
+        curvature = dot(p, ap)
+        alpha = jnp.where(curvature > 0, rr / jnp.where(curvature > 0, curvature, 1), 0)
+        u, r = u + alpha * p, r - alpha * ap
+        new = dot(r, r)
+        beta = jnp.where(rr > 0, new / jnp.where(rr > 0, rr, 1), 0)
+        return u, r, r + beta * p, new
+
+    start = (jnp.zeros_like(right), right, right, dot(right, right))
+    return jax.lax.fori_loop(0, iterations, step, start)[0]
+
+
+def posterior_guided(
+    eps_fn: Callable[..., Any],
+    sde: LinearSDE,
+    operator: Callable[[Array], Array],
+    measurement: Array,
+    *,
+    noise_std: float = 0.05,
+    scale: float | Weight = 1.0,
+    method: str = "pigdm",
+    data_std: float = 1.0,
+    iterations: int = 10,
+    rescale: float = 0.0,
+) -> PosteriorGuided:
+    """``eps_fn`` of ``p(z | y)`` for ``y = A x_0 + noise_std n``.
+
+    ``p(x_0 | z)`` is taken for ``N(E[x_0 | z], r_t^2 I)``, ``r_t^-2 = data_std^-2 + mu^T Sigma^-1 mu``, and
+    ``grad log p(y | z) = J^T A^T Var^-1 (y - A E[x_0 | z])`` with ``J`` the Jacobian of ``E[x_0 | z]``, through the
+    network: one evaluation and its backward pass.
+
+    - ``"pigdm"`` (Song et al., 2023): ``Var = r_t^2 A A^T + noise_std^2``, solved by conjugate gradients.
+    - ``"dps"`` (Chung et al., 2023), made independent of step sizes: ``Var = r_t^2 + noise_std^2``. The operator
+      need not be linear: ``A^T`` is then the transpose of its derivative at ``E[x_0 | z]``.
+
+    Args:
+      eps_fn: of the unconditional law.
+      sde: the diffusion.
+      operator: ``A``, a function of images ``[n, H, W, C]``, each by itself: linear, or for ``"dps"`` differentiable.
+      measurement: ``y``, ``[n, ...]``.
+      noise_std: of the measurement, > 0: that of the pixels if it is exact.
+      scale: 1 is the formula; a weight that varies with time is ``weight_of(scale, 0.0, ...)``.
+      data_std: standard deviation of the data; a preconditioned ``sde`` knows its own.
+      iterations: of conjugate gradients.
+      rescale: how much of the standard deviation of ``scale = 1`` is kept, 0 to 1 (:func:`rescaled`).
+
+    Raises:
+      ValueError: for an unknown method, ``noise_std`` or ``data_std`` not > 0, or a ``rescale`` out of range.
+    """
+    check_choice("posterior guidance", method, POSTERIORS)
+    data_std = sde.data_std or data_std
+    for name, value in (("noise_std", noise_std), ("data_std", data_std)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value} must be a finite number > 0")
+
+    def variance(t: np.ndarray) -> np.ndarray:
+        return 1 / (data_std**-2 + sde.snr(t))
+
+    return PosteriorGuided(
+        blocks.as_pytree(eps_fn),
+        blocks.as_pytree(operator),
+        jnp.asarray(measurement),
+        weight_of(scale, 0.0),
+        jnp.asarray(noise_std, jnp.float32),
+        TimeFunction(lambda t: data_matrices(sde, t), knots=sde.knots),
+        TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots),
+        TimeFunction(variance, knots=sde.knots),
+        as_rescale(rescale),
+        method,
+        iterations,
+    )
