@@ -21,7 +21,11 @@ _WHOLE = (0.0, 1.0)
 
 
 def check_pairs(s: Any) -> None:
-    """Check that of two fields of conditions ``s`` that belong together both are given."""
+    """Check that of two fields of conditions ``s`` that belong together both are given.
+
+    Raises:
+      ValueError: for one without the other, or two that exclude each other.
+    """
     for pair in (("known", "mask"), ("operator", "measurement")):
         given = [name for name in pair if getattr(s, name) is not None]
         if len(given) == 1:
@@ -33,7 +37,11 @@ def check_pairs(s: Any) -> None:
 
 
 def check_guidance(s: Any) -> None:
-    """Check the numbers of guidance of conditions ``s``, and that there is something for them to act on."""
+    """Check the numbers of guidance of conditions ``s``, and that there is something for them to act on.
+
+    Raises:
+      ValueError: for a number or name out of range, or one that would have no effect.
+    """
     check_number("guidance", s.guidance, 0)
     check_interval(s.interval)
     schedule_of(s.guidance_schedule)
@@ -65,7 +73,11 @@ def check_guidance(s: Any) -> None:
 
 
 def check_negative(negative: Any, model: Model, labelled: bool) -> None:
-    """Check that a worse model is of the same images, diffusion and prediction as ``model``."""
+    """Check that a worse model is of the same images, diffusion and prediction as ``model``.
+
+    Raises:
+      ValueError: if it is not.
+    """
     if not isinstance(negative, Model):
         raise ValueError(f"negative={shown(negative)} must be a model, or the name of one (psld_jax.load)")
     for name in ("prediction", "data_std"):
@@ -82,7 +94,11 @@ def check_negative(negative: Any, model: Model, labelled: bool) -> None:
 
 
 def check_classifier(classifier: Any, model: Model) -> None:
-    """Check that a classifier is of the diffusion and the images of ``model``."""
+    """Check that a classifier is of the diffusion and the images of ``model``.
+
+    Raises:
+      ValueError: if it is not.
+    """
     if not isinstance(classifier, Classifier):
         raise ValueError(f"{type(classifier).__name__} is no classifier; psld_jax.load('mnist_clf') is one")
     # The diffusion alone: a classifier sees states as they are, and no preconditioning.
@@ -93,7 +109,11 @@ def check_classifier(classifier: Any, model: Model) -> None:
 
 
 def check_labels(label: Any, n_classes: int) -> None:
-    """Check one label, or labels ``[n]``, against the number of classes."""
+    """Check one label, or labels ``[n]``, against the number of classes.
+
+    Raises:
+      ValueError: for labels that are no whole numbers, or out of range.
+    """
     labels = np.asarray(label)
     if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
         raise ValueError(f"label must be an integer, or integers [n], got {label!r}")
@@ -104,7 +124,11 @@ def check_labels(label: Any, n_classes: int) -> None:
 def check_operator(
     operator: Callable[[Array], Array], measurement: np.ndarray, image_shape: tuple[int, ...], linear: bool
 ) -> None:
-    """Check an operator on noise ``[1, H, W, C]``: shapes, and that it is linear, or at least has a derivative."""
+    """Check an operator on noise ``[1, H, W, C]``: shapes, and that it is linear, or at least has a derivative.
+
+    Raises:
+      ValueError: for one that is not, or whose measurement has another shape.
+    """
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 1, *image_shape)).astype(np.float32)
     out = jax.eval_shape(operator, jax.ShapeDtypeStruct(a.shape, a.dtype))

@@ -227,7 +227,7 @@ def renoised(sde: LinearSDE, table: Tableau, scale: float, neutral: float) -> We
 
 
 def as_rescale(rescale: float) -> Array | None:
-    """``rescale`` as data of a program, ``None`` for 0; ``ValueError`` unless it is a number from 0 to 1."""
+    """``rescale`` as a scalar of a program, float32, ``None`` for 0; ``ValueError`` unless it is from 0 to 1."""
     value = check_number("rescale", rescale, 0, 1)
     return jnp.asarray(value, jnp.float32) if value else None
 

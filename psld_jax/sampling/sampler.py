@@ -160,7 +160,11 @@ class Sampler:
 
     @functools.cached_property
     def evaluations(self) -> Evaluations:
-        """What a sample costs, forward and backward apart; of an adaptive solver it is known after the run alone."""
+        """What a sample costs, forward and backward apart.
+
+        Raises:
+          ValueError: for an adaptive solver, whose evaluations are known after the run alone.
+        """
         if self.table is None:
             raise ValueError("an adaptive solver chooses its evaluations: draw samples, whose NFE are counted")
         return Evaluations(self.table.nfe, 0, 0) if self.steering is None else self.steering.evaluations(self.table)
