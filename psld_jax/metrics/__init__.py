@@ -18,6 +18,7 @@ from psld_jax.metrics.quality import (
     read_statistics,
     write_statistics,
 )
+from psld_jax.metrics.restoration import psnr, ssim
 
 __all__ = [
     "Features",
@@ -35,8 +36,10 @@ __all__ = [
     "kid",
     "mixture_statistics",
     "precision_recall",
+    "psnr",
     "read_inception",
     "read_statistics",
+    "ssim",
     "statistics",
     "write_statistics",
 ]
