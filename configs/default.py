@@ -186,6 +186,9 @@ def get_config() -> ConfigDict:
     config.steer.guidance_schedule = "constant"  # constant | linear | cosine: weight over time, of mean 1
     config.steer.guidance_rule = "cfg"  # cfg | cfg++ (one block, sampler ddim, guidance up to 1)
     config.steer.guidance_rescale = 0.0  # part of the standard deviation that guidance leaves as it was
+    config.steer.clip = 0.0  # bound of the predicted image at every evaluation, e.g. 1; 0: none
+    config.steer.clip_percentile = 0.0  # dynamic thresholding at that percentile of its pixels; 0: none
+    config.steer.clip_noise = "new"  # new | old: that from before the clip (one block, sampler ddim)
     config.steer.momentum = 0.0  # predictions are extrapolated away from the mean of those before
     config.steer.momentum_decay = 0.5  # of the weights of that mean
     # Test images of config.data of which a part is known: left | right | top | bottom | center (known around it) |

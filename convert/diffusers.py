@@ -98,7 +98,7 @@ def read(path: Path, asked: Asked) -> Converted:
         f"weights: {', '.join(file.name for file in files)}; whether they are an average (EMA), the file does not say",
         *([f"left out, no part of the network: {', '.join(left_out)}"] if left_out else []),
         *([f"options that UNet2DModel does not have, left out: {', '.join(unknown)}"] if unknown else []),
-        *(["the scheduler clips x_0 (clip_sample); samplers here do not unless told to"] if clip_x0 else []),
+        *([_clip_note(scheduler)] if clip_x0 else []),
     ]
     beside = [unet / "config.json", *([scheduler_file] if scheduler_file else [])]
     return Converted(
@@ -281,3 +281,11 @@ def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict
         else:
             renamed[new] = tensor
     return renamed, sorted(left_out)
+
+
+def _clip_note(scheduler: dict[str, Any]) -> str:
+    """How to clip as the scheduler does."""
+    wanted = f"config.steer.clip={float(scheduler.get('clip_sample_range') or 1.0):g}"
+    if scheduler.get("_class_name") == "DDIMScheduler":
+        wanted += " and config.steer.clip_noise=old"
+    return f"the scheduler clips x_0 (clip_sample); samplers here do so with {wanted}"

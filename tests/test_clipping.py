@@ -1,11 +1,13 @@
 """Predicted images that are clipped: what the network then says, and the conditions under which nothing changes."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import psld_jax as pj
 from psld_jax import blocks
+from psld_jax.sampling.generate import prepare
 
 DIFFUSIONS = ("psld", "cld", "vpsde", "vesde", "flow", "edm")
 #: Splines in time are exact to 1e-9 of the largest entry, which multiplies noise of up to 80.
@@ -94,3 +96,34 @@ def test_ddpm_is_ancestral_with_a_choice_of_noise():
     beta = 1 - (sde.alpha(t) / sde.alpha(s)) ** 2
     np.testing.assert_allclose(large.R**2, beta, rtol=1e-12)
     np.testing.assert_allclose(small.R**2, beta * sde.std(s) ** 2 / sde.std(t) ** 2, rtol=1e-12)
+
+
+def test_samples_are_clipped_on_the_way(digits_model, key):
+    """``generate(clip=...)`` is the sampler with the clipped network; any diffusion, guidance or not."""
+    options = {"nfe": 6, "n": 4, "seed": 3, "denoise": "exponential"}
+    plain, tight = (pj.generate(digits_model, "predictor_corrector", clip=bound, **options) for bound in (None, 0.5))
+    assert np.abs(tight).max() <= 0.5 + 1e-5 < np.abs(plain).max()  # the last step is the predicted image
+    prepared = prepare(digits_model, "predictor_corrector", nfe=6, denoise="exponential")
+    keys = pj.sample_keys(jax.random.key(3), np.arange(4))
+    z_T = digits_model.sde.prior_sample(keys, (4, *digits_model.image_shape))
+    clipped = pj.scores.clipped(digits_model.eps_fn, digits_model.sde, 0.5)
+    want = pj.sample(clipped, prepared.table, z_T, keys)[0]
+    np.testing.assert_allclose(tight, want, atol=1e-5)  # float32, batches of another shape
+    same = pj.generate(digits_model, "predictor_corrector", clip=100.0, **options)
+    np.testing.assert_array_equal(same, plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip": 0.0}, "clip=0.0 must be"),
+        ({"clip": "1"}, "clip='1'"),
+        ({"clip": 1.0, "clip_percentile": 120.0}, "clip_percentile=120"),
+        ({"clip_percentile": 99.0}, "no effect without clip"),
+        ({"clip": 1.0, "clip_noise": "odl"}, "Did you mean 'old'"),
+        ({"clip": 1.0, "clip_noise": "old"}, "for one block"),
+    ],
+)
+def test_wrong_clips_are_refused(digits_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        pj.generate(digits_model, "ddim", nfe=4, n=1, **options)

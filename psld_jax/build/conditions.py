@@ -41,6 +41,8 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
         options |= guided
     elif c.classifier:
         raise ValueError("config.steer.classifier guides towards config.steer.labels, which is empty")
+    if c.clip:
+        options |= {"clip": c.clip, "clip_percentile": c.clip_percentile or None, "clip_noise": c.clip_noise}
     if c.momentum:
         options |= {"momentum": c.momentum, "momentum_decay": c.momentum_decay}
     if c.labels or c.negative or (c.operator and c.posterior != "conjugate"):

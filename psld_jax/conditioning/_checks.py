@@ -72,6 +72,21 @@ def check_guidance(s: Any) -> None:
             raise ValueError(f"guidance={shown(s.guidance)} must be at most 1 with guidance_rule='cfg++'")
 
 
+def check_clip(s: Any) -> None:
+    """Check how conditions ``s`` clip predicted images.
+
+    Raises:
+      ValueError: for a number or name out of range, or one that would have no effect.
+    """
+    check_choice("clip_noise", s.clip_noise, ("new", "old"))
+    if s.clip is not None:
+        check_number("clip", s.clip, 0, strict=True)
+        if s.clip_percentile is not None:
+            check_number("clip_percentile", s.clip_percentile, 0, 100, strict=True)
+    elif s.clip_percentile is not None or s.clip_noise != "new":
+        raise ValueError("clip_percentile and clip_noise have no effect without clip=..., e.g. 1.0")
+
+
 def check_negative(negative: Any, model: Model, labelled: bool) -> None:
     """Check that a worse model is of the same images, diffusion and prediction as ``model``.
 

@@ -141,6 +141,13 @@ class Bound:
             options = {"noise_std": s.noise_std, "method": s.posterior, "rescale": rescale}
             weight = self._adding(self._measurement_weight, table)
             guides.append(scores.posterior_guided(eps_fn, sde, s.operator, one["measurement"], scale=weight, **options))
+        if s.clip is not None:
+            kept = None
+            if s.clip_noise == "old":
+                if table is None:
+                    raise ValueError("clip_noise='old' is defined for the steps of a table: take sampler='ddim'")
+                kept = table
+            guides.append(scores.clipped(eps_fn, sde, s.clip, s.clip_percentile, kept))
         known = None if s.known is None or table is None else known_law(sde, table, fresh=s.fresh)
         pull = None
         if s.integrated:

@@ -45,6 +45,11 @@ class Steering:
         (:func:`psld_jax.conditioning.weights.renoised`).
       guidance_rescale: part of the standard deviation that guidance leaves as it was at scale 1
         (:func:`psld_jax.conditioning.weights.rescaled`).
+      clip: bound of the predicted image at every evaluation, 1 for images in [-1, 1]; ``None`` for none. See
+        :func:`psld_jax.scores.clipped`; it comes after guidance.
+      clip_percentile: dynamic thresholding at that percentile, where it is above ``clip``.
+      clip_noise: the noise of a clipped step: ``"new"``, so that image and noise add up to the state, or ``"old"``,
+        that from before the clip, as DDIM of diffusers has it, for one block and one-step samplers.
       momentum, momentum_decay: see :func:`psld_jax.conditioning.momentum.with_momentum`; with or without guidance.
       known, mask: images ``[n, H, W, C]``, and a mask (1 known, 0 to be found), ``[n, H, W, C]`` or
         1 for n or C, or ``[H, W]``; images in [-1, 1], or uint8.
@@ -70,6 +75,9 @@ class Steering:
     guidance_schedule: Schedule = "constant"
     guidance_rule: str = "cfg"
     guidance_rescale: float = 0.0
+    clip: float | None = None
+    clip_percentile: float | None = None
+    clip_noise: str = "new"
     momentum: float = 0.0
     momentum_decay: float = 0.5
     known: Array | None = None
@@ -98,6 +106,7 @@ class Steering:
         """
         _checks.check_pairs(self)
         _checks.check_guidance(self)
+        _checks.check_clip(self)
         check_counts(resample=self.resample, jump=self.jump)
         check_flag("fresh", self.fresh)
         if self.weight is not None:

@@ -47,6 +47,9 @@ _STEER: dict[str, tuple[Condition, ...]] = {
     "steer.guidance": (_MIXED,),
     **dict.fromkeys(("steer.interval", "steer.sigma_interval", "steer.guidance_schedule"), (_GUIDED,)),
     **dict.fromkeys(("steer.guidance_rule", "steer.guidance_rescale"), (_GUIDED,)),
+    **dict.fromkeys(
+        ("steer.clip_percentile", "steer.clip_noise"), (("config.steer.clip", lambda c: c.steer.clip != 0),)
+    ),
     "steer.momentum_decay": (("config.steer.momentum", lambda c: c.steer.momentum != 0),),
     "steer.fresh": (_MASK, _KNOWN),
     "steer.resample": (_MASK, _KNOWN),
