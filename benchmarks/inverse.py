@@ -32,6 +32,17 @@ METHODS: dict[str, dict[str, Any]] = {
         for w, start in ((1, 1.0), (4, 1.0), (4, 0.4))
         for order in (1, 2, 3)
     },
+    **{
+        f"conjugate, order {order}, weight 4, null {null}, from {start}": {
+            **_MULTISTEP,
+            "order": order,
+            "posterior": "conjugate",
+            "weight": 4.0,
+            "null_weight": float(null),
+            "t_start": start,
+        }
+        for order, null, start in ((1, 1, 1.0), (2, 1, 1.0), (1, 1, 0.4), (2, 1, 0.4), (2, 2, 0.4))
+    },
 }
 REPLACEMENT = "replacement, order 2"
 
@@ -53,6 +64,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="problems whose names hold this")
+    parser.add_argument("--methods", default="", help="methods whose names hold this")
     args = parser.parse_args()
     model = pj.load("digits")
     rng = np.random.default_rng(args.seed)
@@ -60,10 +72,12 @@ def main() -> None:
     print("|---|---|" + "---|" * len(BUDGETS))
     for problem, (operator, noise_std) in cases(model.image_shape).items():
         if args.only in problem:
-            _run(model, problem, operator, noise_std, args.measurements, args.samples, rng)
+            _run(model, problem, operator, noise_std, args.measurements, args.samples, rng, args.methods)
 
 
-def _run(model: Any, problem: str, operator: Any, noise_std: float, count: int, samples: int, rng: Any) -> None:
+def _run(
+    model: Any, problem: str, operator: Any, noise_std: float, count: int, samples: int, rng: Any, only: str
+) -> None:
     posterior = MixturePosterior(model.data, model.config.model.bandwidth, operator, noise_std)
     truth = model.data[rng.choice(len(model.data), count, replace=False)]
     clean = np.asarray(operator(jnp.asarray(truth)))
@@ -83,6 +97,8 @@ def _run(model: Any, problem: str, operator: Any, noise_std: float, count: int, 
     if isinstance(operator, pj.operators.Mask):
         methods[REPLACEMENT] = _MULTISTEP
     for name, options in methods.items():
+        if only not in name:
+            continue
         what = condition
         if name == REPLACEMENT:
             what = {"known": np.clip(condition["measurement"], -1, 1), "mask": np.asarray(operator.known)}

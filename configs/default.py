@@ -204,6 +204,7 @@ def get_config() -> ConfigDict:
     config.steer.noise_std = 0.05  # of the measurement, pixels in [-1, 1]
     config.steer.posterior = "pigdm"  # pigdm | dps | conjugate (in the table of a sampler in data prediction)
     config.steer.weight = placeholder(float)  # of the measurement; empty: 1, or for conjugate 4
+    config.steer.null_weight = 0.0  # with conjugate: of PiGDM's gradient on what the operator does not see
     config.steer.t_start = 1.0  # below 1: start there, from the noised pseudo-inverse of the measurement
 
     config.sampling = ConfigDict()

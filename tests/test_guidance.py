@@ -10,6 +10,7 @@ import pytest
 import psld_jax as pj
 from psld_jax import scores
 from psld_jax._runtime.device import TimeFunction
+from psld_jax.conditioning._modes import projection_of
 from psld_jax.conditioning.conjugate import pull_law
 from psld_jax.conditioning.momentum import PAST, pull_with_momentum, with_momentum
 from psld_jax.conditioning.weights import interval_of_sigmas, renoised, rescaled
@@ -395,10 +396,66 @@ def test_intervals_save_evaluations_and_say_so(digits_model):
     limited = prepare(model, "ddim", nfe=20, interval=(0.0, 0.5), **half)
     assert limited.evaluations.forward == 20 and limited.evaluations.backward == np.sum(limited.table.tau <= 0.5)
     assert prepare(model, "ddim", nfe=20, **half).evaluations == (20, 20, 0)
-    integrated = prepare(model, nfe=20, posterior="conjugate", momentum=0.2, **half)
-    assert integrated.evaluations == (20, 0, 0)
+    integrated = {"posterior": "conjugate", **half}
+    assert prepare(model, nfe=20, momentum=0.2, **integrated).evaluations == (20, 0, 0)
+    assert prepare(model, nfe=20, null_weight=1.0, **integrated).evaluations == (20, 20, 0)
     negative = {"negative": model, "guidance": 2.0}
     assert prepare(model, "ddim", nfe=20, **negative).evaluations == (20, 0, 0)
+
+
+# --- what a measurement says of what it does not see ------------------------------------------------------------------
+
+
+def test_the_gradient_on_what_is_not_seen(start):
+    """It is PiGDM's, but for the range of the operator, where the table has the pull."""
+    operator = pj.operators.mask(np.array([[1], [0]]))
+    y = operator(jnp.full(SHAPE, 0.4))
+    whole, part = (
+        scores.posterior_guided(summed, VP, operator, y, outside=outside) for outside in (None, operator.projection)
+    )
+    free, all_of_it, unseen = (np.asarray(call(fn, start)) for fn in (jax.tree_util.Partial(summed), whole, part))
+    np.testing.assert_array_equal(unseen[:, 0], free[:, 0])
+    np.testing.assert_allclose(unseen[:, 1], all_of_it[:, 1], rtol=1e-6)
+    assert np.abs(unseen - free)[:, 1].min() > 1e-3
+
+
+def summed(z, t):
+    """Both pixels depend on both."""
+    del t
+    return (z[0] + jnp.tanh(z[0].sum(axis=1, keepdims=True)),)
+
+
+def pairs(path, x, times):
+    """The eps of two pixels N(0, 1) with correlation 0.9: sum and difference are independent."""
+    alpha, std = path(times[0])
+    both, apart = x[:, :1] + x[:, 1:], x[:, :1] - x[:, 1:]
+    both, apart = (v / (alpha**2 * (1 + sign * 0.9) + std**2) for v, sign in ((both, 1), (apart, -1)))
+    return std / 2 * jnp.concatenate([both + apart, both - apart], axis=1)
+
+
+def test_projections_are_data_of_a_program(rng):
+    """Those of operators with many singular values, and of one, as they are made on the host."""
+    x = jnp.asarray(rng.standard_normal((2, 8, 6, 1)), jnp.float32)
+    for operator in (pj.operators.blur(1.0, cutoff=0.1), pj.operators.downsample(2)):
+        found = jax.jit(lambda fn, x: fn(x))(projection_of(operator, x.shape[1:]), x)
+        np.testing.assert_allclose(found, operator.projection(x), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_is_not_seen_follows_what_is():
+    """Of two pixels with correlation 0.9 one is measured to be 1.5: the other has mean 1.35."""
+    n, model = 1024, pj.from_function(jax.tree_util.Partial(pairs, path_of(VP)), VP, image_shape=(2, 1, 1))
+    operator = pj.operators.mask(np.array([[1], [0]]))
+    y = np.array([1.5, 0.0], np.float32).reshape(1, 2, 1, 1)
+    options = {"operator": operator, "measurement": y, "noise_std": 0.05, "posterior": "conjugate", "weight": 1.0}
+    mean = {}
+    for null in (0.0, 1.0):
+        state, _ = pj.generate_states(
+            model, "exponential_multistep", nfe=20, n=n, order=2, variable="log_snr", null_weight=null, **options
+        )
+        mean[null] = float(state[0][:, 1].mean())
+    # p(x_0 | z) is not isotropic, as is assumed, so neither is exact.
+    assert abs(mean[1.0] - 1.35) < 0.5 * abs(mean[0.0] - 1.35)
 
 
 # --- a function of the user's own -------------------------------------------------------------------------------------
@@ -476,6 +533,7 @@ def test_bad_input(digits_model):
         ({"operator": rounded, "measurement": y, "posterior": "dps"}, "derivative 0"),
         ({"operator": jnp.log, "measurement": y, "posterior": "dps"}, "is not finite"),
         ({"operator": lambda x: x > 0, "measurement": y, "posterior": "dps"}, "have no derivative"),
+        ({"operator": pj.operators.downsample(2), "measurement": y, "null_weight": 1.0}, "posterior='conjugate'"),
         ({"operator": as_it_is, "measurement": y, "posterior": "conjugate", "guidance_rescale": 0.5}, "in the table"),
     ):
         with pytest.raises(ValueError, match=message) as caught:

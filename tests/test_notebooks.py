@@ -29,7 +29,7 @@ def source(cell):
 
 
 def test_they_are_numbered_and_listed():
-    assert [path.name[:3] for path in NOTEBOOKS] == [f"{i:02}_" for i in range(1, 8)]
+    assert [path.name[:3] for path in NOTEBOOKS] == [f"{i:02}_" for i in range(1, 9)]
     listed = re.findall(r"\((\w+\.ipynb)\)", (ROOT / "notebooks" / "README.md").read_text())
     assert listed == [path.name for path in NOTEBOOKS]
 

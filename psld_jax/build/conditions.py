@@ -45,7 +45,7 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
         options |= {"clip": c.clip, "clip_percentile": c.clip_percentile or None, "clip_noise": c.clip_noise}
     if c.momentum:
         options |= {"momentum": c.momentum, "momentum_decay": c.momentum_decay}
-    if c.labels or c.negative or (c.operator and c.posterior != "conjugate"):
+    if c.labels or c.negative or (c.operator and (c.posterior != "conjugate" or c.null_weight)):
         options |= {name: c[name] for name in _GUIDANCE} | {"interval": tuple(c.interval)}
         options["sigma_interval"] = tuple(c.sigma_interval) or None
     if not (c.mask or c.operator):
@@ -67,7 +67,7 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
         noise = np.random.default_rng(config.seed).standard_normal(clean.shape)
         measurement = (clean + c.noise_std * noise).astype(np.float32)
         options |= {"operator": operator, "measurement": measurement}
-        options |= {name: c[name] for name in ("noise_std", "posterior", "weight", "t_start")}
+        options |= {name: c[name] for name in ("noise_std", "posterior", "weight", "null_weight", "t_start")}
         seen = measurement
         for axis in (1, 2, 3):
             seen = seen.repeat(truth.shape[axis] // measurement.shape[axis], axis=axis)

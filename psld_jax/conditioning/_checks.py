@@ -61,7 +61,7 @@ def check_guidance(s: Any) -> None:
     }
     used = [name for name, given in options.items() if given]
     guided = s.label is not None or s.negative is not None
-    if used and not guided and (s.operator is None or s.integrated):
+    if used and not guided and not s.by_gradient:
         what = "posterior='conjugate' has its weight in the table" if s.integrated else "there is no guidance"
         raise ValueError(f"{used[0]} has no effect, since {what}: give label, negative, or an operator with 'pigdm'")
     if s.guidance_rule == "cfg++":

@@ -117,6 +117,34 @@ class Separable:
         return jnp.einsum("ia,jb,nabc->nijc", va, vb, modes, precision="highest")
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """``H^+ H`` as data of a program; :func:`projection_of` makes it.
+
+    Attributes:
+      modes: of the operator.
+      response: ``[1, ...]``, 1 for modes that are seen and 0 for others.
+    """
+
+    modes: Any
+    response: Array
+
+    def __call__(self, images: Array) -> Array:
+        """``H^+ H x`` of images ``[n, H, W, C]``; same shape and dtype."""
+        return self.modes.mixed(images[None], jnp.asarray(self.response))
+
+
+def projection_of(operator: Any, image_shape: tuple[int, ...]) -> Projection:
+    """The projection on what an operator sees of images ``[H, W, C]``.
+
+    Raises:
+      ValueError: as :func:`modes_of`.
+    """
+    modes = modes_of(operator, image_shape)
+    return Projection(modes, modes.response(np.array([modes.singular_values().min()])))
+
+
 def modes_of(operator: Any, image_shape: tuple[int, ...]) -> Any:
     """The modes of an operator for images ``[H, W, C]``.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from psld_jax import scores
 from psld_jax.build import Classifier, Model
+from psld_jax.conditioning._modes import projection_of
 from psld_jax.conditioning.conjugate import Pull, first_guess, pull_law
 from psld_jax.conditioning.inpainting import Known, known_law
 from psld_jax.conditioning.momentum import pull_with_momentum, with_momentum
@@ -137,8 +138,11 @@ class Bound:
             guides.append(scores.autoguided(eps_fn, s.negative.eps_fn, mixing, rescale=rescale))
         elif s.label is not None:
             guides.append(scores.classifier_free(eps_fn, one["labels"], mixing, rescale=rescale))
-        if s.operator is not None and not s.integrated:
-            options = {"noise_std": s.noise_std, "method": s.posterior, "rescale": rescale}
+        if s.operator is not None and s.by_gradient:
+            options = {"noise_std": s.noise_std, "rescale": rescale, "method": s.posterior}
+            if s.integrated:
+                seen = projection_of(s.operator, self.model.image_shape)
+                options |= {"method": "pigdm", "outside": seen}
             weight = self._adding(self._measurement_weight, table)
             guides.append(scores.posterior_guided(eps_fn, sde, s.operator, one["measurement"], scale=weight, **options))
         if s.clip is not None:
@@ -184,7 +188,7 @@ class Bound:
         if self._mixes:
             acts = self._mixing(table).acts(table.tau)
         pulled = acts & False
-        if s.operator is not None and not s.integrated:
+        if s.by_gradient:
             weight = self._adding(self._measurement_weight, table)
             pulled = weight.acts(table.tau) if weight.limited else ~pulled
         asked = 0
@@ -205,7 +209,10 @@ class Bound:
 
     @property
     def _measurement_weight(self) -> float:
-        return 1.0 if self.steering.weight is None else self.steering.weight
+        s = self.steering
+        if s.integrated:
+            return s.null_weight
+        return 1.0 if s.weight is None else s.weight
 
     def _mixing(self, table: Tableau | None) -> Weight:
         """The weight of two predictions that are mixed."""

@@ -36,6 +36,7 @@ class PosteriorGuided:
     gradient: TimeFunction
     variance: TimeFunction
     rescale: Array | None
+    outside: Any
     method: str = dataclasses.field(metadata={"static": True})
     iterations: int = dataclasses.field(metadata={"static": True})
 
@@ -78,6 +79,8 @@ class PosteriorGuided:
         else:
             residual = residual / (variance + noise)
         (gradient,) = pull_back(transpose(residual)[0])
+        if self.outside is not None:
+            gradient = jax.tree.map(lambda leaf: leaf - self.outside(leaf), gradient)
         return pushed(blocks.like(z, eps), blocks.like(z, gradient), self.gradient(t), weight, self.rescale)
 
 
@@ -113,6 +116,7 @@ def posterior_guided(
     data_std: float = 1.0,
     iterations: int = 10,
     rescale: float = 0.0,
+    outside: Callable[[Array], Array] | None = None,
 ) -> PosteriorGuided:
     """``eps_fn`` of ``p(z | y)`` for ``y = A x_0 + noise_std n``.
 
@@ -133,6 +137,8 @@ def posterior_guided(
       scale: 1 is the formula; a weight that varies with time is ``weight_of(scale, 0.0, ...)``.
       data_std: standard deviation of the data; a preconditioned ``sde`` knows its own.
       iterations: of conjugate gradients.
+      outside: a projection of images ``[n, H, W, C]``, such as ``operator.projection``, ``A^+ A``: of the gradient what
+        lies in its range is left out. :func:`psld_jax.measurement_pull` moves that, and nothing else.
       rescale: how much of the standard deviation of ``scale = 1`` is kept, 0 to 1 (:func:`rescaled`).
 
     Raises:
@@ -157,6 +163,7 @@ def posterior_guided(
         TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots),
         TimeFunction(variance, knots=sde.knots),
         as_rescale(rescale),
+        None if outside is None else blocks.as_pytree(outside),
         method,
         iterations,
     )

@@ -57,11 +57,13 @@ class Steering:
       resample, jump: see :func:`psld_jax.tabulate`.
       operator, measurement: a function of images, each by itself, and what it gave, ``[n, ...]``; linear, or for
         ``"dps"`` any that has a derivative.
-      noise_std: of the measurement; 0, an exact one, is for ``"conjugate"``.
+      noise_std: of the measurement; 0, an exact one, is for ``"conjugate"`` without ``null_weight``.
       posterior: ``"pigdm"`` or ``"dps"``, see :func:`psld_jax.scores.posterior_guided`, or ``"conjugate"``, see
         :func:`psld_jax.measurement_pull`, for samplers in data prediction and operators with a pseudo-inverse.
       weight: of the measurement: 1 is the formula, and what ``None`` means for ``"pigdm"`` and ``"dps"``; for
         ``"conjugate"`` it means 4, which was closest to exact posteriors.
+      null_weight: with ``"conjugate"``, of PiGDM's gradient on what the operator does not see: the network knows how
+        that depends on what is seen. It takes backward evaluations; 0 takes none.
       t_start: where to start, at most 1: below it from the pseudo-inverse of the measurement, regularised by its noise,
         with the noise of that time.
     """
@@ -90,12 +92,18 @@ class Steering:
     noise_std: float = 0.05
     posterior: str = "pigdm"
     weight: float | None = None
+    null_weight: float = 0.0
     t_start: float = 1.0
 
     @property
     def integrated(self) -> bool:
         """Whether a measurement is part of the table."""
         return self.operator is not None and self.posterior == "conjugate"
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether a measurement acts through the gradient of the network, in part or as a whole."""
+        return self.operator is not None and (not self.integrated or self.null_weight > 0)
 
     def bind(self, model: Model) -> Bound:
         """These conditions for a model, once checked.
@@ -111,7 +119,12 @@ class Steering:
         check_flag("fresh", self.fresh)
         if self.weight is not None:
             check_number("weight", self.weight, 0)
+        check_number("null_weight", self.null_weight, 0)
         check_number("t_start", self.t_start, 0, 1, strict=True)
+        if self.null_weight and not self.integrated:
+            raise ValueError(
+                "null_weight is of a measurement with posterior='conjugate'; the others have a weight alone"
+            )
         if self.operator is None and (self.t_start, self.weight) != (1, None):
             raise ValueError("t_start and weight are of a measurement: give operator=... and measurement=...")
         checked = self
@@ -120,7 +133,7 @@ class Steering:
             checked = dataclasses.replace(checked, known=known, mask=as_mask(self.mask, known.shape))
         if self.operator is not None:
             check_choice("posterior", self.posterior, METHODS)
-            check_number("noise_std", self.noise_std, 0, strict=self.posterior != "conjugate")
+            check_number("noise_std", self.noise_std, 0, strict=self.by_gradient)
             measurement = check_measurement("measurement", self.measurement)
             linear = self.posterior != "dps" or self.t_start < 1
             _checks.check_operator(self.operator, measurement, model.image_shape, linear)

@@ -16,8 +16,12 @@ Condition = tuple[str, Callable[[Any], bool]]
 
 _MIXED: Condition = ("config.steer.labels or negative", lambda c: bool(c.steer.labels or c.steer.negative))
 _GUIDED: Condition = (
-    "config.steer.labels, negative, or an operator that is not 'conjugate'",
-    lambda c: bool(c.steer.labels or c.steer.negative or (c.steer.operator and c.steer.posterior != "conjugate")),
+    "config.steer.labels, negative, or an operator with a gradient (not 'conjugate' alone)",
+    lambda c: bool(
+        c.steer.labels
+        or c.steer.negative
+        or (c.steer.operator and (c.steer.posterior != "conjugate" or c.steer.null_weight))
+    ),
 )
 _MASK: Condition = ("config.steer.mask", lambda c: bool(c.steer.mask))
 _KNOWN: Condition = ("config.steer.operator to be none of mask", lambda c: c.steer.operator != "mask")
@@ -60,6 +64,10 @@ _STEER: dict[str, tuple[Condition, ...]] = {
     "steer.posterior": (_OPERATOR,),
     "steer.weight": (_OPERATOR,),
     "steer.t_start": (_OPERATOR,),
+    "steer.null_weight": (
+        _OPERATOR,
+        ("config.steer.posterior='conjugate'", lambda c: c.steer.posterior == "conjugate"),
+    ),
     "sampling.levels": (("config.sampling.save", lambda c: bool(c.sampling.save)),),
 }
 #: Mode -> field -> what it needs to have an effect.
