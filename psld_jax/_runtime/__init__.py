@@ -1,1 +1,1 @@
-"""What everything stands on and no user calls: XLA, devices, processes, random keys, files, errors."""
+"""Internal services that users do not call: XLA, devices, processes, random keys, files, errors."""

@@ -1,4 +1,4 @@
-"""What is not finite, and what cannot be what is meant, is said where it enters or leaves."""
+"""Checks that report what is not finite, or cannot be meant, where it enters or leaves the package."""
 
 from __future__ import annotations
 

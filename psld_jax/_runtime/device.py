@@ -1,4 +1,4 @@
-"""The border between the two number systems.
+"""The only place where float64 numbers of the host become numbers of the device.
 
 Host side (``sde``, ``grids``, ``integrators``, ``tableau``): numpy float64, time known as a number.
 Device side (``solve`` and below): the dtype of the state, time possibly a traced value. Coefficients

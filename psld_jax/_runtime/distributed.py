@@ -1,4 +1,4 @@
-"""Many devices, many processes: one mesh over all of them, and the few words that processes say to each other.
+"""Many devices and processes: one mesh over all of them, and the few messages that processes exchange.
 
 The same code runs in one process, JAX's default, where nothing is said. Training is one program on the devices of all
 processes; samples are drawn by each process on devices of its own, since they need nothing of each other.

@@ -1,4 +1,4 @@
-"""What XLA is told beyond the computation itself, where its choices for a CPU cost time."""
+"""Options of XLA beyond the computation itself, where its own choices for a CPU cost time."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _kind(leaf: Any) -> Any:
 
 
 def clear_programs() -> None:
-    """Give back every compiled program of this package that is kept; what is called next compiles again."""
+    """Free all compiled programs that this package keeps. What is called next compiles again."""
     for kept in list(_ALL_KEPT.values()):
         kept.give_back()
 

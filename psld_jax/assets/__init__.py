@@ -1,4 +1,4 @@
-"""The small things that ship with the package."""
+"""The data and networks that ship with the package."""
 
 from __future__ import annotations
 

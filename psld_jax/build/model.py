@@ -39,7 +39,7 @@ _RUN_TIME = ("model.dtype", "model.dropout", *_CONVOLUTIONAL)
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a sampler needs.
+    """A model: the network as ``eps_fn``, its diffusion, and what belongs to them.
 
     Attributes:
       sde: the diffusion.
@@ -96,7 +96,7 @@ def check_model(model: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A classifier of noisy states.
+    """A classifier of noisy states, for guidance by a label.
 
     Attributes:
       sde: the diffusion of the states.

@@ -21,7 +21,7 @@ def from_function(
     n_classes: int = 0,
     **options: Any,
 ) -> Model:
-    """A model of your own network, which :func:`psld_jax.generate`, ``tune`` and all else take.
+    """Make a model of your own network, which :func:`psld_jax.generate`, ``tune`` and everything else take.
 
     Args:
       predict: function of images ``[n, H, W, K C]`` and times ``[n]``, see :func:`psld_jax.scores.function`.
@@ -55,7 +55,7 @@ def from_denoiser(
     n_classes: int = 0,
     channels_first: bool = False,
 ) -> Model:
-    """A model of a denoiser ``D(x, sigma)``, as EDM and k-diffusion have them.
+    """Make a model of a denoiser ``D(x, sigma)``, as EDM and k-diffusion have them.
 
     ``D`` is ``E[x_0 | x]`` for ``x = x_0 + sigma eps``. It is called with ``x_t / alpha`` and ``sde.sigma(t)``, so it
     works with every path of one block whose noise level is finite, whatever it was trained for.

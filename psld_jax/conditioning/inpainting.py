@@ -72,7 +72,7 @@ class Known:
 def known_pixels(
     sde: LinearSDE, table: Tableau, x: Array, mask: Array, *, fresh: bool = True, time: str = "current"
 ) -> Known:
-    """The constraint of :func:`psld_jax.sample` that keeps known pixels.
+    """Make the constraint by which :func:`psld_jax.sample` keeps known pixels.
 
     Args:
       sde: the diffusion.

@@ -25,7 +25,7 @@ METHODS = (*POSTERIORS, "conjugate")
 
 @dataclasses.dataclass(frozen=True)
 class Steering:
-    """Conditions on the samples of a model; they can be combined. Image ``i`` takes entry ``i`` of what has many.
+    """Conditions on the samples of a model. They can be combined, and image ``i`` takes entry ``i`` of what has many.
 
     Attributes:
       label: class, or one class a sample ``[n]``; ``None`` for none.
@@ -106,7 +106,7 @@ class Steering:
         return self.operator is not None and (not self.integrated or self.null_weight > 0)
 
     def bind(self, model: Model) -> Bound:
-        """These conditions for a model, once checked.
+        """Check these conditions and bind them to a model.
 
         Raises:
           ValueError: for a label out of range, a classifier of another diffusion, a mask or a measurement that does not

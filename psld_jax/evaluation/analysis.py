@@ -1,4 +1,4 @@
-"""With a linear eps a step is an affine-Gaussian map: stability, and exact propagation of mean and covariance."""
+"""Stability of samplers, and exact propagation of mean and covariance where eps is linear and a step is affine."""
 
 from __future__ import annotations
 

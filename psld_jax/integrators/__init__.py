@@ -1,4 +1,4 @@
-"""Samplers as data: one file per family; every module here is discovered, none needs to be listed."""
+"""Samplers as data, one file for each family. Every module here is found, and none needs to be listed."""
 
 from psld_jax.integrators.base import Integrator, Stage, aliases, available, describe, get, register, source
 

@@ -28,7 +28,7 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True)
 class Tableau:
-    """A sampler ready to run. Rows are network evaluations, ``S`` in all; float64 (cast at the border).
+    """A sampler that is ready to run, as float64 coefficients. Each of its ``S`` rows is one network evaluation.
 
     Attributes:
       tau: ``[S]`` evaluation times.
@@ -58,7 +58,7 @@ class Tableau:
 
     @property
     def nfe(self) -> int:
-        """Exact number of network evaluations: one a row."""
+        """The exact number of network evaluations, one for each row."""
         return len(self.tau)
 
     @property

@@ -32,7 +32,7 @@ def encode(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> blocks.State:
-    """Latent states of images: the probability-flow ODE from ``(x, m)`` at ``t_end`` to 1.
+    """Compute latent states of images by the probability-flow ODE from ``(x, m)`` at ``t_end`` to 1.
 
     The momentum of image ``i`` is a draw of :func:`momentum_law`, a function of ``(seed, i)``: in phase space an image
     has many codes.
@@ -68,7 +68,7 @@ def decode(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> Array:
-    """Images of latent states: the inverse of :func:`encode`, within the tolerance (no denoising step).
+    """Compute images from latent states: the inverse of :func:`encode`, within the tolerance (no denoising step).
 
     Args:
       model: from ``psld_jax.load``.

@@ -80,7 +80,7 @@ def log_likelihood(
     max_steps: int = MAX_STEPS,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Likelihood:
-    """``log p(x)`` of images under the probability-flow ODE (Song et al., 2021, section 4.3).
+    """Compute ``log p(x)`` of images under the probability-flow ODE (Song et al., 2021, section 4.3).
 
     ``log p(z) = log p_1(z(1)) + int_{t_end}^1 div v dt`` along ``dz/dt = v = H z + N eps(z, t)``. In phase space a draw
     of the momentum ``m ~ q`` (``latent.momentum_law``) gives ``log p(x) >= E[log p(x, m) - log q(m | x)]``, with

@@ -1,4 +1,4 @@
-"""Distances between sets of samples, and the features they are taken of."""
+"""Distances between sets of samples, and the features in which they are computed."""
 
 from psld_jax.metrics.features import Features, ImageClassifier, features, judge
 from psld_jax.metrics.frechet import (

@@ -78,7 +78,7 @@ class Gaussian:
 
 
 class Moments:
-    """Mean and covariance in one pass, float64: features are added in parts of any size, and not kept.
+    """Mean and covariance in one pass, float64. Features are added in parts of any size, and are not kept.
 
     Parts are joined by the formula of Chan, Golub & LeVeque (1983), which does not cancel.
 
@@ -152,7 +152,7 @@ class Moments:
 
 
 class FrechetTarget(NamedTuple):
-    """Samples to whose law the Frechet distance of other samples is taken, again and again; make it with :meth:`of`.
+    """A set of samples to which the Frechet distance of other samples is computed; make it with :meth:`of`.
 
     With ``C1 = X1^T X1`` and ``C2 = Y2^T Y2`` the overlap ``tr (C1^1/2 C2 C1^1/2)^1/2`` is the nuclear norm of
     ``X1 Y2^T``, so no matrix is larger than the number of samples. Equal to :func:`frechet_distance` of the

@@ -45,7 +45,7 @@ def _digest(path: Path) -> str:
 
 
 def read_inception(path: str | os.PathLike[str], *, sha256: str | None = SHA256) -> InceptionV3:
-    """The network with the weights of a file that torch.save wrote; nothing from the file is executed.
+    """Read the network with the weights of a file that torch.save wrote. Nothing from the file is executed.
 
     Batch norms are folded: ``w <- w g``, ``b <- beta - mean g`` with ``g = gamma / sqrt(var + 0.001)``, in float64.
     ``AuxLogits.*`` and ``*.num_batches_tracked`` are ignored.

@@ -20,7 +20,7 @@ _NOBODYS = ("mixture", "saved")
 
 
 def citation(*used: Any) -> str:
-    """BibTeX of this package, and of the publications that what was ``used`` is of; each publication once.
+    """Return BibTeX for this package and for the publications behind what was ``used``, each of them once.
 
     Args:
       used: names of samplers (acronyms too), paths and families of networks; or an integrator, a

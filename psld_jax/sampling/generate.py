@@ -256,7 +256,7 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
-    """Images from a model, float32 ``[n, H, W, C]`` in [-1, 1].
+    """Draw images from a model, float32 ``[n, H, W, C]`` in [-1, 1].
 
     Image ``i`` is a function of ``(seed, i)``, whatever ``n``, ``batch_size`` and number of devices. Its noise is
     so to the bit; products of matrices may round differently in batches of another shape.

@@ -99,7 +99,7 @@ class Setting:
         return tabulate(integrator, sde, grid, denoise, resample=resample, jump=jump)
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe it in one line."""
         if self.solver is not None:
             return self.solver.describe()
         grid = self.grid if isinstance(self.grid, str) else "tuned"

@@ -48,7 +48,7 @@ class Solver:
         return self.table.nfe
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe it in one line."""
         start = self.about.get("start", {}).get("sampler", "a table")
         return f"{LEARNED} solver of {self.nfe} evaluations, from {start}"
 
@@ -122,7 +122,7 @@ class Solver:
 
 
 def load_solver(path: str | os.PathLike[str]) -> Solver:
-    """The solver in a file that :meth:`Solver.write` or ``--mode tune --config.tune.learn=table`` wrote.
+    """Read the solver that :meth:`Solver.write` or ``--mode tune --config.tune.learn=table`` wrote to a file.
 
     ``psld_jax.generate(model, solver=load_solver(FILE))`` uses it.
 

@@ -119,7 +119,7 @@ class Stepper:
 
 
 def stepper(table: Tableau) -> Stepper:
-    """``init`` and ``step`` of a sampler, for a loop of your own; the numbers are those of :func:`psld_jax.sample`.
+    """Return ``init`` and ``step`` of a sampler, for a loop of your own with the numbers of :func:`psld_jax.sample`.
 
     A step is one of the grid, from ``times[k]`` to ``times[k + 1]``, with all of its evaluations: one with most
     samplers, two with Heun's method. All steps together take ``table.nfe``.

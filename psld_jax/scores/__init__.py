@@ -1,4 +1,4 @@
-"""Things that predict eps."""
+"""Everything that predicts eps: exact scores, networks, functions and guidance."""
 
 from psld_jax.conditioning.clipping import Clipped, clipped
 from psld_jax.conditioning.guidance import (

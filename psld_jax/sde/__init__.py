@@ -1,4 +1,4 @@
-"""Linear diffusions, numpy float64: one file each, and the base of all.
+"""Linear diffusions in numpy float64, one file for each, and their base class.
 
 Phase space: :class:`PSLD`, :class:`CLD`, :class:`ThirdOrder`. One block: :class:`VPSDE`, :class:`VESDE`, :class:`EDM`,
 :class:`SubVP`, :class:`Cosine`, :class:`Flow`, :class:`Discrete`; :func:`path` makes one of two functions of your own.

@@ -27,7 +27,7 @@ _EARLIEST = 1e-9
 
 
 class LinearSDE(StatesOfBlocks):
-    """A linear diffusion of K blocks: what samplers need of it, and the one that has constant matrices.
+    """A linear diffusion of K blocks with constant matrices, and the base class of all others.
 
     A diffusion is its transition, the covariance of what is added on the way, its mean, its prior, and what the network
     predicts; every method here that is not one of these is made of them. Other kinds override them:

@@ -1,4 +1,4 @@
-"""Choose samplers, grids and hyper-parameters for a model and a budget, without a hand on the knobs."""
+"""Choose samplers, grids and hyper-parameters for a model and a budget, and learn solvers."""
 
 from psld_jax.tuning.gits import gits_grid
 from psld_jax.tuning.learn import Learned, learn

@@ -33,7 +33,7 @@ _NOISE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How a sampler did.
+    """The result of one sampler: its error and its distance.
 
     Attributes:
       rmse: of ``x`` to the fine solution from the same noise; ``None`` if the sampler is stochastic.

@@ -103,7 +103,7 @@ def gits_grid(
     t_end: float | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """A grid of ``n_steps`` steps chosen from those of a fine solution, float64 ``[n_steps + 1]`` (Chen et al., 2024).
+    """Choose a grid of ``n_steps`` steps from those of a fine solution, float64 ``[n_steps + 1]`` (Chen et al., 2024).
 
     First-order steps between any two times of the fine solution cost what they miss it by, and dynamic programming
     finds the cheapest way from noise to data in so many steps. For any diffusion; it goes where a grid is given, such

@@ -1,4 +1,4 @@
-"""What a network's two outputs say of x_0, and how far to believe them: weights fitted to its errors."""
+"""Weights by which the two outputs of a network give x_0, fitted to its errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = Any
 def fit_projection(
     model: Model, images: Array, *, times: Array | None = None, seed: int = 0
 ) -> tuple[tuple[float, float, float], ...]:
-    """Fit the weights with which a network's two outputs give ``x_0`` best, on a few images.
+    """Fit the weights by which the two outputs of a network give the best ``x_0``, on a few images.
 
     ``z + Sigma score = mu x_0`` holds in both blocks for an exact score. A network's blocks err by ``e_1`` and ``e_2``
     (as estimates of ``x_0``); the weights ``a, b`` are those that make ``<(a (x_0 + e_1) + b (x_0 + e_2) - x_0)^2>``

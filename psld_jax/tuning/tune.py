@@ -1,4 +1,4 @@
-"""The tuner: for every sampler and budget the best setting, for every budget the best sampler; resumable."""
+"""The tuner finds the best setting for every sampler and budget, and the best sampler for every budget."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def tune(
     report: Callable[[Row], None] = lambda row: None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuning:
-    """Choose grid and hyper-parameters of every sampler for every budget, and the best sampler for every budget.
+    """Choose the grid and hyper-parameters of every sampler, and the best sampler, for every budget.
 
     A deterministic sampler is to come close to a fine solution of the probability-flow ODE from the same noise, and to
     the law of ``target``; a stochastic one to the latter (``evaluate.Score``): first by a search (``search.search``),
