@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from seeds import generator
 
 from psld_jax import build, metrics
 from psld_jax._runtime.journal import Journal
 from psld_jax.data import open_dataset
 from psld_jax.evaluation import evaluate
+from psld_jax.modes import compare
 from psld_jax.sampling import files as sampling
 from psld_jax.sampling.generate import prepare
 from psld_jax.sampling.settings import Setting, Tuned
@@ -156,3 +159,20 @@ def test_a_sampler_is_prepared_once(digits_model):
     assert (start, len(first[0]), len(second[0]), list(counts)) == (16, 16, 4, [6] * 4)
     with pytest.raises(dataclasses.FrozenInstanceError):
         sampler.table = None
+
+
+def test_a_network_on_the_digits_is_compared_to_those_that_ship(capsys):
+    fields = {"data.name": "digits", "data.holdout": 0.1, "model.image_size": 8, "evaluate.num_samples": 100}
+    config = build.override(build.load_config("mnist"), fields)
+    model = SimpleNamespace(data=None, image_shape=(8, 8, 1), config=config.copy_and_resolve_references())
+    reference = compare._Reference(model, config, metrics.features("pixels"), Console())
+    assert reference.law.mean.shape == (64,) and 0.5 < reference.real[0] < 5
+    assert "1,617 images" in capsys.readouterr().out  # of 1,797, without the held-out tenth
+
+    config.evaluate.num_samples = 200  # 180 are held out
+    assert compare._Reference(model, config, metrics.features("pixels"), Console()).real is None
+    assert "too few" in capsys.readouterr().out
+
+    model.image_shape = (16, 16, 1)
+    with pytest.raises(ValueError, match=r"config.data.name and config.data.path"):
+        compare._Reference(model, config, metrics.features("pixels"), Console())

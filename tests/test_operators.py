@@ -91,3 +91,13 @@ def test_what_an_operator_cannot_do_is_said():
     ):
         with pytest.raises(ValueError, match=told):
             make()
+
+
+def test_a_mask_takes_float64_of_numpy_without_a_warning(recwarn, rng):
+    """A float32 image times a whole-numbered mask is float64 in numpy, which JAX has only if it is asked to."""
+    known = operators.half_mask("top", (4, 4, 1))
+    images = rng.standard_normal((2, 4, 4, 1)).astype(np.float32)
+    with jax.enable_x64(False):
+        masked = operators.mask(known)(images * known)
+    assert masked.dtype == np.float32 and not recwarn.list
+    np.testing.assert_array_equal(masked, images * known)

@@ -285,9 +285,10 @@ def test_the_page_of_a_run_is_opened_again_only_while_it_goes_on(workdir, conten
     now = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     about = {name: COMMON[name] for name in ("device", "command", "config", "versions")}
-    live_page = live.LivePage(workdir, about)
+    told = io.StringIO()
+    live_page = live.LivePage(workdir, about, Console(file=told, width=1000))
     live_page.end("no: nothing was begun")
-    assert not (workdir / PAGE).exists()
+    assert not (workdir / PAGE).exists() and not told.getvalue()
 
     def seen():
         found = Reader((workdir / PAGE).read_text())
@@ -298,6 +299,7 @@ def test_the_page_of_a_run_is_opened_again_only_while_it_goes_on(workdir, conten
     for now[0], step in ((9.9, 500), (10.1, 600)):
         live_page({"step": step, "steps": 2000, "loss": 0.25, "images_per_second": 9.0, "seconds_left": 61.0})
         assert ("600 of 2,000" in seen()[1]) == (step == 600)
+    assert told.getvalue() == f"{workdir / PAGE} shows the run while it goes on\n"  # once, when it is there
     assert "0:01:01" in seen()[1] and "Learning rate" in seen()[1]
     live_page.end("no: ended by Diverged")
     assert not seen()[0] and "ended by Diverged" in seen()[1]

@@ -205,7 +205,10 @@ class _Reference:
             numbers = np.arange(c.num_reference or len(train))
             count = -(-len(numbers) // 1000)
             images = (build.to_images(train, part) for part in np.array_split(numbers, count))
-            choices = [np.random.default_rng(seed).permutation(len(test))[: c.num_samples] for seed in c.seeds]
+            seeds = c.seeds if len(test) >= c.num_samples else ()
+            if not seeds:
+                console.print(f"{test.describe()}: too few to tell the distance of {c.num_samples} real images")
+            choices = [np.random.default_rng(seed).permutation(len(test))[: c.num_samples] for seed in seeds]
             others = (build.to_images(test, chosen) for chosen in choices)
         elif c.reference:
             images, others, count = [], [], 0
