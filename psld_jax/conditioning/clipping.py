@@ -33,7 +33,7 @@ class Clipped:
     weights: Array
 
     def bind(self, eps_fn: Any, own: dict[str, Array]) -> Clipped:
-        """The same around another ``eps_fn``; samples ``[n, H, W, C]`` have nothing of their own here."""
+        """Clip another ``eps_fn`` in the same way. Clipping has no arrays ``[n, ...]`` of each sample in ``own``."""
         return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
