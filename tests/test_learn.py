@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import warnings
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -141,6 +142,19 @@ def test_a_killed_learning_goes_on(model, tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.solver.table.B, whole.solver.table.B)
     with pytest.raises(ValueError, match="seed"):
         _learned(model, log, seed=5)
+
+
+def test_a_step_is_doubled_as_long_as_the_loss_falls():
+    run = object.__new__(module._Run)
+
+    def loss(x):
+        return SimpleNamespace(value=float((x[0] - 10) ** 2))
+
+    run._train = SimpleNamespace(weight=1.0, samples=lambda theta: theta, loss=loss)
+    step, found = run._longer(np.zeros(1), np.ones(1), loss(np.ones(1)))
+    assert step == 8 and found.value == 4  # 16 is further away
+    run._train.weight = 0.0  # the curvature of an error is none that is too large
+    assert run._longer(np.zeros(1), np.ones(1), loss(np.ones(1)))[0] == 1
 
 
 @pytest.mark.slow

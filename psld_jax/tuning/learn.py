@@ -308,12 +308,25 @@ class _Run:
         scale = np.diag(curvature) + 1e-12 * max(float(np.diag(curvature).max()), 1e-300)
         damping = point.damping
         for _ in range(_TRIES):
-            moved = theta - np.linalg.solve(curvature + damping * np.diag(scale), gradient)
-            loss = objective.loss(objective.samples(moved))
+            step = -np.linalg.solve(curvature + damping * np.diag(scale), gradient)
+            loss = objective.loss(objective.samples(theta + step))
             if loss.value < point.loss:
-                return self._point(moved, max(damping / _EASE, _LEAST_DAMPING), loss)
+                step, loss = self._longer(theta, step, loss)
+                return self._point(theta + step, max(damping / _EASE, _LEAST_DAMPING), loss)
             damping *= _STIFFEN
         return dataclasses.replace(point, damping=damping, line="no step made the loss smaller")
+
+    def _longer(self, theta: np.ndarray, step: np.ndarray, loss: Loss) -> tuple[np.ndarray, Loss]:
+        """The step, doubled as long as the loss falls, and the loss after it.
+
+        The curvature of a distance is an upper bound, which makes steps short; a try costs little beside a Jacobian.
+        """
+        for _ in range(_TRIES if self._train.weight else 0):
+            longer = self._train.loss(self._train.samples(theta + 2 * step))
+            if longer.value >= loss.value:
+                break
+            step, loss = 2 * step, longer
+        return step, loss
 
     def _point(self, theta: np.ndarray, damping: float, loss: Loss | None = None) -> _Point:
         loss = loss or self._train.loss(self._train.samples(theta))
