@@ -19,6 +19,9 @@ from psld_jax.sde import LinearSDE, check_sde
 
 Array = Any
 
+#: Rows of a table whose weights are kept; longer ones have twice, three times as many.
+_ENTRIES = 1024
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,7 @@ def clipped(
     if percentile is not None:
         percentile = check_number("percentile", percentile, 0, 100, strict=True)
     check_kind("table", table, (Tableau, type(None)), "a psld_jax.Tableau, or None")
-    times, weights = (np.zeros(0), np.zeros(0)) if table is None else (table.tau, _weights(sde, table))
+    times, weights = (np.zeros(0), np.zeros(0)) if table is None else _weights(sde, table)
     return Clipped(
         blocks.as_pytree(eps_fn),
         jnp.asarray(bound),
@@ -105,12 +108,12 @@ def clipped(
     )
 
 
-def _weights(sde: LinearSDE, table: Tableau) -> np.ndarray:
-    """By how much of the clip each row's image has to move for its step to be that of the clipped image and old noise.
+def _weights(sde: LinearSDE, table: Tableau) -> tuple[np.ndarray, np.ndarray]:
+    """Times of the rows, and by how much of the clip the image has to move there for a step with the noise from before.
 
     With ``x_0 = U z + V out`` a row ``z' = A z + B out`` is ``a z + b x_0`` with ``b = B / V`` and ``a = A - b U``, and
     so ``(a alpha + b) x_0 + a sigma eps``. Its image moves ``z'`` by ``b`` alone: ``1 + a alpha / b`` of the clip is
-    what is needed.
+    what is needed. Both are filled up, so that tables of all lengths share a program.
     """
     if sde.num_blocks > 1 or table.num_blocks > 1:
         raise ValueError(f"noise and image are told apart for one block; {sde!r} has {sde.num_blocks}")
@@ -121,4 +124,6 @@ def _weights(sde: LinearSDE, table: Tableau) -> np.ndarray:
     # The row reads U z + V out of the table's own, and out is (x_0 - u z) / v.
     b = used * table.V[:, 0, 0] / v
     a = table.A[:, 0, 0] + used * table.U[:, 0, 0] - b * u
-    return 1 + a * sde.mean(table.tau)[:, 0, 0] / b
+    weights = 1 + a * sde.mean(table.tau)[:, 0, 0] / b
+    missing = -table.nfe % _ENTRIES
+    return np.pad(table.tau, (0, missing), constant_values=-1.0), np.pad(weights, (0, missing))
