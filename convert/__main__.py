@@ -20,14 +20,13 @@ from .written import KINDS, write
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="convert", description="Convert a checkpoint of another library to JAX, without running anything in it."
+        prog="python -m psld_jax.convert",
+        description="Convert a checkpoint of another library to JAX, without running anything in it.",
     )
-    parser.add_argument("--checkpoint", required=True, help="file or directory; it tells itself where it is from")
-    parser.add_argument(
-        "--config", default="", help="configuration, e.g. configs/cifar10.py, for what it does not tell"
-    )
-    parser.add_argument("--origin", default="", help=f"where it is from, if that is not clear: {', '.join(origins())}")
-    parser.add_argument("--to", choices=tuple(KINDS), help="the other way: write a network's weights for that library")
+    parser.add_argument("--checkpoint", required=True, help="file or directory; its origin is recognised")
+    parser.add_argument("--config", default="", help="configuration, e.g. cifar10, for what the file does not hold")
+    parser.add_argument("--origin", default="", help=f"origin of the file, if it is not clear: {', '.join(origins())}")
+    parser.add_argument("--to", choices=tuple(KINDS), help="write the weights of a network for that library instead")
     parser.add_argument("--output", required=True, help="directory to make")
     parser.add_argument("--weights", choices=WEIGHTS, help="default: ema; online for a classifier, which has no EMA")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")

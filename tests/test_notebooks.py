@@ -5,6 +5,7 @@
 
 import ast
 import datetime
+import inspect
 import json
 import re
 from pathlib import Path
@@ -54,6 +55,27 @@ def test_it_defines_nothing_that_belongs_into_the_library(path):
         node.name for cell in cells(path) for node in ast.walk(ast.parse(source(cell))) if isinstance(node, definitions)
     ]
     assert found == (["adams_bashforth"] if path.name.startswith("07") else [])
+
+
+@every_notebook
+def test_what_it_imports_and_calls_of_the_library_is_there(path):
+    """Fast, so that a name that moves is seen before the notebooks are executed again."""
+    tree = ast.parse("\n".join(source(cell) for cell in cells(path)))
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and "psld_jax" in ast.unparse(node):
+            exec(ast.unparse(node), names)
+    chains = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for chain in sorted(chain for chain in chains if re.fullmatch(r"[\w.]+", chain)):
+        found, *parts = chain.split(".")
+        if not inspect.ismodule(names.get(found)):
+            continue
+        found = names[found]
+        for part in parts:
+            assert hasattr(found, part), chain
+            found = getattr(found, part)
+            if not inspect.ismodule(found):
+                break
 
 
 @every_notebook
