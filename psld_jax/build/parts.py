@@ -105,7 +105,10 @@ def build_data(config: Any, split: str) -> Dataset:
       ValueError: for data that cannot be read or do not fit the network.
     """
     if config.model.name not in TRAINABLE:
-        raise ValueError(f"config.model.name={config.model.name!r} cannot be trained; it must be one of {TRAINABLE}")
+        raise ValueError(
+            f"config.model.name={config.model.name!r} cannot be trained; it must be one of {TRAINABLE}. A configuration "
+            "that has a network is e.g. --config mnist, with --config.data.name=digits for the digits"
+        )
     c, m = config.data, config.model
     classes = m.n_classes if m.name == "ncsnpp_clf" else m.num_labels
     *size, channels = network_images(config)

@@ -139,7 +139,8 @@ def posterior_guided(
       iterations: of conjugate gradients.
       outside: a projection of images ``[n, H, W, C]``, such as ``operator.projection``, ``A^+ A``: of the gradient what
         lies in its range is left out. :func:`psld_jax.measurement_pull` moves that, and nothing else.
-      rescale: how much of the standard deviation of ``scale = 1`` is kept, 0 to 1 (:func:`rescaled`).
+      rescale: how much of the standard deviation of ``scale = 1`` is kept, 0 to 1,
+        as :func:`psld_jax.conditioning.weights.rescaled` does it.
 
     Raises:
       ValueError: for an unknown method, ``noise_std`` or ``data_std`` not > 0, or a ``rescale`` out of range.

@@ -197,6 +197,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "Pandey et al., 2024": ("pandey2024efficient",),
     "Song et al., 2021": ("song2021score",),
     "Song, Meng & Ermon, 2021": ("song2021ddim",),
+    "Ho, Jain & Abbeel, 2020": ("ho2020denoising",),
     "Karras et al., 2022": ("karras2022elucidating",),
     "Zhang & Chen, 2023": ("zhang2023fast",),
     "Zhao et al., 2023": ("zhao2023unipc",),
