@@ -106,8 +106,8 @@ def build_data(config: Any, split: str) -> Dataset:
     """
     if config.model.name not in TRAINABLE:
         raise ValueError(
-            f"config.model.name={config.model.name!r} cannot be trained; it must be one of {TRAINABLE}. A configuration "
-            "that has a network is e.g. --config mnist, with --config.data.name=digits for the digits"
+            f"config.model.name={config.model.name!r} cannot be trained; it must be one of {TRAINABLE}. "
+            "A configuration that has a network is e.g. --config mnist, with --config.data.name=digits for the digits"
         )
     c, m = config.data, config.model
     classes = m.n_classes if m.name == "ncsnpp_clf" else m.num_labels
