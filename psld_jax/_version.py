@@ -1,3 +1,3 @@
-"""The version, in one place: packaging reads it here, and so does everything else."""
+"""The version. Packaging and everything else read it from here."""
 
 __version__ = "0.2.0"

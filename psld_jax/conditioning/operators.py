@@ -129,7 +129,7 @@ class Grayscale:
 
 
 def downsample(factor: int) -> Downsample:
-    """Means over squares of ``factor`` x ``factor`` pixels: super-resolution is to undo it.
+    """Make the operator of means over squares of ``factor`` x ``factor`` pixels, which super-resolution inverts.
 
     Raises:
       ValueError: for a factor below 1; when applied, for images that it does not divide.
@@ -139,7 +139,7 @@ def downsample(factor: int) -> Downsample:
 
 
 def blur(std: float | Sequence[float], cutoff: float = 1e-3) -> Blur:
-    """Convolution with a Gaussian of ``std`` pixels, cut off at three of them; beyond the edge is zero.
+    """Make the convolution with a Gaussian of ``std`` pixels, cut off at three of them; beyond the edge is zero.
 
     Args:
       std: one standard deviation, or those along the height and the width.
@@ -163,7 +163,7 @@ def blur(std: float | Sequence[float], cutoff: float = 1e-3) -> Blur:
 
 
 def mask(known: Array) -> Mask:
-    """Pixels where ``known`` is 1; inpainting is to find the others.
+    """Make the operator that keeps pixels where ``known`` is 1; inpainting finds the others.
 
     Args:
       known: 1 (measured) and 0, ``[H, W]``, or ``[1, H, W, C]`` with C also 1: one mask for all images.
@@ -180,7 +180,7 @@ def mask(known: Array) -> Mask:
 
 
 def grayscale(channels: int = 3) -> Grayscale:
-    """The mean of the colours: colouring is to undo it.
+    """Make the operator of the mean of the colours, which colouring inverts.
 
     Raises:
       ValueError: for fewer than 1 channel; when applied, for images with another number of them.

@@ -1,4 +1,4 @@
-"""What samples are to be like: a class, known pixels, a measurement; one object that any sampler takes."""
+"""Conditions on samples (a class, known pixels, a measurement) in one object that any sampler takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Restart sampling: noise is added again, and a part of the way is walked once more (Xu et al., 2023)."""
+"""Restart sampling: noise is added again, and a part of the trajectory is sampled again (Xu et al., 2023)."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def restart(
     S_noise: float = 1.0,
     interval_rho: float = 7.0,
 ) -> list[Stage]:
-    """Restart: when the base sampler has come to ``s``, the forward process leads back up, and the way is walked again.
+    """Restart: when the base sampler has come to ``s``, noise is added, and the sampler comes to ``s`` again.
 
     ``z_top = Psi(top, s) z_s + noise`` (for K = 1, ``x / alpha`` gains noise of variance ``sigma_top^2 - sigma_s^2``),
     then the base sampler from ``top`` to ``s``, and this several times: errors of earlier steps shrink with each (Xu et

@@ -1,1 +1,1 @@
-"""The probability-flow ODE the other way: codes of images, interpolation, likelihood."""
+"""The probability-flow ODE from data to noise: codes of images, interpolation, likelihood."""

@@ -1,4 +1,4 @@
-"""The probability-flow ODE both ways: images to latent states and back, and paths between them."""
+"""The probability-flow ODE in both directions: images to latent states and back, and paths between them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def start_state(model: Model, images: Array, keys: Array, t: float) -> blocks.St
 
 
 def interpolate(sde: LinearSDE, a: blocks.State, b: blocks.State, weights: Sequence[float]) -> blocks.State:
-    """Spherical interpolation (Shoemake, 1985) in phase space, between latent states of one sample each.
+    """Interpolate spherically (Shoemake, 1985) in phase space, between latent states of one sample each.
 
     In coordinates in which the prior is N(0, I), ``(sin((1 - w) angle) a + sin(w angle) b) / sin(angle)``, the angle
     being that between all blocks of ``a`` and ``b`` together: every point on the way is as probable as its ends.

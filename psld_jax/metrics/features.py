@@ -1,4 +1,4 @@
-"""What distances between images are taken of: their pixels, or the features of a small classifier."""
+"""Features in which distances between images are computed: their pixels, or those of a small classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--mode list``: what there is to choose from."""
+"""``--mode list``: the samplers, configurations, networks and data sets that have a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--mode train``: training, with a page that is written again while it goes on."""
+"""``--mode train``: training, with a page that is rewritten during the run."""
 
 from __future__ import annotations
 

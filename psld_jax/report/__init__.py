@@ -1,1 +1,1 @@
-"""What a run leaves to be read: one page that opens from the disk, and whom to cite."""
+"""The page of a run, which opens from the disk, and the publications to cite."""
