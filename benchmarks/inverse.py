@@ -45,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 REPLACEMENT = "replacement, order 2"
+PARTICLES = "particles"
 
 
 def cases(image_shape: tuple[int, ...]) -> dict[str, tuple[Any, float]]:
@@ -96,15 +97,20 @@ def _run(
     methods = dict(METHODS)
     if isinstance(operator, pj.operators.Mask):
         methods[REPLACEMENT] = _MULTISTEP
-    for name, options in methods.items():
-        if only not in name:
-            continue
+
+    def drawn(name: str, options: dict[str, Any], nfe: int) -> np.ndarray:
+        if name == PARTICLES:  # as many as samples are wanted
+            given = {"noise_std": noise_std, "particles": samples, "nfe": nfe}
+            return pj.sample_posterior(model, operator, measured, **given).images
         what = condition
         if name == REPLACEMENT:
             what = {"known": np.clip(condition["measurement"], -1, 1), "mask": np.asarray(operator.known)}
-        found = [
-            distance(pj.generate(model, nfe=nfe, n=n, batch_size=n, check=False, **options, **what)) for nfe in BUDGETS
-        ]
+        return pj.generate(model, nfe=nfe, n=n, batch_size=n, check=False, **options, **what)
+
+    for name, options in {**methods, PARTICLES: {}}.items():
+        if only not in name:
+            continue
+        found = [distance(drawn(name, options, nfe)) for nfe in BUDGETS]
         print(f"| {problem} | {name} | " + " | ".join(f"{d:.3f}" for d in found) + " |", flush=True)
 
 

@@ -23,13 +23,18 @@ from psld_jax.sampling.generate import prepare
 
 BUDGETS = (5, 10, 20, 50)
 _MULTISTEP = {"sampler": "exponential_multistep", "variable": "log_snr", "grid": "quadratic"}
+_CONJUGATE = {**_MULTISTEP, "order": 1, "posterior": "conjugate"}
 #: Rows of the table: what :func:`psld_jax.generate` is given besides the measurement.
 METHODS: dict[str, dict[str, Any]] = {
     "PiGDM, tuned sampler": {"sampler": "auto"},
-    "PiGDM, order 2": {**_MULTISTEP, "order": 2},
-    "conjugate, order 1": {**_MULTISTEP, "order": 1, "posterior": "conjugate"},
-    "conjugate, order 2": {**_MULTISTEP, "order": 2, "posterior": "conjugate"},
-    "conjugate, order 2, weight 1": {**_MULTISTEP, "order": 2, "posterior": "conjugate", "weight": 1.0},
+    "conjugate": _CONJUGATE,
+    "conjugate, null 1, momentum -0.3": {**_CONJUGATE, "null_weight": 1.0, "momentum": -0.3},
+    "conjugate, weight 6, null 1.5, momentum -0.5": {
+        **_CONJUGATE,
+        "weight": 6.0,
+        "null_weight": 1.5,
+        "momentum": -0.5,
+    },
 }
 MEASURES = ("psnr", "ssim", "distance", "agreement", "misfit")
 _BATCH = 50

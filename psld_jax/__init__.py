@@ -24,6 +24,7 @@ from psld_jax.report.citation import citation
 from psld_jax.sampling.adaptive import sample_ode
 from psld_jax.sampling.generate import generate, generate_states
 from psld_jax.sampling.loop import sample
+from psld_jax.sampling.particles import sample_posterior
 from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.sampling.solver import Solver, load_solver
 from psld_jax.sampling.stepper import stepper
@@ -71,6 +72,7 @@ __all__ = [
     "sample",
     "sample_keys",
     "sample_ode",
+    "sample_posterior",
     "scores",
     "sde",
     "stability",

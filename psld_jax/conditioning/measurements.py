@@ -57,6 +57,14 @@ class PosteriorGuided:
         return jax.lax.cond(weight != 0, lambda: self._guided(z, t, weight), lambda: blocks.like(z, self.eps_fn(z, t)))
 
     def _guided(self, z: blocks.State, t: Array, weight: Array) -> blocks.State:
+        eps, gradient, _ = self.parts(z, t)
+        return pushed(eps, gradient, self.gradient(t), weight, self.rescale)
+
+    def parts(self, z: blocks.State, t: Array) -> tuple[blocks.State, blocks.State, Array]:
+        """``eps(z, t)``, ``grad_z log N(y; A x_0(z), Var)``, and that logarithm, ``[n]``, but for a function of ``t``.
+
+        For a state of arrays ``[n, H, W, C]`` and scalar ``t``; the first two like ``z``.
+        """
         dtype = z[0].dtype
         matrices, variance = self.matrices(t), self.variance(t)
         k = matrices.shape[-1] // 2
@@ -75,13 +83,14 @@ class PosteriorGuided:
             def covariance(u: Array) -> Array:
                 return variance * self.operator(transpose(u)[0]) + noise * u
 
-            residual = _solve(covariance, residual, self.iterations)
+            solved = _solve(covariance, residual, self.iterations)
         else:
-            residual = residual / (variance + noise)
-        (gradient,) = pull_back(transpose(residual)[0])
+            solved = residual / (variance + noise)
+        likelihood = -0.5 * jnp.sum(residual * solved, axis=tuple(range(1, residual.ndim)))
+        (gradient,) = pull_back(transpose(solved)[0])
         if self.outside is not None:
             gradient = jax.tree.map(lambda leaf: leaf - self.outside(leaf), gradient)
-        return pushed(blocks.like(z, eps), blocks.like(z, gradient), self.gradient(t), weight, self.rescale)
+        return blocks.like(z, eps), blocks.like(z, gradient), likelihood
 
 
 def _solve(covariance: Callable[[Array], Array], right: Array, iterations: int) -> Array:

@@ -1,0 +1,198 @@
+"""Draws of a posterior by particles that are weighed and resampled: twisted diffusion sampling (Wu et al., 2023).
+
+Guidance by a measurement is an approximation, so its samples do not have the law ``p(x_0 | y)``. Here several particles
+take the same guided way, and the error of the guidance is weighed. With ``psi_t(z)`` the likelihood that the guidance
+assumes, and ``q`` the step with its gradient, a step from ``z_t`` to ``z_s`` has the weight
+
+    p(z_s | z_t) / q(z_s | z_t)  psi_s(z_s) / psi_t(z_t),    psi_0(x_0) = p(y | x_0).
+
+Both steps are Gaussians of one covariance, whose means differ by ``B V W grad log psi_t``: the quotient is a function
+of the noise that was drawn. The product of all weights is ``p(y | x_0)`` over what guidance has done already. So for
+many particles the law is that of the sampler without guidance, times ``p(y | x_0)``, whatever ``psi`` is.
+
+Particles of one measurement are resampled (systematically) when their effective number is small, and at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psld_jax import blocks
+from psld_jax._runtime import random, xla
+from psld_jax._runtime.checks import check_finite, check_measurement, check_number, check_seed
+from psld_jax._runtime.device import to_device
+from psld_jax._runtime.errors import check_callable, check_choice, check_counts, check_kind
+from psld_jax.build import Model, check_model
+from psld_jax.conditioning._checks import check_operator
+from psld_jax.conditioning.measurements import POSTERIORS, PosteriorGuided, posterior_guided
+from psld_jax.integrators.tableau import Tableau
+from psld_jax.sampling.settings import Setting
+
+Array = Any
+
+#: Draws of keys that are no noise of a step.
+_RESAMPLING = 2**31
+
+
+class Particles(NamedTuple):
+    """What :func:`sample_posterior` returns.
+
+    Attributes:
+      images: float32 ``[m, particles, H, W, C]`` in [-1, 1], of equal weights.
+      effective: float32 ``[nfe, m]``, ``1 / sum w^2`` of the particles at each evaluation but the last, and at the end;
+        1 means that all but one are lost.
+      nfe: evaluations of the network for each particle.
+      backward: of these, evaluations that also ran backward.
+    """
+
+    images: np.ndarray
+    effective: np.ndarray
+    nfe: int
+    backward: int
+
+
+def sample_posterior(
+    model: Model,
+    operator: Any,
+    measurement: Array,
+    *,
+    noise_std: float = 0.05,
+    particles: int = 16,
+    nfe: int = 50,
+    posterior: str = "pigdm",
+    weight: float = 1.0,
+    threshold: float = 0.5,
+    seed: int = 0,
+    grid: str = "auto",
+) -> Particles:
+    """Draws of ``p(x_0 | y)`` for ``y = A x_0 + noise_std n``, by particles that are resampled.
+
+    The sampler is ``ancestral`` of order 1. Every particle takes ``nfe`` evaluations of the network, forward and
+    backward but for the last one.
+
+    Args:
+      model: from :func:`psld_jax.load`.
+      operator: ``A``, a function of images, each by itself: linear, or with a derivative for ``posterior="dps"``.
+      measurement: ``y``, floating ``[m, ...]``.
+      noise_std: of the measurement, > 0.
+      particles: for each measurement; more of them are closer to the exact law.
+      nfe: budget of each particle.
+      posterior: how particles are guided, ``"pigdm"`` or ``"dps"``; the weights mend what it assumes.
+      weight: of the guidance; 0 leaves everything to the weights.
+      threshold: part of the particles below which the effective number leads to resampling, 0 to 1.
+      seed: of all draws; measurement ``i`` has draws of its own.
+      grid: name of a time grid; ``"auto"`` is that of the diffusion.
+
+    Raises:
+      ValueError: for anything out of range, or an operator that does not fit; (``NotFinite``) for particles that are
+        not finite.
+    """
+    check_model(model)
+    check_callable("operator", operator, "a function of images, one of psld_jax.operators")
+    check_choice("posterior", posterior, POSTERIORS)
+    check_counts(particles=particles, nfe=nfe)
+    check_number("noise_std", noise_std, 0, strict=True)
+    check_number("weight", weight, 0)
+    check_number("threshold", threshold, 0, 1)
+    seed = check_seed(seed)
+    y = check_measurement("measurement", measurement)
+    check_operator(operator, y, model.image_shape, posterior != "dps")
+    if nfe < 2:
+        raise ValueError(f"nfe={nfe} must be at least 2: one step and the denoising one")
+    check_kind("grid", grid, str, "'auto', or the name of one")
+    table = Setting("ancestral", model.sde.grid if grid == "auto" else grid, hyper={"order": 1}).table(model.sde, nfe)
+    guide = posterior_guided(
+        model.eps_fn, model.sde, operator, np.repeat(y, particles, axis=0), noise_std=noise_std, method=posterior
+    )
+    keys = random.sample_keys(jax.random.key(seed), np.arange(len(y) * particles))
+    z_T = model.sde.prior_sample(keys, (len(keys), *model.image_shape))
+    options = jnp.float32(weight), jnp.float32(threshold * particles)
+    z, effective = _run(guide, _rows(table), z_T, keys, *options, particles=int(particles))
+    images = np.asarray(z[0])
+    check_finite("particles", [images], len(images), "Take more evaluations (nfe), or a smaller weight")
+    images = np.clip(images, -1, 1).reshape(len(y), particles, *model.image_shape)
+    return Particles(images, np.asarray(effective), table.nfe, table.nfe - 1)
+
+
+def _rows(table: Tableau) -> dict[str, Array]:
+    """The rows of a table of first order on the device, but the last one; with ``R^-1 B V``, which shifts the noise."""
+    inner, b = slice(0, table.nfe - 1), table.B[:, 0]
+    assert table.R is not None
+    shift = np.linalg.solve(table.R[inner], b[inner] @ table.V[inner])
+    names = {"tau": table.tau, "U": table.U, "V": table.V, "A": table.A, "B": b, "R": table.R}
+    steps = {name: values[inner] for name, values in names.items()} | {"shift": shift}
+    last = {f"last_{name}": values[-1] for name, values in names.items() if name != "R"}
+    return to_device({**steps, **last}, jnp.float32)
+
+
+def _step(row: dict[str, Array], z: blocks.State, eps: blocks.State) -> blocks.State:
+    """``A z + B (U z + V eps)``, leaves ``[n, ...]``."""
+    q = blocks.add(blocks.apply(row["U"], z), blocks.apply(row["V"], eps))
+    return blocks.add(blocks.apply(row["A"], z), blocks.apply(row["B"], q))
+
+
+def _run_particles(
+    guide: PosteriorGuided,
+    rows: dict[str, Array],
+    z: blocks.State,
+    keys: Array,
+    weight: Array,
+    enough: Array,
+    *,
+    particles: int,
+) -> tuple[blocks.State, Array]:
+    """The final particles, leaves ``[m particles, ...]``, and their effective numbers, ``[nfe, m]``."""
+    groups = len(keys) // particles
+    owners = keys.reshape(groups, particles)[:, 0]
+
+    def resampled(number: Array, logs: Array, tree: Any, always: bool = False) -> tuple[Array, Any, Array]:
+        """Log weights ``[m, particles]`` and a tree of particles after resampling where it is due, and before it."""
+        logs = logs - jax.scipy.special.logsumexp(logs, axis=1, keepdims=True)
+        effective = 1 / jnp.exp(2 * logs).sum(axis=1)
+        due = (effective < enough) | always
+
+        def uniform(key: Array) -> Array:
+            return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, _RESAMPLING), number))
+
+        at = (jnp.arange(particles) + jax.vmap(uniform)(owners)[:, None]) / particles
+        ends = jnp.cumsum(jnp.exp(logs), axis=1)
+        chosen = jax.vmap(jnp.searchsorted)(ends / ends[:, -1:], at).clip(0, particles - 1)
+        chosen = jnp.where(due[:, None], chosen, jnp.arange(particles)) + particles * jnp.arange(groups)[:, None]
+        tree = jax.tree.map(lambda leaf: leaf[chosen.ravel()], tree)
+        return jnp.where(due[:, None], -jnp.log(float(particles)), logs), tree, effective
+
+    def body(carry: Any, inputs: Any) -> Any:
+        z, logs = carry
+        number, row = inputs
+        eps, gradient, likelihood = guide.parts(z, row["tau"])
+        # Weights say what has been drawn so far: with psi of this state, without that of the state before.
+        logs, tree, effective = resampled(
+            number, logs + likelihood.reshape(groups, particles), (z, eps, gradient, likelihood)
+        )
+        z, eps, gradient, likelihood = tree
+        xi = random.normal_like(keys, number, z)
+        pushed = blocks.apply(weight * guide.gradient(row["tau"]), gradient)
+        away = blocks.apply(row["shift"], pushed)
+        # log p / q = |xi|^2 / 2 - |xi + R^-1 B V W g|^2 / 2
+        quotient = sum(-jnp.sum(a * (x + 0.5 * a), axis=(1, 2, 3)) for a, x in zip(away, xi, strict=True))
+        z = blocks.add(_step(row, z, blocks.add(eps, pushed)), blocks.apply(row["R"], xi))
+        return (z, logs + (quotient - likelihood).reshape(groups, particles)), effective
+
+    last = {name.removeprefix("last_"): value for name, value in rows.items() if name.startswith("last_")}
+    steps = {name: value for name, value in rows.items() if not name.startswith("last_")}
+    count = len(steps["tau"])
+    logs = jnp.full((groups, particles), -jnp.log(float(particles)))
+    (z, logs), effective = jax.lax.scan(body, (z, logs), (jnp.arange(count), steps))
+    z = _step(last, z, guide.eps_fn(z, last["tau"]))
+    off = guide.measurement - guide.operator(z[0])
+    exact = -0.5 * jnp.sum((off / guide.noise_std) ** 2, axis=tuple(range(1, off.ndim)))
+    logs = logs + exact.reshape(groups, particles)
+    _, z, final = resampled(jnp.asarray(count), logs, z, always=True)
+    return z, jnp.concatenate([effective, final[None]])
+
+
+_run = xla.jit(_run_particles, "the particles", static_argnames=("particles",))
