@@ -44,6 +44,7 @@ def test_modes_have_their_probability(digits_model, sde, weight):
     assert found.nfe == 40 and found.backward == 39 and found.effective.shape == (40, 32)
 
 
+@pytest.mark.slow
 def test_exact_guidance_leaves_weights_equal(digits_model):
     """For pixels N(0, 1) PiGDM is exact: what weights tell apart is the error of the steps, and samples are right."""
     model = model_of(np.zeros((1, 2, 1, 1)), 1.0, pj.sde.VPSDE(), digits_model)
