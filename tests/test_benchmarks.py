@@ -9,8 +9,10 @@ import pytest
 from models_support import run as run_network
 from seeds import generator
 
+import psld_jax as pj
 from benchmarks import __main__ as suite
-from benchmarks import compare, measure, networks, report
+from benchmarks import compare, inverse, inverse_mnist, measure, networks, report
+from psld_jax.sampling.generate import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -176,3 +178,18 @@ def test_network_in_pytorch_refuses_options_that_it_does_not_know():
     config = networks.load_config("cifar10", small=True, progressive="residual")
     with pytest.raises(ValueError, match=r"progressive in \('none',\), not 'residual'"):
         NCSNpp(networks.build.network_options(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_inverse_problems_are_accepted(name):
+    """Every method of both tables takes every problem; nothing is drawn."""
+    model, module = pj.load(name), {"digits": inverse, "mnist": inverse_mnist}[name]
+    problems = module.cases if name == "digits" else module.problems
+    for operator, noise_std in problems(model.image_shape).values():
+        y = np.zeros(operator(np.zeros((1, *model.image_shape), np.float32)).shape, np.float32)
+        for options in module.METHODS.values():
+            given = {"operator": operator, "measurement": y, "noise_std": noise_std, "nfe": 5}
+            sampler = prepare(model, **options, **given)
+            runs_backward = options.get("posterior") != "conjugate" or "null_weight" in options
+            assert sampler.evaluations == (5, 5 if runs_backward else 0, 0)
