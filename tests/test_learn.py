@@ -101,7 +101,8 @@ def test_the_gradient_is_that_of_the_loss(evaluator, weight, error, rng):
 @pytest.mark.slow
 def test_the_gradient_through_features_is_that_of_the_loss(rng):
     model = pj.load("mnist")
-    evaluator = Evaluator(model, features=pj.metrics.features("mnist"), batch_size=4)
+    target = rng.uniform(-1, 1, (80, *model.image_shape))  # 512 fine samples would take minutes
+    evaluator = Evaluator(model, target=target, features=pj.metrics.features("mnist"), batch_size=4)
     evaluator.exact(4)
     free = Coefficients(MULTISTEP.table(model.sde, 3), free=("B",), history=1)
     for weight, error in ((0.0, "features"), (1.0, "pixels")):
