@@ -68,7 +68,7 @@ def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     plots.save_tuning(workdir, [row.to_json() for row in tuning.rows])
     if Path(config.model.checkpoint or workdir).absolute() != workdir.absolute():
         console.print(f"sampler.name=auto uses it with --config.sampler.tuned={workdir / 'samplers.json'}")
-    return {"best": [{"nfe": row.nfe, "setting": row.setting.describe()} for row in tuning.best]}
+    return {"best": tuning.described}
 
 
 def _target(model: build.Model, config: Any) -> np.ndarray | None:

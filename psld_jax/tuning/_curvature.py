@@ -50,12 +50,20 @@ class Loss:
     @property
     def value(self) -> float:
         """The loss; infinite where the samples are not finite."""
+        return self._with(self.weight)
+
+    @property
+    def selection(self) -> float:
+        """What chooses among iterations: the loss, with a weight of the distance of at least 1."""
+        return self._with(max(self.weight, 1.0))
+
+    def _with(self, weight: float) -> float:
         above = float(excess(self.score.distance, self.score.floor))
         if not np.isfinite(above) or (self.error is not None and not np.isfinite(self.error)):
             return np.inf
         if self.error is None:
             return float(np.log(above))
-        return float(2 * np.log(max(self.error, 1e-30)) + (self.weight * np.log(above) if self.weight else 0.0))
+        return float(2 * np.log(max(self.error, 1e-30)) + (weight * np.log(above) if weight else 0.0))
 
 
 class Objective:

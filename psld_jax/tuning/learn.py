@@ -130,8 +130,8 @@ def learn(
 
     From the same noise its samples are to come to where a fine solution of the probability-flow ODE does. The error to
     it is made small, and the Frechet distance beside it, if it is given a weight. Of all iterations, that with the
-    smallest ``rmse^2 excess`` (``evaluate.Score``) on noise of its own is taken: the error alone would prefer blurred
-    images. A stochastic sampler has no error: there the distance alone is made small, until it is within the noise of
+    smallest ``error^2 excess(distance)^max(1, weight)`` on noise of its own is taken: the error alone would prefer
+    blurred images. A stochastic sampler has no error: there the distance alone is made small, until it is within the noise of
     the fine solution's. That noise falls with ``num_samples``.
 
     With ``p`` numbers an iteration costs about ``p nfe / 2`` evaluations for each sample of its Jacobian.
@@ -332,7 +332,7 @@ class _Run:
         loss = loss or self._train.loss(self._train.samples(theta))
         other = self._select.loss(self._select.samples(theta))
         line = f"{_said(loss)}; other noise: {_said(other)}"
-        return _Point(theta.tolist(), damping, loss.value, other.value, other.score.loss, line)
+        return _Point(theta.tolist(), damping, loss.value, other.value, other.selection, line)
 
 
 def _said(loss: Loss) -> str:

@@ -92,6 +92,11 @@ class Tuning:
         chosen = (min((r for r in tuned if r.nfe == nfe), key=lambda r: r.score.distance) for nfe in budgets)
         return tuple(Tuned(row.nfe, row.setting) for row in sorted([*chosen, *learned], key=lambda row: row.nfe))
 
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        """What :attr:`best` holds, for JSON, with the names of solvers' files."""
+        return [{"nfe": tuned.nfe, "setting": _named(tuned.setting)} for tuned in self.best]
+
     def write(self, path: Path) -> None:
         """Write all to a file that a model's directory may hold as ``samplers.json``.
 
@@ -100,8 +105,7 @@ class Tuning:
         for tuned in self.best:
             if tuned.setting.solver is not None:
                 tuned.setting.solver.write(path.with_name(f"solver_{tuned.nfe}.json"))
-        best = [{"nfe": tuned.nfe, "setting": _named(tuned.setting)} for tuned in self.best]
-        content = {"model": self.model, "best": best, "rows": [row.to_json() for row in self.rows]}
+        content = {"model": self.model, "best": self.described, "rows": [row.to_json() for row in self.rows]}
         replace(path, json.dumps(content, indent=1) + "\n")
 
 
