@@ -131,8 +131,8 @@ def learn(
     From the same noise its samples are to come to where a fine solution of the probability-flow ODE does. The error to
     it is made small, and the Frechet distance beside it, if it is given a weight. Of all iterations, that with the
     smallest ``error^2 excess(distance)^max(1, weight)`` on noise of its own is taken: the error alone would prefer
-    blurred images. A stochastic sampler has no error: there the distance alone is made small, until it is within the noise of
-    the fine solution's. That noise falls with ``num_samples``.
+    blurred images. A stochastic sampler has no error: there the distance alone is made small, until it is within the
+    noise of the fine solution's. That noise falls with ``num_samples``.
 
     With ``p`` numbers an iteration costs about ``p nfe / 2`` evaluations for each sample of its Jacobian.
 
