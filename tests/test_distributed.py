@@ -133,8 +133,8 @@ def test_two_processes_evaluate_as_one(tmp_path, cache, digits_model):
 @pytest.mark.slow
 def test_a_split_state_learns_the_same_and_goes_on_whole(tmp_path, cache):
     """State split over two devices, down to arrays of 64 numbers; then the run goes on with one."""
-    program = "from absl import app; from psld_jax import distributed, main; distributed.SPLIT_FROM = 64; "
-    program += "app.run(main.main, flags_parser=main._parse)"
+    program = "from absl import app; from psld_jax import main; from psld_jax._runtime import distributed; "
+    program += "distributed.SPLIT_FROM = 64; app.run(main.main, flags_parser=main._parse)"
     options = {"train.checkpoint_every": 2, "train.accumulate": 2}
     split = options | {"train.steps": 4, "train.split_state": True}
     process = support.start(tmp_path / "split", cache, split, devices=2, program=("-c", program))
