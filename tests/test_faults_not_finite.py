@@ -41,6 +41,7 @@ EXITS = {
     "decode": lambda m, x: pj.decode(m, m.sde.state(x, x), rtol=1e-2, atol=1e-2),
     "gits_grid": lambda m, x: pj.gits_grid(m, 3, n=2),
     "learn": lambda m, x: pj.learn(m, 3, pj.Setting("ddim"), num_samples=4, batch_size=4, iterations=1, target=x),
+    "sample_posterior": lambda m, x: pj.sample_posterior(m, pj.operators.mask(np.eye(8)), x, particles=2, nfe=3),
     "tune": lambda m, x: pj.tune(m, [4], ["ddim"], num_samples=8, candidates=1, gradient_steps=0, target=x),
 }
 #: Public functions that take a model, and return no numbers of it.
