@@ -5,7 +5,7 @@
 """
 
 from psld_jax.build._kinds import check_fields
-from psld_jax.build.conditions import steer_options, test_images, to_images, warn_of_data_std
+from psld_jax.build.conditions import has_guidance, steer_options, test_images, to_images, warn_of_data_std
 from psld_jax.build.configuration import (
     check_overrides,
     config_directory,
@@ -78,6 +78,7 @@ __all__ = [
     "override",
     "sampler_hyper",
     "sampler_options",
+    "has_guidance",
     "steer_options",
     "test_images",
     "to_images",

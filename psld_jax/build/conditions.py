@@ -22,6 +22,12 @@ _FAR = 2.0
 _GUIDANCE = ("guidance_schedule", "guidance_rule", "guidance_rescale")
 
 
+def has_guidance(steer: Any) -> bool:
+    """Whether options of guidance have something to act on: a label, a worse network, the gradient of a measurement."""
+    by_gradient = steer.operator and (steer.posterior != "conjugate" or steer.null_weight)
+    return bool(steer.labels or steer.negative or by_gradient)
+
+
 def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]:
     """What ``config.steer`` asks for, as fields of :class:`psld_jax.Steering`.
 
@@ -45,7 +51,7 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
         options |= {"clip": c.clip, "clip_percentile": c.clip_percentile or None, "clip_noise": c.clip_noise}
     if c.momentum:
         options |= {"momentum": c.momentum, "momentum_decay": c.momentum_decay}
-    if c.labels or c.negative or (c.operator and (c.posterior != "conjugate" or c.null_weight)):
+    if has_guidance(c):
         options |= {name: c[name] for name in _GUIDANCE} | {"interval": tuple(c.interval)}
         options["sigma_interval"] = tuple(c.sigma_interval) or None
     if not (c.mask or c.operator):

@@ -146,11 +146,9 @@ class Bound:
             weight = self._adding(self._measurement_weight, table)
             guides.append(scores.posterior_guided(eps_fn, sde, s.operator, one["measurement"], scale=weight, **options))
         if s.clip is not None:
-            kept = None
-            if s.clip_noise == "old":
-                if table is None:
-                    raise ValueError("clip_noise='old' is defined for the steps of a table: take sampler='ddim'")
-                kept = table
+            if s.clip_noise == "old" and table is None:
+                raise ValueError("clip_noise='old' is defined for the steps of a table: take sampler='ddim'")
+            kept = table if s.clip_noise == "old" else None
             guides.append(scores.clipped(eps_fn, sde, s.clip, s.clip_percentile, kept))
         known = None if s.known is None or table is None else known_law(sde, table, fresh=s.fresh)
         pull = None

@@ -14,6 +14,8 @@ from psld_jax import blocks
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_callable, check_kind
+from psld_jax.conditioning.guidance import data_matrices
+from psld_jax.conditioning.weights import in_image
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sde import LinearSDE, check_sde
 
@@ -102,7 +104,7 @@ def clipped(
         blocks.as_pytree(eps_fn),
         jnp.asarray(bound),
         None if percentile is None else jnp.asarray(percentile),
-        TimeFunction(lambda t: np.concatenate(sde.denoiser(t), axis=-1), knots=sde.knots),
+        TimeFunction(lambda t: data_matrices(sde, t), knots=sde.knots),
         times,
         weights,
     )
@@ -111,19 +113,15 @@ def clipped(
 def _weights(sde: LinearSDE, table: Tableau) -> tuple[np.ndarray, np.ndarray]:
     """Times of the rows, and by how much of the clip the image has to move there for a step with the noise from before.
 
-    With ``x_0 = U z + V out`` a row ``z' = A z + B out`` is ``a z + b x_0`` with ``b = B / V`` and ``a = A - b U``, and
-    so ``(a alpha + b) x_0 + a sigma eps``. Its image moves ``z'`` by ``b`` alone: ``1 + a alpha / b`` of the clip is
-    what is needed. Both are filled up, so that tables of all lengths share a program.
+    A row ``a z + b x_0`` (:func:`in_image`) is ``(a alpha + b) x_0 + a sigma eps``. Its image moves it by ``b`` alone:
+    ``1 + a alpha / b`` of the clip is what is needed. Both are filled up, so that all tables share a program.
     """
     if sde.num_blocks > 1 or table.num_blocks > 1:
         raise ValueError(f"noise and image are told apart for one block; {sde!r} has {sde.num_blocks}")
-    pushed, used = table.P is not None and np.any(table.P != 1), table.B[:, 0, 0, 0]
-    if pushed or np.any(table.B[:, 1:]) or np.any(used == 0) or len(np.unique(table.tau)) < table.nfe:
+    pushed, unused = table.P is not None and np.any(table.P != 1), np.any(table.B[:, 0] == 0)
+    if pushed or unused or np.any(table.B[:, 1:]) or len(np.unique(table.tau)) < table.nfe:
         raise ValueError("the noise from before the clip can be kept by one-step samplers alone, such as 'ddim'")
-    u, v = (part[:, 0, 0] for part in sde.denoiser(table.tau))
-    # The row reads U z + V out of the table's own, and out is (x_0 - u z) / v.
-    b = used * table.V[:, 0, 0] / v
-    a = table.A[:, 0, 0] + used * table.U[:, 0, 0] - b * u
+    a, b = in_image(sde, table)
     weights = 1 + a * sde.mean(table.tau)[:, 0, 0] / b
     missing = -table.nfe % _ENTRIES
     return np.pad(table.tau, (0, missing), constant_values=-1.0), np.pad(weights, (0, missing))

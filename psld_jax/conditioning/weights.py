@@ -182,6 +182,18 @@ def _curve(times: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.concatenate([times, behind]), np.pad(factors, (0, missing), mode="edge")
 
 
+def in_image(sde: LinearSDE, table: Tableau) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of one block that use one prediction, as ``z <- a z + b x_0``: ``a, b``, float64 ``[nfe]``.
+
+    A row reads ``q = U z + V out`` and adds ``B q`` to ``A z``; of ``x_0 = u z + v out`` follow ``b = B V / v`` and
+    ``a = A + B U - b u``.
+    """
+    u, v = (part[:, 0, 0] for part in sde.denoiser(table.tau))
+    weight = table.B[:, 0, 0, 0]
+    b = weight * table.V[:, 0, 0] / v
+    return table.A[:, 0, 0] + weight * table.U[:, 0, 0] - b * u, b
+
+
 def renoised(sde: LinearSDE, table: Tableau, scale: float, neutral: float) -> Weight:
     """The weights that make a sampler of DDIM one of CFG++ (Chung et al., 2024), with ``scale`` their ``lambda``.
 
@@ -215,9 +227,8 @@ def renoised(sde: LinearSDE, table: Tableau, scale: float, neutral: float) -> We
         alpha_t, std_t = sde.mean(t)[:, 0, 0], np.sqrt(sde.cov(t)[:, 0, 0])
         at = np.where(inner, s, t)  # the last step is the denoising one, which ends at D
         alpha_s, std_s = sde.mean(at)[:, 0, 0], np.sqrt(sde.cov(at)[:, 0, 0])
-        own = (table.B[:, 0] @ table.V)[:, 0, 0] / sde.denoiser(t)[1][:, 0, 0]  # the coefficient of D
-        ddim = alpha_s - alpha_t * std_s / std_t
-        single = np.allclose(own[inner], ddim[inner], rtol=_ROUNDING)
+        ddim = alpha_s - alpha_t * std_s / std_t  # the coefficient of D
+        single = np.allclose(in_image(sde, table)[1][inner], ddim[inner], rtol=_ROUNDING)
     if not single:
         raise ValueError(
             "guidance_rule='cfg++' is defined for steps of DDIM: take sampler='ddim', without eta and resample"

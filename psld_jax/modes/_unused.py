@@ -17,11 +17,7 @@ Condition = tuple[str, Callable[[Any], bool]]
 _MIXED: Condition = ("config.steer.labels or negative", lambda c: bool(c.steer.labels or c.steer.negative))
 _GUIDED: Condition = (
     "config.steer.labels, negative, or an operator with a gradient (not 'conjugate' alone)",
-    lambda c: bool(
-        c.steer.labels
-        or c.steer.negative
-        or (c.steer.operator and (c.steer.posterior != "conjugate" or c.steer.null_weight))
-    ),
+    lambda c: build.has_guidance(c.steer),
 )
 _MASK: Condition = ("config.steer.mask", lambda c: bool(c.steer.mask))
 _KNOWN: Condition = ("config.steer.operator to be none of mask", lambda c: c.steer.operator != "mask")

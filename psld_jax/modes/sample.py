@@ -21,6 +21,7 @@ from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.files import write_samples
 from psld_jax.sampling.generate import generate_states, resolve
 from psld_jax.sampling.loop import sample
+from psld_jax.sampling.sampler import Sampler
 from psld_jax.sampling.settings import Setting
 
 
@@ -31,7 +32,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     sampler = prepared(model, config, **conditions)
     setting = sampler.setting  # a measurement may choose another
     if config.sampling.save:
-        return _save_samples(model, config, conditions, workdir, console)
+        return _save_samples(model, config, sampler, workdir, console)
     start = time.perf_counter()
     state, nfe = generate_states(
         model,
@@ -69,12 +70,9 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     return report
 
 
-def _save_samples(
-    model: build.Model, config: Any, conditions: dict[str, Any], workdir: Path, console: Console
-) -> dict[str, Any]:
+def _save_samples(model: build.Model, config: Any, sampler: Sampler, workdir: Path, console: Console) -> dict[str, Any]:
     """Write images to ``images/``, as many as are missing. Returns the report."""
     c, start = config.sampling, time.perf_counter()
-    sampler = prepared(model, config, **conditions)
     drawn = write_samples(
         sampler,
         workdir / "images",

@@ -82,17 +82,21 @@ class Objective:
         self.coefficients, self.weight, self._error = coefficients, weight, error
         self._evaluator, self._n = evaluator, n
         self._features = evaluator.features
-        self._last: tuple[bytes, np.ndarray] = (b"", np.zeros(0))
+        self._kept: dict[bytes, np.ndarray] = {}
 
     def samples(self, theta: Array) -> np.ndarray:
-        """``x`` of all samples, ``[n, H, W, C]``; those of the last ``theta`` are kept, since a step begins there."""
+        """``x`` of all samples, ``[n, H, W, C]``; those of the last two ``theta`` are kept.
+
+        A step begins at the last one, or at the one before, if a longer step was tried in vain.
+        """
         theta = np.asarray(theta, np.float64)
-        if self._last[0] != theta.tobytes():
+        key = theta.tobytes()
+        if key not in self._kept:
             table = self.coefficients.table(theta)
             starts = range(0, self._n, self._evaluator.batch_size)
             x = np.concatenate([self._evaluator.run(table, start) for start in starts])
-            self._last = (theta.tobytes(), x)
-        return self._last[1]
+            self._kept = {**dict(list(self._kept.items())[-1:]), key: x}
+        return self._kept[key]
 
     def loss(self, x: np.ndarray) -> Loss:
         """The loss of :meth:`samples`, ``[n, H, W, C]``."""
