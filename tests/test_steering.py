@@ -9,7 +9,7 @@ import pytest
 
 import psld_jax as pj
 from psld_jax._runtime.device import TimeFunction
-from psld_jax.conditioning.guidance import data_matrices, gradient_matrix
+from psld_jax.conditioning.guidance import gradient_matrix
 
 GUIDED, GUIDED_ARRAYS = golden_data.load("sampler_cc_em_sde")
 INPAINTED, INPAINTED_ARRAYS = golden_data.load("sampler_ip_em_sde")
@@ -140,12 +140,17 @@ PATHS = [sde for sde in map(pj.sde.get, pj.sde.available()) if sde.num_blocks ==
 PATHS += [pj.sde.Discrete("squaredcos_cap_v2"), pj.sde.Discrete(zero_terminal_snr=True), pj.sde.Flow(shift=3.0)]
 
 
+def _data_matrices(sde, t):
+    """``[U, V] [n, 1, 2 K]`` of ``E[x_0 | z] = U z + V eps``."""
+    return np.concatenate(sde.denoiser(t), axis=-1)
+
+
 @pytest.mark.parametrize("sde", PATHS, ids=repr)
 def test_guidance_knows_every_path_on_the_device(sde):
     """Also where the signal vanishes, at t = 1, and where slopes jump, at the levels of a schedule."""
     made = pj.scores.posterior_guided(closed_forms.smooth_eps, sde, flat_logits, np.zeros((1, 1)))
     t = np.concatenate([np.geomspace(1e-4, 1, 300), 1 - np.geomspace(1e-9, 0.1, 300), np.arange(1, 20) / 20])
-    for found, fn in ((made.gradient, gradient_matrix), (made.matrices, data_matrices)):
+    for found, fn in ((made.gradient, gradient_matrix), (made.matrices, _data_matrices)):
         exact = fn(sde, t)
         scale = np.maximum(np.abs(exact), np.abs(fn(sde, 0.9 * t))).max(axis=(1, 2))
         assert (np.abs(np.asarray(found(jnp.asarray(t))) - exact).max(axis=(1, 2)) / scale).max() < 2e-9
@@ -155,7 +160,7 @@ def test_guidance_knows_every_path_on_the_device(sde):
 def test_data_matrices_give_the_posterior_mean(rng, sde):
     """``E[x_0 | z]`` of Gaussian data in closed form; float64."""
     t = np.array([1e-3, 0.1, 0.5, 1.0])
-    matrices, mu = data_matrices(sde, t), sde.mean(t)
+    matrices, mu = _data_matrices(sde, t), sde.mean(t)
     with jax.enable_x64(True):
         z = sde.state(*rng.standard_normal((sde.num_blocks, 3)))
         for i, at in enumerate(t):

@@ -14,7 +14,6 @@ from psld_jax import blocks
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_callable, check_kind
-from psld_jax.conditioning.guidance import data_matrices
 from psld_jax.conditioning.weights import in_image
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sde import LinearSDE, check_sde
@@ -104,7 +103,7 @@ def clipped(
         blocks.as_pytree(eps_fn),
         jnp.asarray(bound),
         None if percentile is None else jnp.asarray(percentile),
-        TimeFunction(lambda t: data_matrices(sde, t), knots=sde.knots),
+        sde.denoiser_of_time,
         times,
         weights,
     )

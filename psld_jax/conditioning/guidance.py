@@ -48,15 +48,6 @@ def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:
     return np.concatenate([row, np.zeros((*np.shape(t), sde.num_blocks - 1, sde.num_blocks))], axis=-2)
 
 
-def data_matrices(sde: LinearSDE, t: Array) -> np.ndarray:
-    """``[U, V] [..., 1, 2 K]``: ``E[x_0 | z] = U z + V eps``, by least squares where eps is redundant.
-
-    From ``Sigma score = mu E[x_0 | z] - z``: ``U = w^T (I + Sigma Cskip)``, ``V = w^T Sigma C``,
-    ``w = Sigma^-1 mu / (mu^T Sigma^-1 mu)``.
-    """
-    return np.concatenate(sde.denoiser(t), axis=-1)
-
-
 def pushed(
     eps: blocks.State, gradient: blocks.State, matrix: Array, weight: Array, rescale: Array | None
 ) -> blocks.State:

@@ -13,7 +13,7 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_choice
-from psld_jax.conditioning.guidance import data_matrices, gradient_matrix, pushed
+from psld_jax.conditioning.guidance import gradient_matrix, pushed
 from psld_jax.conditioning.weights import Weight, as_rescale, weight_of
 from psld_jax.sde import LinearSDE
 
@@ -169,7 +169,7 @@ def posterior_guided(
         jnp.asarray(measurement),
         weight_of(scale, 0.0),
         jnp.asarray(noise_std, jnp.float32),
-        TimeFunction(lambda t: data_matrices(sde, t), knots=sde.knots),
+        sde.denoiser_of_time,
         TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots),
         TimeFunction(variance, knots=sde.knots),
         as_rescale(rescale),

@@ -19,7 +19,7 @@ from psld_jax.evaluation import plots
 from psld_jax.modes._common import identity, prepared, sampled_model
 from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.files import write_samples
-from psld_jax.sampling.generate import generate_states, resolve
+from psld_jax.sampling.generate import resolve
 from psld_jax.sampling.loop import sample
 from psld_jax.sampling.sampler import Sampler
 from psld_jax.sampling.settings import Setting
@@ -34,13 +34,11 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     if config.sampling.save:
         return _save_samples(model, config, sampler, workdir, console)
     start = time.perf_counter()
-    state, nfe = generate_states(
-        model,
-        n=config.sampling.num_samples,
+    state, nfe = sampler.states(
+        config.sampling.num_samples,
+        seed=config.seed,
         batch_size=config.sampling.batch_size,
         progress=partial(track, description="sampling", console=console),
-        **build.sampler_options(config),
-        **conditions,
     )
     seconds = time.perf_counter() - start
     report = {

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax import blocks
-from psld_jax._runtime import distributed
-from psld_jax._runtime.checks import check_flag, check_number, check_seed
+from psld_jax._runtime.checks import check_flag, check_number
 from psld_jax._runtime.errors import check_choice, check_counts, shown
 from psld_jax.build import Model, check_model
 from psld_jax.conditioning.bound import Bound
@@ -20,7 +19,7 @@ from psld_jax.conditioning.steering import Steering
 from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.adaptive import MAX_STEPS, SOLVERS, check_solver
-from psld_jax.sampling.sampler import Sampler, batch_shape
+from psld_jax.sampling.sampler import Sampler
 from psld_jax.sampling.settings import MEASURED, Setting, choose, given_times
 from psld_jax.sampling.solver import LEARNED, Solver, load_solver
 
@@ -230,29 +229,8 @@ def generate_states(
     Raises:
       ValueError: as :func:`generate`, and for labels, images or measurements that are neither one nor ``n``.
     """
-    check_counts(n=n, batch_size=batch_size)
-    n, batch_size, seed = int(n), int(batch_size), check_seed(seed)
-    check_flag("check", check)
     prepared = prepare(model, sampler, **options)
-    if prepared.steering is not None:
-        prepared.steering.check(n)
-    size = batch_shape(n, batch_size)
-    mine = distributed.share(n, size)
-    batches = prepared.batches(seed, mine, size)
-    parts = []
-    for _ in progress(range(mine.start, mine.stop, size)):
-        _, state, counts = next(batches)
-        parts.append({"counts": counts, **{str(k): leaf for k, leaf in enumerate(state)}})
-    everything = distributed.gather_arrays(_joined(parts) if parts else {})
-    whole = _joined([theirs for theirs in everything if theirs])
-    state = model.sde.state(*(whole[str(k)] for k in range(model.sde.num_blocks)))
-    if check:
-        prepared.check(state)
-    return state, whole["counts"]
-
-
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return prepared.states(n, seed=seed, batch_size=batch_size, check=check, progress=progress)
 
 
 def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:

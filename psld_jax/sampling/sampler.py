@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
-from psld_jax._runtime import random, xla
-from psld_jax._runtime.checks import check_finite
+from psld_jax._runtime import distributed, random, xla
+from psld_jax._runtime.checks import check_finite, check_flag, check_seed
+from psld_jax._runtime.errors import check_counts
 from psld_jax.build import Model
 from psld_jax.conditioning.bound import Bound, Conditions, Evaluations
 from psld_jax.integrators.tableau import Tableau
@@ -186,6 +187,42 @@ class Sampler:
         z, counts = self(jax.random.key(seed), np.arange(numbers.start, numbers.start + size))
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(numbers)], z), np.asarray(counts)[: len(numbers)]
 
+    def states(
+        self,
+        n: int = 64,
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        check: bool = True,
+        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    ) -> tuple[blocks.State, np.ndarray]:
+        """Samples 0 to ``n - 1`` of ``seed``, a state with leaves ``[n, H, W, C]``, and the NFE of each, ``[n]``.
+
+        See :func:`psld_jax.generate_states`.
+
+        Raises:
+          ValueError: for counts out of range, conditions that are neither for one nor for ``n`` samples, and
+            (``NotFinite``) as :meth:`check`.
+        """
+        check_counts(n=n, batch_size=batch_size)
+        n, batch_size, seed = int(n), int(batch_size), check_seed(seed)
+        check_flag("check", check)
+        if self.steering is not None:
+            self.steering.check(n)
+        size = batch_shape(n, batch_size)
+        mine = distributed.share(n, size)
+        batches = self.batches(seed, mine, size)
+        parts = []
+        for _ in progress(range(mine.start, mine.stop, size)):
+            _, state, counts = next(batches)
+            parts.append({"counts": counts, **{str(k): leaf for k, leaf in enumerate(state)}})
+        everything = distributed.gather_arrays(_joined(parts) if parts else {})
+        whole = _joined([theirs for theirs in everything if theirs])
+        state = self.model.sde.state(*(whole[str(k)] for k in range(self.model.sde.num_blocks)))
+        if check:
+            self.check(state)
+        return state, whole["counts"]
+
     def draw(self, seed: int, numbers: range, size: int) -> np.ndarray:
         """Images of :meth:`batch`, float32 ``[n, H, W, C]`` in [-1, 1].
 
@@ -218,3 +255,7 @@ class Sampler:
         setting = None if self.setting is None else self.setting.to_json()
         steering = None if self.steering is None else self.steering.about()
         return {"setting": setting, "table": table, "adaptive": self.adaptive, "conditions": steering}
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

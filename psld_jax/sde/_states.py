@@ -107,7 +107,7 @@ class StatesOfBlocks:
           ValueError: for a known time outside of (0, 1].
         """
         if isinstance(t, Tracer):
-            return self._denoiser_of_time(t).astype(dtype)
+            return self.denoiser_of_time(t).astype(dtype)
         t = _known_time(t)
         if not t > 0:
             raise ValueError("at t = 0 nothing is left to denoise; t must lie in (0, 1]")
@@ -117,7 +117,8 @@ class StatesOfBlocks:
         return np.concatenate(self.denoiser(t), axis=-1)
 
     @functools.cached_property
-    def _denoiser_of_time(self) -> TimeFunction:
+    def denoiser_of_time(self) -> TimeFunction:
+        """``[U, V] [1, 2 K]`` of :meth:`denoiser` at a traced time, on the device."""
         return TimeFunction(self._denoiser, knots=self.knots)
 
 
