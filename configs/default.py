@@ -241,6 +241,7 @@ def get_config() -> ConfigDict:
     config.tune.learning.consistent = False  # keep what a step does where the prediction is constant
     config.tune.learning.error = "pixels"  # of the error to the fine solution: pixels | features
     config.tune.learning.distance = 0.0  # weight of the Frechet distance beside it
+    config.tune.learning.soft = 0.0  # how far noise may move towards the fine solution, in standard deviations
     config.tune.num_targets = 10_000  # images of config.data, if it has a path, that the samples are compared to
 
     config.evaluate = ConfigDict()

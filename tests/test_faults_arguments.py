@@ -55,6 +55,7 @@ WRONG = {
     "consistent": FLAGS,
     "error": WORDS,
     "distance": (*NUMBERS, -1.0),
+    "soft": (*NUMBERS, -1.0, 2.0),
     "free": (None, "tau", (), (3,), ("none of these",)),
     "start": ("ddim", 3, (), (3,)),
     "learn": (None, "none of these", 3),

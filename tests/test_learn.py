@@ -206,6 +206,7 @@ def _with_nan(model):
         ({"num_samples": 40}, "multiple of batch_size=32"),
         ({"history": 0}, "history=0"),
         ({"distance": -1.0}, "distance=-1.0"),
+        ({"soft": 2.0}, "soft=2.0"),
         ({"iterations": 0}, "iterations=0"),
         ({"history": 40, "free": ("B",)}, "at most 16"),
     ],

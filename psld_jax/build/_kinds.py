@@ -39,7 +39,7 @@ _LEAST: dict[str, int] = {
 _NOT_NEGATIVE = (
     *("steer.guidance", "steer.weight", "steer.noise_std", "steer.guidance_rescale", "steer.momentum_decay"),
     *("steer.clip", "steer.clip_percentile", "steer.null_weight"),
-    *("model.data_std", "tune.learning.distance"),
+    *("model.data_std", "tune.learning.distance", "tune.learning.soft"),
 )
 _POSITIVE = (
     *("model.bandwidth", "steer.blur", "steer.t_start", "sampler.rho", "sampler.rtol", "sampler.atol"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,10 +23,13 @@ import numpy as np
 
 from psld_jax import blocks, metrics
 from psld_jax._runtime import xla
+from psld_jax._runtime.device import to_device
+from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.loop import begin, draws, step_row
 from psld_jax.sampling.rows import padded
 from psld_jax.tuning._coefficients import Coefficients
 from psld_jax.tuning._evaluate import Evaluator, Score, excess
+from psld_jax.tuning._soft import moved
 
 Array = Any
 
@@ -76,16 +80,30 @@ class Objective:
       weight: of the distance in the loss.
       error: ``"pixels"`` or ``"features"``: what the error to the fine solution is taken of; ``"none"`` for a
         stochastic sampler, whose samples have no such partner.
+      soft: how far the start of each sample may move towards the fine solution, see :func:`_soft.moved`.
     """
 
-    def __init__(self, evaluator: Evaluator, coefficients: Coefficients, n: int, *, weight: float, error: str):
-        self.coefficients, self.weight, self._error = coefficients, weight, error
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        coefficients: Coefficients,
+        n: int,
+        *,
+        weight: float,
+        error: str,
+        soft: float = 0.0,
+    ):
+        self.coefficients, self.weight, self._error, self._soft = coefficients, weight, error, soft
         self._evaluator, self._n = evaluator, n
         self._features = evaluator.features
-        self._kept: dict[bytes, np.ndarray] = {}
+        self._kept: dict[bytes, tuple[np.ndarray, list[Any]]] = {}
 
     def samples(self, theta: Array) -> np.ndarray:
-        """``x`` of all samples, ``[n, H, W, C]``; those of the last two ``theta`` are kept.
+        """``x`` of all samples, ``[n, H, W, C]``."""
+        return self._drawn(theta)[0]
+
+    def _drawn(self, theta: Array) -> tuple[np.ndarray, list[Any]]:
+        """``x`` of all samples, and the states where their batches started; those of the last two ``theta`` are kept.
 
         A step begins at the last one, or at the one before, if a longer step was tried in vain.
         """
@@ -93,10 +111,22 @@ class Objective:
         key = theta.tobytes()
         if key not in self._kept:
             table = self.coefficients.table(theta)
-            starts = range(0, self._n, self._evaluator.batch_size)
-            x = np.concatenate([self._evaluator.run(table, start) for start in starts])
-            self._kept = {**dict(list(self._kept.items())[-1:]), key: x}
+            starts = [self._start(table, start) for start in range(0, self._n, self._evaluator.batch_size)]
+            x = np.concatenate([self._evaluator.run_from(table, z, keys) for keys, z in starts])
+            self._kept = {**dict(list(self._kept.items())[-1:]), key: (x, [z for _, z in starts])}
         return self._kept[key]
+
+    def _start(self, table: Tableau, start: int) -> tuple[Any, Any]:
+        """Keys and states where the batch from sample ``start`` on begins."""
+        evaluator = self._evaluator
+        keys, z_T = evaluator.start(start)
+        if not self._soft:
+            return keys, z_T
+        goal = evaluator.exact(self._n)[start : start + evaluator.batch_size]
+        of = _clipped_features(self._features) if self._error == "features" else _pixels
+        cov = to_device(evaluator.model.sde.prior_cov(), jnp.float32)
+        eps_fn = blocks.as_pytree(evaluator.model.eps_fn)
+        return keys, moved(eps_fn, table, z_T, of(goal), cov, jnp.asarray(self._soft, jnp.float32), of)
 
     def loss(self, x: np.ndarray) -> Loss:
         """The loss of :meth:`samples`, ``[n, H, W, C]``."""
@@ -124,12 +154,13 @@ class Objective:
         if error is None and distance is None:
             return np.zeros((size, size)), np.zeros(size)
         rows, count = padded(self.coefficients.table(theta), jnp.float32)
+        z_starts = self._drawn(theta)[1]
         eps_fn = blocks.as_pytree(evaluator.model.eps_fn)
         curvature, gradient = np.zeros((size, size)), np.zeros(size)
         for part in parts:
             start = part * evaluator.batch_size
             here = slice(start, start + evaluator.batch_size)
-            keys, z_T = evaluator.start(start)
+            keys, z_T = evaluator.start(start)[0], z_starts[part]
             jacobian = np.zeros((size, *x[here].shape), np.float32)
             for k in np.unique(self.coefficients.rows):
                 mine = np.flatnonzero(self.coefficients.rows == k)
@@ -208,9 +239,17 @@ def _columns(eps_fn, rows, k, count, carry, tangents, keys):
     return jax.vmap(lambda direction: jax.jvp(samples, (free,), (direction,))[1])(wide)
 
 
+def _pixels(x: Array) -> Array:
+    return x
+
+
+@functools.cache
+def _clipped_features(features: metrics.Features) -> Callable[[Array], Array]:
+    """Features of clipped images, ``[n, d]``; the same function each time, so that programs with it are found again."""
+    return lambda x: features.fn(jnp.clip(x, -1, 1)).reshape(len(x), -1)
+
+
 @functools.partial(xla.jit, static_argnames="features")
 def _feature_columns(features: metrics.Features, x: Array, columns: Array) -> Array:
-    def of(x: Array) -> Array:
-        return features.fn(jnp.clip(x, -1, 1)).reshape(len(x), -1)
-
+    of = _clipped_features(features)
     return jax.vmap(lambda column: jax.jvp(of, (x,), (column,))[1])(columns)

@@ -130,6 +130,10 @@ class Evaluator:
         """``x`` of a batch of samples, from number ``start`` on, ``[batch_size, H, W, C]``."""
         return self._run(table, start, self._key)
 
+    def run_from(self, table: Tableau, z_T: Any, keys: Any) -> np.ndarray:
+        """``x`` of samples that start at ``z_T`` with these keys, ``[batch_size, H, W, C]``."""
+        return np.asarray(sample(self.model.eps_fn, table, z_T, keys)[0])
+
     def start(self, start: int) -> tuple[Any, Any]:
         """Keys and noise of that batch."""
         keys = random.sample_keys(self._key, np.arange(start, start + self.batch_size))
@@ -174,4 +178,4 @@ class Evaluator:
 
     def _run(self, table: Tableau, start: int, key: Any) -> np.ndarray:
         keys = random.sample_keys(key, np.arange(start, start + self.batch_size))
-        return np.asarray(sample(self.model.eps_fn, table, self._prior(keys), keys)[0])
+        return self.run_from(table, self._prior(keys), keys)

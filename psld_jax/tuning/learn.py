@@ -18,21 +18,19 @@ from typing import Any
 import numpy as np
 
 from psld_jax import metrics
-from psld_jax._runtime.checks import NotFinite, as_pixels, check_flag, check_number, check_seed
-from psld_jax._runtime.errors import check_choice, check_counts, check_kind, shown
+from psld_jax._runtime.checks import NotFinite, as_pixels, check_number, check_seed
+from psld_jax._runtime.errors import check_counts, check_kind, shown
 from psld_jax._runtime.journal import Journal
 from psld_jax.build import Model, check_model
 from psld_jax.sampling.generate import check_end
-from psld_jax.sampling.rows import HISTORIES
 from psld_jax.sampling.settings import Setting, choose
 from psld_jax.sampling.solver import LEARNED, Solver
-from psld_jax.tuning._coefficients import FREE, Coefficients, with_more_rows
+from psld_jax.tuning._coefficients import Coefficients, with_more_rows
 from psld_jax.tuning._curvature import Loss, Objective
 from psld_jax.tuning._evaluate import Evaluator, Score
+from psld_jax.tuning._options import Options
 
 Array = Any
-
-ERRORS = ("pixels", "features")
 
 #: Marquardt's damping at the start, at least, and by what it falls after a good step and grows after a bad one.
 _DAMPING, _LEAST_DAMPING, _EASE, _STIFFEN = 1e-2, 1e-7, 4.0, 4.0
@@ -42,43 +40,6 @@ _TRIES = 8
 _PATIENCE = 8
 #: A loss that is better by less than this is not.
 _LEAST_GAIN = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How :func:`learn` learns: its arguments of the same names, checked.
-
-    Attributes:
-      free, history, consistent: what is learned of a table.
-      error, distance: the loss.
-      num_samples, jacobian_batches, batch_size, iterations: how long, and on how many noises.
-    """
-
-    free: Sequence[str] = ("tau", "A", "B")
-    history: int = 4
-    consistent: bool = False
-    error: str = "pixels"
-    distance: float = 0.0
-    num_samples: int = 512
-    jacobian_batches: int = 0
-    batch_size: int = 64
-    iterations: int = 40
-
-    def __post_init__(self) -> None:
-        check_counts(num_samples=self.num_samples, batch_size=self.batch_size)
-        check_counts(iterations=self.iterations, history=self.history)
-        check_counts(0, jacobian_batches=self.jacobian_batches)
-        if self.history > HISTORIES[-1]:
-            raise ValueError(f"history={self.history} must be at most {HISTORIES[-1]}, which the loop keeps")
-        check_choice("error", self.error, ERRORS)
-        check_number("distance", self.distance, 0)
-        check_flag("consistent", self.consistent)
-        if isinstance(self.free, str) or not isinstance(self.free, Sequence) or not self.free:
-            raise ValueError(f"free={self.free!r} must name coefficients, e.g. ('tau', 'A', 'B')")
-        for name in self.free:
-            check_choice("free", name, FREE)
-        if self.num_samples % self.batch_size:
-            raise ValueError(f"num_samples={self.num_samples} must be a multiple of batch_size={self.batch_size}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +75,7 @@ def learn(
     consistent: bool = False,
     error: str = "pixels",
     distance: float = 0.0,
+    soft: float = 0.0,
     num_samples: int = 512,
     jacobian_batches: int = 0,
     batch_size: int = 64,
@@ -149,6 +111,9 @@ def learn(
         samples.
       error: to the fine solution, in ``"pixels"`` or ``"features"``.
       distance: weight of the distance in the loss, ``2 log error + distance log excess``.
+      soft: how far the noise that a sample starts from may move towards the fine solution's image, root mean square in
+        standard deviations; small, or 0 for not at all (:func:`psld_jax.tuning._soft.moved`). It acts on the noise that
+        is learned on alone; an iteration then costs about five times the samples.
       num_samples: noises that it is learned on, a multiple of ``batch_size``; as many others select, and twice as many
         others are reported on.
       jacobian_batches: batches of the noises that an iteration takes its Jacobian of, others each time; 0: all.
@@ -173,6 +138,7 @@ def learn(
         consistent=consistent,
         error=error,
         distance=distance,
+        soft=soft,
         num_samples=num_samples,
         jacobian_batches=jacobian_batches,
         batch_size=batch_size,
@@ -266,6 +232,8 @@ class _Run:
         self._iterations, self._batches = options.iterations, options.num_samples // options.batch_size
         self._few = min(options.jacobian_batches or self._batches, self._batches)
         weight, error = (options.distance, options.error) if self.paired else (1.0, "none")
+        if options.soft and not self.paired:
+            raise ValueError("soft moves noise towards one image; a stochastic sampler has many: leave soft out")
         self._train, self._select = (
             Objective(
                 evaluator.with_seed(evaluator.seed + i),
@@ -273,8 +241,9 @@ class _Run:
                 options.num_samples,
                 weight=weight,
                 error=error,
+                soft=soft,
             )
-            for i in (1, 2)
+            for i, soft in ((1, options.soft), (2, 0.0))
         )
 
     def learned(self) -> tuple[np.ndarray, int]:
