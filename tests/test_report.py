@@ -345,7 +345,7 @@ def test_few_curves_have_a_colour_each():
 
 def test_the_picture_of_curves_names_the_best_and_no_others(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(plots, "_label_ends", lambda axis, names, **_: written.append([name for _, name, _ in names]))
+    monkeypatch.setattr(plots, "label_ends", lambda axis, names, **_: written.append([name for _, name, _ in names]))
     made = rows(
         ("ddim", "lambda_ddim_i", "euler", "heun", "dpm2", "edm_heun", "euler_edm", "conjugate", "lambda_ddim_ii")
     )

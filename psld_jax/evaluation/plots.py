@@ -14,8 +14,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # files need no screen; a notebook h
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 from matplotlib.ticker import LogLocator  # noqa: E402
 
-# Colour-blind safe (Okabe & Ito, the light ones darker): one for each family of samplers.
-_COLOURS = ("#0072B2", "#C04E00", "#007A58", "#A8478A", "#8A6A00", "#56B4E9", "#6A3D9A", "#000000")
+#: Colours that the colour-blind tell apart (Okabe & Ito, the light ones darker): one for each family of samplers.
+COLOURS = ("#0072B2", "#C04E00", "#007A58", "#A8478A", "#8A6A00", "#56B4E9", "#6A3D9A", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -73,22 +73,30 @@ def save_rows(path: Path, rows: list[np.ndarray]) -> None:
 def save_trajectories(path: Path, paths: dict[str, Any], grid_times: dict[str, np.ndarray], data: Any) -> None:
     """Save trajectories of one pixel in the plane of position and momentum, a panel for each sampler.
 
-    ``paths[name]`` is a :class:`PhaseState` of arrays ``[steps + 1, n]``; colour is the forward time.
+    ``paths[name]`` is a :class:`PhaseState` of arrays ``[steps + 1, n]`` at the times ``grid_times[name]``. The first
+    three trajectories are drawn, each in a colour of its own that is the same in every panel, with a dot for each step.
+    A band shows the values that ``data`` has. The title says how far the paths of the panel go.
     """
     columns = len(paths)
-    figure, axes = plt.subplots(1, columns, figsize=(4 * columns, 4.2), squeeze=False, sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, columns, figsize=(4 * columns, 4.4), squeeze=False, sharex=True, sharey=True)
     for axis, (name, path_) in zip(axes[0], paths.items(), strict=True):
-        x, m = np.asarray(path_[0]), np.asarray(path_[1])
-        axis.plot(x, m, color="0.75", lw=0.8, zorder=1)
-        colours = np.broadcast_to(grid_times[name][:, None], x.shape)
-        points = axis.scatter(x, m, c=colours, s=9, cmap="viridis", zorder=2, vmin=0, vmax=1)
-        axis.plot(x[-1], m[-1], "o", color="#D55E00", ms=5, zorder=3, label="sample")
-        axis.plot(data, np.full_like(data, -1.9), "|", color="#D55E00", ms=10, label="pixel values in the data")
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("position x")
-    axes[0][0].set_ylabel("momentum m")
-    axes[0][0].legend(fontsize=7, loc="upper left")
-    figure.colorbar(points, ax=list(axes[0]), label="forward time t", fraction=0.02)
+        x, m = (np.asarray(part)[:, :3] for part in path_)
+        axis.axvspan(np.min(data), np.max(data), color="0.92", zorder=0)
+        for line, colour in zip(range(x.shape[1]), COLOURS, strict=False):
+            axis.plot(x[:, line], m[:, line], ".-", color=colour, lw=1.2, ms=5, alpha=0.8)
+            axis.plot(x[0, line], m[0, line], "o", mfc="white", mec=colour, mew=1.6, ms=8, zorder=3)
+            axis.plot(x[-1, line], m[-1, line], "o", mfc=colour, mec="white", ms=9, zorder=4)
+        axis.set_title(f"{name}\n|x| up to {np.abs(x).max():.1f}, |m| up to {np.abs(m).max():.1f}", fontsize=10)
+        axis.set_xlabel("position x of a pixel")
+        axis.spines[["top", "right"]].set_visible(False)
+    first, times = axes[0][0], next(iter(grid_times.values()))
+    first.set_ylabel("its momentum m")
+    low, high = first.get_ylim()
+    first.set_ylim(low, high + 0.12 * (high - low))  # room for the name of the band
+    first.text(np.mean([np.min(data), np.max(data)]), high, "values in the data", color="0.4", ha="center", fontsize=9)
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    ends = f"open: noise, t = {times[0]:g}; small: one step; filled: the sample, t = {times[-1]:g}"
+    figure.text(0.5, 0.01, ends, ha="center", fontsize=9, color="0.3")
     _save(figure, path)
 
 
@@ -108,7 +116,7 @@ def save_curves(
     for axis, (column, label) in zip(axes[0], panels.items(), strict=True):
         curves, names = families.lines(rows, column), []
         for line in curves:
-            colour = _COLOURS[line.colour] if line.best else "0.78"
+            colour = COLOURS[line.colour] if line.best else "0.78"
             style = {"lw": 2.2, "ms": 6, "marker": _MARKERS[line.colour], "zorder": 3} if line.best else {"lw": 0.8}
             x, y = [row["nfe"] for row in line.rows], [row[column] for row in line.rows]
             axis.loglog(x, y, color=colour, **style)
@@ -125,7 +133,7 @@ def save_curves(
             if high / low < 100:  # powers of ten alone would be one or two
                 axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.yaxis.set_major_formatter("{x:g}")
-            _label_ends(axis, names)
+            label_ends(axis, names)
         ticks = families.ticks(rows)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
@@ -137,8 +145,12 @@ def save_curves(
     _save(figure, path)
 
 
-def _label_ends(axis: Any, names: list[tuple[float, str, str]], gap: float = 0.042) -> None:
-    """Write each name right of the axes, at its value or as near as its neighbours allow."""
+def label_ends(axis: Any, names: list[tuple[float, str, str]], gap: float = 0.042, size: float = 9) -> None:
+    """Write a name right of the axes for each of ``names`` (value at the right end of a line, name, colour).
+
+    A name stands at its value, or as near as its neighbours allow. Names are ``gap`` of the height of the axes apart,
+    and letters have ``size`` points. Call it after the limits of the axis are set.
+    """
     scale = np.log if axis.get_yscale() == "log" else np.asarray
     low, high = scale(axis.get_ylim())
     wanted = sorted((float(np.clip((scale(value) - low) / (high - low), 0, 1)), name, c) for value, name, c in names)
@@ -153,7 +165,7 @@ def _label_ends(axis: Any, names: list[tuple[float, str, str]], gap: float = 0.0
             xytext=(1.03, place - over),
             xycoords="axes fraction",
             color=colour,
-            fontsize=9,
+            fontsize=size,
             va="center",
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 2, "shrinkB": 0, "relpos": (0, 0.5)},
         )
@@ -176,12 +188,12 @@ def save_tuning(directory: Path, rows: list[dict[str, Any]]) -> None:
         having, ends = [row for row in curves if name in row["setting"]["hyper"]], []
         for number, sampler in enumerate(sorted({row["sampler"] for row in having})):
             of_it = sorted((row["nfe"], row["setting"]["hyper"][name]) for row in having if row["sampler"] == sampler)
-            colour = _COLOURS[number % len(_COLOURS)]
+            colour = COLOURS[number % len(COLOURS)]
             axis.semilogx(
                 *zip(*of_it, strict=True), marker=_MARKERS[number % len(_MARKERS)], ms=5, lw=1.5, color=colour
             )
             ends.append((of_it[-1][1], sampler, colour))
-        _label_ends(axis, ends)
+        label_ends(axis, ends)
         ticks = sorted({row["nfe"] for row in having})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
@@ -198,38 +210,44 @@ def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[s
 
     The rows are those of ``metrics.jsonl`` with ``loss`` and with ``held_out_loss``.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
-    left.plot(
-        [r["step"] for r in trained],
-        [r["loss"] for r in trained],
-        color="#0072B2",
-        lw=1,
-        label="training (online weights)",
-    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5))
+    trained_colour, held_colour = COLOURS[:2]
+    left.plot([r["step"] for r in trained], [r["loss"] for r in trained], color=trained_colour, lw=1)
+    names = {left: [(trained[-1]["loss"], "training", trained_colour)], right: []}
     recent = [row for row in trained if row["step"] > 0.75 * trained[-1]["step"]]
     counts = np.array([row["count_by_time"] for row in recent], float)
     means = np.array([row["loss_by_time"] for row in recent], float)  # None, where the count is 0, becomes NaN
     total = counts.sum(axis=0)
     by_time = np.nansum(means * counts, axis=0) / np.where(total > 0, total, np.nan)
     times = (np.arange(len(total)) + 0.5) / len(total)
-    right.plot(times, by_time, "o-", color="#0072B2", ms=4, label="training, last quarter")
+    right.plot(times, by_time, "o-", color=trained_colour, ms=4)
+    names[right].append((_last_finite(by_time), "training,\nlast quarter", trained_colour))
     if held_out:
         steps, values = ([row[name] for row in held_out] for name in ("step", "held_out_loss"))
-        left.plot(steps, values, "s-", color="#D55E00", ms=4, lw=1, label="held out (EMA)")
+        left.plot(steps, values, "s-", color=held_colour, ms=4, lw=1)
         last = np.array(held_out[-1]["held_out_by_time"], float)
-        right.plot(times, last, "s-", color="#D55E00", ms=4, label=f"held out (EMA), step {steps[-1]:,}")
+        right.plot(times, last, "s-", color=held_colour, ms=4)
+        names[left].append((values[-1], "held out (EMA)", held_colour))
+        names[right].append((_last_finite(last), f"held out (EMA),\nstep {steps[-1]:,}", held_colour))
     left.set_xlabel("step")
     right.set_xlabel("forward time t (0: data, 1: noise)")
+    left.set_title("loss while it trains", loc="left", fontsize=11)
+    right.set_title("loss at each time", loc="left", fontsize=11)
     for axis in (left, right):
-        axis.set_ylabel("loss")
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
         axis.grid(True, which="both", alpha=0.25)
-        axis.legend()
+        axis.spines[["top", "right"]].set_visible(False)
+        label_ends(axis, names[axis], gap=0.1)
     figure.tight_layout()
     _save(figure, path)
+
+
+def _last_finite(values: np.ndarray) -> float:
+    """The last of ``values`` that is a number: where a line ends that has gaps."""
+    return float(values[np.isfinite(values)][-1])
 
 
 def _save(figure: Any, path: Path) -> None:
