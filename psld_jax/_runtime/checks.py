@@ -1,4 +1,4 @@
-"""Checks that report what is not finite, or cannot be meant, where it enters or leaves the package."""
+"""Checks of values that enter or leave the package: they report what is not finite, or cannot be meant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NotFinite(ValueError):
 
 
 def count_not_finite(arrays: Iterable[Array]) -> int:
-    """How many entries of the leading axis of arrays ``[n, ...]`` hold NaN or infinite values in any of them."""
+    """Count the entries of the leading axis of arrays ``[n, ...]`` with a NaN or infinite value in any of them."""
     bad: set[Any] = set()
     for array in map(np.asarray, arrays):
         # One sum tells of a whole array, and is finite but where something is not.
@@ -57,7 +57,7 @@ def check_array(what: str, values: Array) -> None:
 
 
 def check_seed(seed: Any, name: str = "seed") -> int:
-    """``seed`` as an integer; ``ValueError`` unless it is one from 0 to 2**32 - 1."""
+    """Return ``seed`` as an integer; raise a ``ValueError`` unless it is one from 0 to 2**32 - 1."""
     try:
         number = -1 if isinstance(seed, (bool, np.bool_)) else operator.index(seed)
     except TypeError:
@@ -68,7 +68,7 @@ def check_seed(seed: Any, name: str = "seed") -> int:
 
 
 def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, strict: bool = False) -> float:
-    """``value`` as a float; ``ValueError`` unless it is a finite number in ``[low, high]``, above ``low`` if strict."""
+    """Return ``value`` as a float; raise a ``ValueError`` unless it is in ``[low, high]``, above ``low`` if strict."""
     # A number of numpy or JAX may be an array without axes.
     scalar = np.asarray(value)[()] if hasattr(value, "__array__") and np.shape(value) == () else value
     known = isinstance(scalar, (int, float, np.integer, np.floating)) and not isinstance(scalar, bool)
@@ -85,14 +85,14 @@ def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.i
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """``value`` if it is True or False, else a ``ValueError``."""
+    """Return ``value`` if it is True or False; raise a ``ValueError`` otherwise."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name}={shown(value)} must be True or False")
     return bool(value)
 
 
 def as_pixels(what: str, images: Array, image_shape: tuple[int, ...], *, levels: bool = True) -> np.ndarray:
-    """``images`` as floating ``[n, H, W, C]`` in [-1, 1], checked.
+    """Check that ``images`` are floating ``[n, H, W, C]`` in [-1, 1], and return them.
 
     Levels 0 to 255 as uint8 are understood, where ``levels`` allows it: ``level / 127.5 - 1``.
 
@@ -112,7 +112,7 @@ def as_pixels(what: str, images: Array, image_shape: tuple[int, ...], *, levels:
 
 
 def check_measurement(what: str, values: Array) -> np.ndarray:
-    """``values`` of any shape as an array; ``ValueError`` for what is not floating, not finite or far from [-1, 1]."""
+    """Return ``values`` of any shape as an array; a ``ValueError`` if not floating, not finite or far from [-1, 1]."""
     values = np.asarray(values)
     if values.dtype == np.uint8:
         raise ValueError(f"{what} is uint8: measure images in [-1, 1], see psld_jax.normalise")
@@ -141,7 +141,7 @@ def _check_range(what: str, values: np.ndarray, limit: float = FARTHEST) -> np.n
 
 
 def normalise(images: Array, *, low: float = 0.0, high: float = 255.0) -> np.ndarray:
-    """Images in [-1, 1], float32, of images of any shape in ``[low, high]``: ``2 (x - low) / (high - low) - 1``.
+    """Map images of any shape from ``[low, high]`` to [-1, 1], float32: ``2 (x - low) / (high - low) - 1``.
 
     Example: ``psld_jax.normalise(levels)`` for levels 0 to 255, ``normalise(images, high=1)`` for 0 to 1.
 

@@ -128,7 +128,7 @@ class TimeFunction:
 
 
 def _spline(fn: Function, low: float, high: float, rtol: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Coefficients ``[n, 4, ...]`` of a uniform spline in ``u``, its offset and spacing, and its error."""
+    """Return coefficients ``[n, 4, ...]`` of a uniform spline in ``u``, its offset and spacing, and its error."""
     u_low, u_high = _to_u(low), _to_u(high)
     nodes = 512
     while True:
@@ -154,7 +154,7 @@ _TO_COEFFICIENTS = np.linalg.inv(np.vander(_TOLD, 4))
 def _cells(
     fn: Function, low: float, high: float, rtol: float, knots: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Coefficients ``[n, 4, ...]`` of cubic pieces between knots, ``log t`` where they begin, and the largest error.
+    """Return coefficients ``[n, 4, ...]`` of cubics between knots, ``log t`` where they begin, and the largest error.
 
     A piece has its own variable, 0 to 1. Those that are not exact enough are halved.
     """
@@ -178,7 +178,7 @@ def _cells(
 
 
 def _relative(difference: np.ndarray, *near: np.ndarray) -> np.ndarray:
-    """The largest entry of a difference over the largest of values near it, along the last axis."""
+    """Divide the largest entry of a difference by the largest value near it, along the last axis."""
     scale = np.max([np.abs(values).max(axis=-1) + 0 * difference[..., 0] for values in near], axis=0)
     return np.abs(difference).max(axis=-1) / (scale + np.finfo(np.float64).tiny)
 

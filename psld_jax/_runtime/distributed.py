@@ -1,4 +1,4 @@
-"""Many devices and processes: one mesh over all of them, and the few messages that processes exchange.
+"""Work on many devices and processes: one mesh over all of them, and the few messages that processes exchange.
 
 The same code runs in one process, JAX's default, where nothing is said. Training is one program on the devices of all
 processes; samples are drawn by each process on devices of its own, since they need nothing of each other.
@@ -30,7 +30,7 @@ SPLIT_FROM = 2**16
 
 
 def start(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Join the other processes; before anything is computed.
+    """Join the other processes. Call it before anything is computed.
 
     Args:
       coordinator: ``HOST:PORT`` of process 0, the same for all; ``"auto"`` where SLURM, Open MPI or a TPU tells.
@@ -62,24 +62,24 @@ def start(coordinator: str, num_processes: int | None = None, process_id: int | 
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Tell whether this process is the one that writes what is written once."""
     return jax.process_index() == 0
 
 
 def share(n: int, size: int = 1) -> range:
-    """This process's part of ``range(n)``, contiguous and made of whole groups of ``size`` (the last may be short)."""
+    """Return this process's part of ``range(n)``: contiguous, in whole groups of ``size`` (the last may be short)."""
     groups, index = -(-n // size), jax.process_index()
     first, last = (groups * i // count() * size for i in (index, index + 1))
     return range(min(first, n), min(last, n))
 
 
 def gather(content: bytes) -> list[bytes]:
-    """What each process says, in their order; every one must call it."""
+    """Return what each process says, in their order. Every process must call it."""
     if count() == 1:
         return [content]
     sizes = multihost_utils.process_allgather(np.array(len(content), np.int32))
@@ -90,7 +90,7 @@ def gather(content: bytes) -> list[bytes]:
 
 
 def gather_arrays(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Numpy arrays of each process by name, in their order and to the bit; of any shapes; names may differ."""
+    """Return the numpy arrays of each process by name, to the bit; of any shapes. Names may differ."""
     if count() == 1:
         return [arrays]
     content = io.BytesIO()
@@ -99,7 +99,7 @@ def gather_arrays(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 
 def first_does(action: Callable[[], None]) -> None:
-    """Run ``action`` in the first process while the others wait; if it cannot be done, all of them raise.
+    """Run ``action`` in the first process while the others wait. If it cannot be done, all of them raise.
 
     Raises:
       ValueError, OSError: in the first process, as ``action`` raised it; in the others a ``ValueError`` with its text.
@@ -116,7 +116,7 @@ def first_does(action: Callable[[], None]) -> None:
 
 
 class Devices:
-    """A mesh of all devices of all processes: batches are split over it, the state is on each, or split as well.
+    """A mesh of all devices of all processes. Batches are split over it; the state is on each device, or split too.
 
     Args:
       split_state: split large arrays of the state (parameters, their averages, the optimiser's), each along its
@@ -145,7 +145,7 @@ class Devices:
         return jax.tree.map(_placed, tree, self.state_shardings(tree))
 
     def state_shardings(self, tree: Any) -> Any:
-        """How each array of a state lies on the devices."""
+        """Return how each array of a state lies on the devices."""
         return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf.shape)), tree)
 
     def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
@@ -156,11 +156,11 @@ class Devices:
         return PartitionSpec(*(None,) * longest, "data")
 
     def gather(self, tree: T) -> T:
-        """The whole of split arrays on each device, inside of a program."""
+        """Put the whole of split arrays on each device, inside of a program."""
         return jax.lax.with_sharding_constraint(tree, self.replicated) if self._split_state else tree
 
     def fetch(self, tree: T) -> T:
-        """The whole of split arrays as numpy arrays, in every process."""
+        """Return the whole of split arrays as numpy arrays, in every process."""
         return jax.device_get(jax.jit(lambda t: t, out_shardings=self.replicated)(tree) if self._split_state else tree)
 
 
@@ -170,7 +170,7 @@ def _placed(leaf: Array, sharding: NamedSharding) -> jax.Array:
 
 
 class Agreement:
-    """The largest number that any process has to say, told to all: at once in one process, else two calls later.
+    """Tells all processes the largest number that any of them gave: at once in one process, else two calls later.
 
     Every process must call it equally often. What was said two calls ago has been computed by now, so nobody waits.
     """

@@ -17,7 +17,7 @@ _ADDRESS = re.compile(r"\s*\bat 0x[0-9a-fA-F]+")
 
 
 def unknown(what: str, value: object, allowed: Iterable[Any]) -> ValueError:
-    """A ``ValueError`` for a name that is not in ``allowed``, suggesting the nearest one that is, or five of many."""
+    """Make a ``ValueError`` for a name that is not in ``allowed``. It suggests the nearest one, or five of many."""
     names = sorted(map(str, allowed))
     name = str(value) if isinstance(value, str) else ""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -30,7 +30,7 @@ def unknown(what: str, value: object, allowed: Iterable[Any]) -> ValueError:
 
 
 def nearest(name: str, names: Collection[str], n: int = _NEAREST) -> list[str]:
-    """The ``n`` of ``names`` that are most alike, as a whole or in their last parts (``nfe``, ``sampler.nfe``)."""
+    """Return the ``n`` of ``names`` that are most like it, as a whole or in their last parts (``sampler.nfe``)."""
     last = name.rpartition(".")[2]
 
     def likeness(other: str) -> float:
@@ -41,7 +41,7 @@ def nearest(name: str, names: Collection[str], n: int = _NEAREST) -> list[str]:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """``repr(value)`` on one line, cut off, and without addresses in memory, which say nothing and differ each time."""
+    """Return ``repr(value)`` on one line, cut off, and without addresses in memory, which differ each time."""
     if hasattr(value, "__array__") and hasattr(value, "shape"):
         return f"an array of shape {value.shape}"
     text = _ADDRESS.sub("", " ".join(repr(value).split()))
@@ -49,7 +49,7 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def why(error: BaseException) -> str:
-    """The message of an error of a library, as a reader of this one needs it.
+    """Return the message of another library's error in the words of this one.
 
     Without addresses in memory, and without advice on arguments that cannot be given here.
     """
@@ -66,7 +66,7 @@ def why(error: BaseException) -> str:
 
 
 def check_choice(what: str, value: object, allowed: Collection[Any]) -> None:
-    """Raise that ``ValueError`` unless ``value`` is in ``allowed``."""
+    """Raise the ``ValueError`` of :func:`unknown` unless ``value`` is in ``allowed``."""
     try:
         known = not isinstance(value, np.ndarray) and value in allowed
     except TypeError:  # of what has no hash
@@ -76,7 +76,7 @@ def check_choice(what: str, value: object, allowed: Collection[Any]) -> None:
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-    """Whether ``value`` is a whole number of at least ``least``; 10.0 is one, ``True`` and ``"10"`` are not."""
+    """Tell whether ``value`` is a whole number of at least ``least``: 10.0 is one, ``True`` and ``"10"`` are not."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return bool(number and value >= least and float(value).is_integer())
 

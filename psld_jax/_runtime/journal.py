@@ -1,4 +1,4 @@
-"""Files that a killed run finds whole: a journal of what was done, and contents that are there at once or not."""
+"""Files that a killed run finds whole: a journal of finished results, and files that are replaced in one go."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from psld_jax._runtime.errors import why
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path``: whoever looks finds the old file or the new one, never a part."""
+    """Write ``content`` to ``path`` in one go: a reader finds the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.part")
     if isinstance(content, str):
         temporary.write_text(content, encoding="utf-8")
@@ -23,7 +23,7 @@ def replace(path: Path, content: str | bytes) -> None:
 
 
 def make_directory(path: Path, what: str) -> None:
-    """Make a directory with all above it, or see that it is there and can be written to.
+    """Make a directory and its parents, or check that it is there and can be written to.
 
     Raises:
       ValueError: for an empty name, a file in its place or above it, or no permission.
@@ -40,7 +40,7 @@ def make_directory(path: Path, what: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON; ``ValueError`` with its name if it is empty, cut off or of something else."""
+    """Read the object in a JSON file; a ``ValueError`` names the file if it is empty, cut off or something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -58,7 +58,7 @@ def check_same(what: str, found: dict[str, Any], about: dict[str, Any]) -> None:
 
 
 class Journal:
-    """Results by key, in memory and in a file of JSON lines: what a killed run has written is not done again.
+    """Results by key, in memory and in a file of JSON lines, so that a killed run does not repeat what it has written.
 
     Args:
       path: the file, made if it does not exist; ``None`` for memory only.
@@ -93,7 +93,7 @@ class Journal:
                 file.write(json.dumps(entry) + "\n")
 
     def get(self, key: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result for ``key``: what is known, else what ``make`` returns, written down."""
+        """Return the known result for ``key``. If there is none, call ``make``, and write down what it returns."""
         name = json.dumps(key, sort_keys=True)
         if name not in self._known:
             self._known[name] = make()

@@ -15,7 +15,7 @@ LEVELS = ("truncate", "round")
 
 
 def image_levels(images: Array, how: str = "truncate") -> Array:
-    """Levels 0 to 255, as float32: ``127.5 x + 127.5`` of float images in [-1, 1], clipped, then truncated or rounded.
+    """Turn float images in [-1, 1] into levels 0 to 255, float32: ``127.5 x + 127.5``, clipped, truncated or rounded.
 
     The original PSLD truncates, EDM rounds. Images of uint8 are levels already. NaN stays NaN. Any shape, kept.
 
@@ -36,7 +36,7 @@ def image_levels(images: Array, how: str = "truncate") -> Array:
 
 
 def to_levels(images: Array, how: str = "truncate") -> np.ndarray:
-    """:func:`image_levels` as uint8, for files; same shape.
+    """Return :func:`image_levels` as uint8, for files; same shape.
 
     Frechet distances differ between the two ways: reports say which.
 

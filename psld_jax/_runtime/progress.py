@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar with rate and time left on a terminal, and a line now and then elsewhere."""
+"""Progress of long loops: a bar with rate and time left on a terminal, and a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SHORT = 2.0
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Write seconds as hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 class Bar:
-    """A loop of known or unknown length that tells how far it is; a context.
+    """A context for a loop of known or unknown length, which shows how far the loop is.
 
     Args:
       console: what it is told to.
@@ -65,7 +65,7 @@ class Bar:
             self._progress.stop()
 
     def advance(self, note: str | None = None) -> None:
-        """One more item is done; ``note`` is told beside the numbers from now on."""
+        """Count one more item as done, and show ``note`` beside the numbers from now on."""
         self._done += 1
         self._note = self._note if note is None else note
         seconds = time.perf_counter() - self._start
@@ -82,13 +82,13 @@ class Bar:
             self._next = time.perf_counter() + self._wait
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, each of which is done when the next one is asked for."""
+        """Go through the items. Each one counts as done when the next one is asked for."""
         for item in items:
             yield item
             self.advance()
 
     def describe(self, text: str) -> None:
-        """Tell ``text`` in place of the description; the empty text brings that back."""
+        """Show ``text`` in place of the description. The empty text brings the description back."""
         if self._drawn:
             self._progress.update(self._task, description=text or self._description)
 
@@ -101,7 +101,7 @@ def _rate(count: int, seconds: float) -> str:
 
 
 def track(items: Iterable[T], description: str, console: Console, total: int | None = None) -> Iterator[T]:
-    """The items, with a :class:`Bar`; it is as long as ``items`` if they have a length."""
+    """Go through ``items`` with a :class:`Bar`, which is as long as they are if they have a length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Bar(console, description, total) as bar:
@@ -110,7 +110,7 @@ def track(items: Iterable[T], description: str, console: Console, total: int | N
 
 @contextlib.contextmanager
 def busy(description: str, console: Console) -> Iterator[None]:
-    """Tell what is done while nothing can be counted: on the bar that is shown, or by itself; elsewhere afterwards."""
+    """Show what is done while nothing can be counted: at once on a terminal, afterwards elsewhere."""
     start = time.perf_counter()
     shown = next((bar for bar in reversed(Bar.active) if bar._drawn), None)
     if shown is not None:

@@ -22,7 +22,7 @@ PRIOR_DRAW = 2**32 - 1
 
 
 def sample_keys(key: Array, indices: Array) -> Array:
-    """One key for each sample: ``fold_in(key, i)`` for ``i`` in ``indices`` (integers ``[n]``).
+    """Make one key for each sample: ``fold_in(key, i)`` for ``i`` in ``indices`` (integers ``[n]``).
 
     Raises:
       ValueError: for what is no random key, and for indices that are no integers of at least 0.
@@ -36,13 +36,13 @@ def sample_keys(key: Array, indices: Array) -> Array:
 
 
 def is_batch(key: Array) -> bool:
-    """Whether ``key`` is already one key per sample (``[n]`` typed keys, or ``[n, 2]`` raw ones)."""
+    """Tell whether ``key`` is already one key per sample (``[n]`` typed keys, or ``[n, 2]`` raw ones)."""
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return key.ndim == (1 if typed else 2)
 
 
 def per_sample(key: Array, n: int) -> Array:
-    """``key`` itself if it holds one key per sample, else ``sample_keys(key, 0..n-1)``; ``[n]``.
+    """Return ``key`` if it holds one key per sample, else ``sample_keys(key, 0..n-1)``; ``[n]``.
 
     Raises:
       ValueError: as :func:`check_key`.
@@ -69,13 +69,13 @@ def check_key(key: Array, n: int) -> None:
 
 @functools.lru_cache(maxsize=16)
 def unused(n: int) -> Array:
-    """Keys ``[n]`` for a program that takes keys and draws nothing from them: made once, also while JAX traces."""
+    """Return keys ``[n]`` for a program that draws nothing from them. They are made once, also while JAX traces."""
     with jax.ensure_compile_time_eval():
         return sample_keys(jax.random.key(0), jnp.arange(n))
 
 
 def normal_like(keys: Array, draw: Array, state: Any) -> Any:
-    """Standard normal numbers shaped like ``state`` (leaves ``[n, ...]``): draw number ``draw`` of ``keys``."""
+    """Draw standard normal numbers shaped like ``state`` (leaves ``[n, ...]``): draw number ``draw`` of ``keys``."""
     leaves, structure = jax.tree.flatten(state)
 
     def one(key: Array) -> list[Array]:

@@ -1,4 +1,4 @@
-"""Names of what the modules of a package define: each module is found, none needs to be listed."""
+"""A registry of what the modules of a package define, by name. The modules are found; none needs to be listed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """What has been given a name, by name.
+    """A mapping from names to the entries that were registered under them.
 
     Args:
       what: what the names are of, for messages.
@@ -39,7 +39,7 @@ class Registry(Generic[T]):
         self.entries[name] = entry
 
     def register(self, name: str) -> Callable[[Any], Any]:
-        """Decorator: :meth:`add` what is decorated under this name, and return it as it is.
+        """Decorator that registers what it decorates under this name (:meth:`add`), and returns it unchanged.
 
         Raises:
           ValueError: when decorating, as :meth:`add` does.
@@ -52,12 +52,12 @@ class Registry(Generic[T]):
         return decorate
 
     def names(self) -> tuple[str, ...]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         self._import()
         return tuple(sorted(self.entries))
 
     def __getitem__(self, name: str) -> T:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
           ValueError: for an unknown one, with the nearest that is known.

@@ -47,7 +47,7 @@ _KERNEL_PER_TILE = 8192
 
 
 def suits(x: Array, kernel: Array) -> bool:
-    """Whether :func:`convolve` takes ``x [n, H, W, C]`` and ``kernel [3, 3, C, D]``: float32, channels in sixteens.
+    """Tell whether :func:`convolve` takes ``x [n, H, W, C]``, ``kernel [3, 3, C, D]``: float32, channels in sixteens.
 
     What is mapped over devices by name (``shard_map`` with its checks, explicit sharding) is left to XLA.
     """
@@ -60,7 +60,7 @@ def suits(x: Array, kernel: Array) -> bool:
 
 
 def convolve(x: Array, kernel: Array) -> Array:
-    """Convolution of ``x [n, H, W, C]`` with ``kernel [3, 3, C, D]``, zeros around it: ``[n, H, W, D]``, float32.
+    """Convolve ``x [n, H, W, C]`` with ``kernel [3, 3, C, D]``, zeros around ``x``: ``[n, H, W, D]``, float32.
 
     Derivatives of any order, forward and back, are of the same kind. Ask :func:`suits` before.
     """
@@ -96,7 +96,7 @@ def _xla_kernel_gradient(x: Array, y: Array) -> Array:
 
 
 def _pays(x: Array, channels: int) -> bool:
-    """Whether ``x`` has tiles enough for the transform of a kernel to ``channels``, four times its size."""
+    """Tell whether ``x`` has tiles enough to pay for the transform of a kernel to ``channels``, four times its size."""
     n, height, width, c = x.shape
     return c * channels <= _KERNEL_PER_TILE * n * -(-height // 4) * -(-width // 4)
 
@@ -118,7 +118,7 @@ def _own_kernel_gradient(x: Array, y: Array) -> Array:
 
 
 def _is_for_one_device(ctx: mlir.LoweringRuleContext) -> bool:
-    """Not for another machine, which may lack the library, nor for XLA to split, which cannot look into it."""
+    """Tell whether a program is for one device of this machine. Others may lack the library; XLA cannot split it."""
     context, where = ctx.module_context, ctx.module_context.axis_context
     if context.lowering_parameters.for_export:
         return False
@@ -167,7 +167,7 @@ ad.defbilinear(
 
 @functools.cache
 def missing() -> str | None:
-    """Why XLA convolves on a CPU, or ``None`` if the library does. The first call compiles it, in seconds.
+    """Return why XLA convolves on a CPU, or ``None`` if the library does. The first call compiles it, in seconds.
 
     Raises:
       ValueError: if ``PSLD_JAX_WINOGRAD`` is ``on`` and it cannot be had, or is another word than the three.
@@ -194,7 +194,7 @@ def missing() -> str | None:
 
 
 def _compiled() -> Path:
-    """The library for this source, compiler, jaxlib and processor; another one that is being written is not seen."""
+    """Return the library for this source, compiler, jaxlib and processor; compile it first if it is not there."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if shutil.which(compiler[0]) is None:
         raise OSError(f"there is no C++ compiler: {compiler[0]} is not found (CXX in the environment names another)")
@@ -213,7 +213,7 @@ def _compiled() -> Path:
 
 
 def _processor() -> str:
-    """What ``-march=native`` depends on: a home directory may be shared by machines that differ in it."""
+    """Describe the processor, on which ``-march=native`` depends: machines that share a home directory may differ."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

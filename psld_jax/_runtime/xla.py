@@ -1,4 +1,4 @@
-"""Options of XLA beyond the computation itself, where its own choices for a CPU cost time."""
+"""How JAX programs are compiled and kept: options of XLA where its own choices for a CPU cost time, and a cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CPU = {
 
 @functools.cache
 def options() -> dict[str, str]:
-    """Options for ``compiler_options`` of ``jax.jit``: none but on a CPU, nor where this XLA does not know them."""
+    """Return ``compiler_options`` for ``jax.jit``: only on a CPU, and only those that this XLA knows."""
     if jax.default_backend() != "cpu":
         return {}
     try:
@@ -52,7 +52,7 @@ class _Kept:
         self._programs: dict[Any, Any] = {}  # the least recently used first
 
     def __call__(self, key: Any) -> Any:
-        """The program of that structure, which is made if it is not kept."""
+        """Return the program for that structure, and make it if it is not kept."""
         program = self._programs.pop(key, None) or self._make()
         self._programs[key] = program
         while len(self._programs) > MAX_PROGRAMS:
@@ -67,14 +67,14 @@ class _Kept:
         return key in self._programs
 
     def give_back(self) -> None:
-        """Give back all of them."""
+        """Give back all programs."""
         programs, self._programs = self._programs, {}
         for program in programs.values():
             program.clear_cache()
 
 
 def _return_free_memory() -> None:
-    """Give what a compilation has freed back to the system, where the C library can (glibc).
+    """Give memory that a compilation has freed back to the system, where the C library can (glibc).
 
     A compilation frees some 50 MiB in pieces, which glibc keeps for itself: memory would seem to grow with every one.
     """
@@ -93,7 +93,7 @@ _watchers: list[Watcher] = []
 
 @contextlib.contextmanager
 def watched(watcher: Watcher) -> Generator[None, None, None]:
-    """Call ``watcher`` with the name of every new program of :func:`jit`, which is compiled within what it returns."""
+    """Call ``watcher`` with the name of every new program of :func:`jit`. It returns a context for the compilation."""
     _watchers.append(watcher)
     try:
         yield
@@ -102,7 +102,7 @@ def watched(watcher: Watcher) -> Generator[None, None, None]:
 
 
 def jit(fn: Callable[..., Any], what: str = "a program", **kwargs: Any) -> Callable[..., Any]:
-    """``jax.jit(fn, **kwargs)`` with :func:`options`, which JAX takes for the outermost program only.
+    """Return ``jax.jit(fn, **kwargs)`` with :func:`options`, which JAX takes for the outermost program only.
 
     Within ``jit``, ``grad``, ``vmap`` or ``scan`` it is ``jax.jit`` as it is. Outside, one program is kept for each
     structure and shapes of the arguments, :data:`MAX_PROGRAMS` at most: ``jax.jit`` alone keeps all, and every function
@@ -135,7 +135,7 @@ def jit(fn: Callable[..., Any], what: str = "a program", **kwargs: Any) -> Calla
 
 
 def _kind(leaf: Any) -> Any:
-    """What of an argument makes a program another one."""
+    """Return that part of an argument for which another value needs another program."""
     if isinstance(leaf, (bool, int, float, complex)):
         return type(leaf)
     return (leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
@@ -148,7 +148,7 @@ def clear_programs() -> None:
 
 
 def materialise(x: Array) -> Array:
-    """The array itself, ``[...]``, computed once: on a CPU, nothing is fused across it, in derivatives neither.
+    """Return the array itself, ``[...]``, computed once. On a CPU nothing is fused across it, nor in derivatives.
 
     XLA fuses what computes an array into everything that uses it. Along a chain of residual blocks, every sum over a
     gradient would compute the gradients of all blocks behind it again; ``lax.optimization_barrier`` alone is dropped
