@@ -1,4 +1,4 @@
-"""The R-frame: the factor of the covariance in which the noise of a single data point stays constant on its way."""
+"""The R-frame: the factor of the covariance in which the noise of a single data point stays constant over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triangular factors, and transition and covariance of a linear diffusion with constant matrices; numpy float64."""
+"""Triangular factors, and the transition and covariance of a linear diffusion with constant matrices; numpy float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integrals and linear ODEs on the host, float64: Gauss-Legendre collocation."""
+"""Integrals and linear ODEs by Gauss-Legendre collocation, in float64 on the host."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def collocate(generator: np.ndarray, length: float) -> tuple[np.ndarray, np.ndar
 
 
 def collocate_many(generator: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`collocate` for m intervals: ``[m, n, K, K]`` and lengths ``[m]`` to ``[m, n, K, K]`` and ``[m, K, K]``."""
+    """Run :func:`collocate` on m intervals: ``[m, n, K, K]``, lengths ``[m]`` to ``[m, n, K, K]``, ``[m, K, K]``."""
     m, n, k = generator.shape[:3]
     length = length[:, None, None]
     system = np.eye(n * k) - length * np.einsum("ij,mjkl->mjkil", _Q, generator).reshape(m, n * k, n * k)
@@ -101,7 +101,7 @@ _FEWEST_PANELS, _MOST_PANELS = 4, 2**14
 
 
 def integrate(fn: MatrixFunction, t: float, s: float) -> np.ndarray:
-    """``int_t^s fn(u) du`` for a function of times ``[n]`` to ``[n, J]``, float64 ``[J]``; ``t`` and ``s`` > 0.
+    """Integrate ``int_t^s fn(u) du`` for a function of times ``[n]`` to ``[n, J]``: float64 ``[J]``; ``t``, ``s`` > 0.
 
     Gauss-Legendre quadrature on 12 points, on panels of equal length in ``log u`` that are doubled until the result
     stands still to 1e-12 of the integral of the absolute value: also for a function with a kink in a high derivative

@@ -1,4 +1,4 @@
-"""Where a diffusion meets the device: its states, draws of its prior, and data with its noise."""
+"""The part of a diffusion that runs on the device: its states, draws of its prior, and data with its noise."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Array = Any
 
 
 class StatesOfBlocks:
-    """The part of a diffusion that makes states; the rest, :class:`psld_jax.sde.LinearSDE`, makes matrices."""
+    """The part of a diffusion that makes states. The other part, :class:`psld_jax.sde.LinearSDE`, makes matrices."""
 
     num_blocks: int
     knots: np.ndarray
 
     def mean(self, t: Array) -> np.ndarray:
-        """``mu_t``, ``[..., K, 1]``."""
+        """Mean ``mu_t``, ``[..., K, 1]``."""
         raise NotImplementedError
 
     def factor(self, t: Array, cov0: Array | None = None) -> np.ndarray:
-        """``L_t``, ``[..., K, K]``."""
+        """Factor of the covariance ``L_t``, ``[..., K, K]``."""
         raise NotImplementedError
 
     def prior_cov(self) -> np.ndarray:
@@ -40,7 +40,7 @@ class StatesOfBlocks:
         raise NotImplementedError
 
     def state(self, *parts: Any) -> blocks.State:
-        """The state tuple of K blocks: :class:`PhaseState` for 2, :class:`ThirdOrderState` for 3, else a plain tuple.
+        """Make a state of K blocks: :class:`PhaseState` for 2, :class:`ThirdOrderState` for 3, else a plain tuple.
 
         The parts are as they are, e.g. ``[n, H, W, C]`` each.
 
@@ -68,7 +68,7 @@ class StatesOfBlocks:
         return blocks.apply(to_device(cholesky(self.prior_cov()), leaf.dtype), xi)
 
     def perturb(self, x0: Array, t: Array, eps: blocks.State) -> blocks.State:
-        """``z_t = mu_t x_0 + L_t eps``, on the device.
+        """Add noise to data: ``z_t = mu_t x_0 + L_t eps``, on the device.
 
         Args:
           x0: data, a pytree with leaves ``[n, ...]``.

@@ -1,4 +1,4 @@
-"""Linear diffusions of K blocks, ``dz = F_t z dt + G_t dw``, in float64: what all of them have in common.
+"""The base class of linear diffusions of K blocks, ``dz = F_t z dt + G_t dw``, in float64.
 
 All run on one clock, ``t`` in [0, 1]: data at 0, noise at 1. The simplest are defined here: ``F_t = beta(t) F`` and
 ``D_t = G_t G_t^T = beta(t) D`` with constant matrices and a linear rate ``beta(t)`` from ``beta_min`` to ``beta_max``.
@@ -105,7 +105,7 @@ class LinearSDE(StatesOfBlocks):
         self._set_up(len(self.unit_drift), initial_cov, decomposition, jitter)
 
     def _set_up(self, num_blocks: int, initial_cov: Array | None, decomposition: str, jitter: float) -> None:
-        """What every kind of diffusion has, whatever its matrices are."""
+        """Set what every diffusion has, whatever its matrices are."""
         if decomposition not in DECOMPOSITIONS:
             raise ValueError(f"decomposition={decomposition!r} must be one of {', '.join(DECOMPOSITIONS)}")
         if not (np.isfinite(jitter) and jitter >= 0):
@@ -131,21 +131,21 @@ class LinearSDE(StatesOfBlocks):
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
 
     def drift(self, t: Array) -> np.ndarray:
-        """``F_t``, ``[..., K, K]``."""
+        """Drift matrix ``F_t``, ``[..., K, K]``."""
         return self.beta(t)[..., None, None] * self.unit_drift
 
     def diffusion(self, t: Array) -> np.ndarray:
-        """``D_t = G_t G_t^T``, ``[..., K, K]``."""
+        """Diffusion matrix ``D_t = G_t G_t^T``, ``[..., K, K]``."""
         return self.beta(t)[..., None, None] * self.unit_diffusion
 
     def dispersion(self, t: Array) -> np.ndarray:
-        """``G_t``, the lower Cholesky factor of ``D_t``, ``[..., K, K]``."""
+        """Noise matrix ``G_t``, the lower Cholesky factor of ``D_t``, ``[..., K, K]``."""
         return cholesky(self.diffusion(t))
 
     # --- the kernel p(z_t | x_0) -----------------------------------------------------------------
 
     def transition(self, s: Array, t: Array) -> np.ndarray:
-        """``Psi(s, t)``: carries ``dz = F z dt`` from time ``t`` to time ``s`` (either order), ``[..., K, K]``."""
+        """Transition ``Psi(s, t)``: it carries ``dz = F z dt`` from ``t`` to ``s`` (either order), ``[..., K, K]``."""
         return expm((self.beta_integral(s) - self.beta_integral(t))[..., None, None] * self.unit_drift)
 
     def noise_cov(self, t: Array, s: Array = 0.0) -> np.ndarray:
@@ -156,7 +156,7 @@ class LinearSDE(StatesOfBlocks):
         return linear_flow(self.unit_drift, self.unit_diffusion, self.beta_integral(t) - self.beta_integral(s))[1]
 
     def mean(self, t: Array) -> np.ndarray:
-        """``mu_t = Psi(t, 0) e_1``: the kernel has mean ``mu_t x_0``, ``[..., K, 1]``."""
+        """Mean vector ``mu_t = Psi(t, 0) e_1``, ``[..., K, 1]``: the kernel has mean ``mu_t x_0``."""
         return self.transition(t, 0.0)[..., :, :1]
 
     def cov(self, t: Array, cov0: Array | None = None) -> np.ndarray:
@@ -175,12 +175,12 @@ class LinearSDE(StatesOfBlocks):
         return spread + self.noise_cov(t) + self.jitter * np.eye(self.num_blocks)
 
     def snr(self, t: Array) -> np.ndarray:
-        """``mu_t^T Sigma_t^-1 mu_t``, ``[...]``: how much ``z_t`` tells of ``x_0``; falls with ``t``."""
+        """Signal-to-noise ratio ``mu_t^T Sigma_t^-1 mu_t`` of ``x_0`` in ``z_t``, ``[...]``; it falls with ``t``."""
         mu = self.mean(t)
         return (np.swapaxes(mu, -1, -2) @ np.linalg.solve(self.cov(t), mu))[..., 0, 0]
 
     def log_snr(self, t: Array) -> np.ndarray:
-        """``log SNR_t``, ``[...]``, see :meth:`snr`."""
+        """Logarithm of the signal-to-noise ratio ``log SNR_t``, ``[...]``, see :meth:`snr`."""
         return np.log(self.snr(t))
 
     def sigma(self, t: Array) -> np.ndarray:
@@ -213,11 +213,11 @@ class LinearSDE(StatesOfBlocks):
             raise ValueError(f"sigma={wrong} is no noise level of {self!r}: it must lie in [{least:.6g}, {most:.6g}]")
 
     def factor(self, t: Array, cov0: Array | None = None) -> np.ndarray:
-        """``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``."""
+        """Factor ``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``."""
         return cholesky(self.cov(t, cov0), self.decomposition)
 
     def frame(self, t: Array) -> np.ndarray:
-        """``R_t``, ``[..., K, K]``: ``R R^T = Sigma``, ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang, Tao & Chen, 2023).
+        """Factor ``R_t``, ``[..., K, K]``: ``R R^T = Sigma``, ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang et al., 2023).
 
         In this frame ``eps_R = R^-1 (z - mu x_0)`` of a single data point is constant along the probability-flow ODE.
         Determined up to a constant rotation, fixed by ``R_1 = L_1``; see :class:`psld_jax.sde._frame.Rotation`.
@@ -238,7 +238,7 @@ class LinearSDE(StatesOfBlocks):
     # --- what the network predicts: score(z, t) = Cskip z + C eps(Cin z, t) -------------------------
 
     def preconditioned(self, data_std: float) -> Self:
-        """The same diffusion for a network preconditioned in phase space, for data of that standard deviation.
+        """Return the same diffusion for a network preconditioned in phase space, for data of that standard deviation.
 
         With ``Stilde = Sigma + data_std^2 mu mu^T`` the Gaussian-optimal score is ``-Stilde^-1 z``; what is left over
         has rank one. So ``Cskip = -Stilde^-1``, ``Cin = Stilde^(-1/2)``, and the first column of ``C`` is
@@ -256,7 +256,7 @@ class LinearSDE(StatesOfBlocks):
         return sde
 
     def total_cov(self, t: Array, data_std: float) -> np.ndarray:
-        """``Stilde_t = Sigma_t + data_std^2 mu_t mu_t^T``: covariance for Gaussian data, ``[..., K, K]``."""
+        """Covariance of ``z_t`` for Gaussian data: ``Stilde_t = Sigma_t + data_std^2 mu_t mu_t^T``, ``[..., K, K]``."""
         mu = self.mean(t)
         return self.cov(t) + data_std**2 * mu @ np.swapaxes(mu, -1, -2)
 

@@ -21,7 +21,7 @@ _SHORT = 1e-4
 
 
 def named_betas(schedule: str, beta_start: float, beta_end: float, num_steps: int) -> np.ndarray:
-    """``beta_0, beta_1, ...`` of DDPM, float64 ``[num_steps]``.
+    """Return the schedule ``beta_0, beta_1, ...`` of DDPM, float64 ``[num_steps]``.
 
     ``"linear"``; ``"scaled_linear"``, linear in the square root; ``"squaredcos_cap_v2"``, ``1 - c(i + 1) / c(i)`` with
     ``c(i) = cos^2(pi/2 (i / N + 0.008) / 1.008)``, at most 0.999, which takes no notice of the two ends.
@@ -117,11 +117,11 @@ class Discrete(OneBlock):
         )
 
     def index(self, t: Array) -> np.ndarray:
-        """The number of the level at ``t``, a real one, ``[...]``: ``N t - 1``."""
+        """Return the number of the level at ``t`` as a real number, ``[...]``: ``N t - 1``."""
         return self.num_steps * np.asarray(t, np.float64) - 1
 
     def time_of(self, index: Array) -> np.ndarray:
-        """The time of the level of that number, ``[...]``; from 0, as diffusers' timesteps are.
+        """Return the time of the level with that number, ``[...]``. Numbers begin at 0, as timesteps of diffusers do.
 
         Raises:
           ValueError: for numbers outside of 0 to N - 1.

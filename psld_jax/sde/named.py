@@ -22,7 +22,7 @@ Class = TypeVar("Class", bound=type[LinearSDE])
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """Decorator: make a subclass of :class:`LinearSDE` available as ``config.sde.name``.
+    """Decorator that makes a subclass of :class:`LinearSDE` available as ``config.sde.name``.
 
     The arguments of its constructor become fields of ``config.sde``, with its defaults; where another diffusion has
     another default for the same name, a field that is not set (``None``) stands for that of the diffusion.
@@ -34,12 +34,12 @@ def register(name: str) -> Callable[[Class], Class]:
 
 
 def available() -> tuple[str, ...]:
-    """Names of all diffusions, sorted."""
+    """Return the names of all diffusions, sorted."""
     return _REGISTRY.names()
 
 
 def parameters(name: str) -> dict[str, Any]:
-    """The arguments of the diffusion ``name``, and their defaults.
+    """Return the arguments of the diffusion ``name``, and their defaults.
 
     Raises:
       ValueError: for an unknown name.
@@ -48,7 +48,7 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def get(name: str, **values: Any) -> LinearSDE:
-    """The diffusion ``name`` with these arguments, and defaults for the others.
+    """Make the diffusion ``name`` with these arguments, and defaults for the others.
 
     Raises:
       ValueError: for an unknown name (with the nearest known one), or as the diffusion itself does.

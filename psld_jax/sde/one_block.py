@@ -1,4 +1,4 @@
-"""Paths of one block, ``x_t = alpha(t) x_0 + sigma(t) eps``: coefficients in closed form, also where one vanishes."""
+"""Paths of one block, ``x_t = alpha(t) x_0 + sigma(t) eps``, in closed form, also where a coefficient vanishes."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ class OneBlock(LinearSDE):
     # --- what a path is ---------------------------------------------------------------------------
 
     def alpha(self, t: Array) -> np.ndarray:
-        """``alpha(t)``, the size of the signal, ``[...]``."""
+        """Size of the signal ``alpha(t)``, ``[...]``."""
         raise NotImplementedError
 
     def std(self, t: Array) -> np.ndarray:
-        """``sigma(t)``, the standard deviation of the noise, ``[...]``."""
+        """Standard deviation of the noise ``sigma(t)``, ``[...]``."""
         raise NotImplementedError
 
     def alpha_rate(self, t: Array) -> np.ndarray:
-        """``d alpha / dt``, ``[...]``."""
+        """Rate of the signal ``d alpha / dt``, ``[...]``."""
         raise NotImplementedError
 
     def std_rate(self, t: Array) -> np.ndarray:
-        """``d sigma / dt``, ``[...]``."""
+        """Rate of the noise ``d sigma / dt``, ``[...]``."""
         raise NotImplementedError
 
     def gain(self, t: Array, s: Array) -> np.ndarray:
@@ -141,7 +141,7 @@ class OneBlock(LinearSDE):
             return np.where(self.has_signal(t), self.std(t) / self.alpha(t), np.inf)
 
     def has_signal(self, t: Array) -> np.ndarray:
-        """Whether there is any of ``x_0`` in ``x_t``, up to rounding, ``[...]``: not where ``alpha`` vanishes."""
+        """Tell whether there is any of ``x_0`` in ``x_t``, up to rounding, ``[...]``: not where ``alpha`` vanishes."""
         return self.alpha(t) > _NO_SIGNAL * self.std(t)
 
     def prior_cov(self) -> np.ndarray:

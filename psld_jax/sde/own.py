@@ -1,4 +1,4 @@
-"""A path from two functions of one's own."""
+"""A path made of two functions of your own."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Path(OneBlock):
 
     @staticmethod
     def _extended(value: Function, rate: Function, t: Array) -> np.ndarray:
-        """The function, and beyond ``t = 1``, where rounding of a time may lead, its tangent."""
+        """Extend the function by its tangent beyond ``t = 1``, where the rounding of a time may lead."""
         t = np.asarray(t, np.float64)
         beyond = np.maximum(t - 1, 0.0)
         return value(np.minimum(t, 1.0)) + (rate(np.ones(())) * beyond if np.any(beyond > 0) else 0.0)
@@ -111,7 +111,7 @@ def _name(fn: Function) -> str:
 
 
 def _checked(name: str, fn: Function) -> Function:
-    """``fn`` for arrays of times ``[...]``, float64, also if it takes one number at a time or returns a constant."""
+    """Let ``fn`` take times ``[...]``, float64, even if it takes one number at a time or returns a constant."""
     if not callable(fn):
         raise ValueError(f"{name}={fn!r} must be a function of time, from [0, 1] to a number")
 

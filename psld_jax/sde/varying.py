@@ -1,4 +1,4 @@
-"""Linear diffusions whose matrices are any functions of time: transition and covariance by an ODE solve on the host."""
+"""Linear diffusions whose matrices are any functions of time. An ODE on the host gives transition and covariance."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class VaryingSDE(LinearSDE):
                 )
 
     def _from_edge(self, first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Transition and covariance from edge ``first`` to every later edge, itself included."""
+        """Return transition and covariance from edge ``first`` to every later edge, itself included."""
         if first not in self._between:
             parts = self._short(self._edges[first + 1 :], self._edges[first:-1])
             psi, noise = [np.eye(self.num_blocks)], [np.zeros((self.num_blocks,) * 2)]
@@ -201,7 +201,7 @@ class VaryingSDE(LinearSDE):
 
 
 def _join(first: tuple, second: tuple) -> tuple[np.ndarray, np.ndarray]:
-    """Two stretches of time, one after the other."""
+    """Join transition and covariance of two stretches of time, one after the other."""
     psi = second[0]
     return psi @ first[0], psi @ first[1] @ np.swapaxes(psi, -1, -2) + second[1]
 
