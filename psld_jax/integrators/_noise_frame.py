@@ -1,4 +1,4 @@
-"""Steps in the noise frame, for samplers that are written for ``x + sigma eps`` and known by their names.
+"""Steps in the noise frame, for well-known samplers that are written for ``x + sigma eps``.
 
 Of a diffusion of one block, ``x_t = alpha x_0 + sigma eps``, the state ``y = x / alpha`` obeys ``dy = eps d(sigma /
 alpha)``. For K blocks the same holds with matrices: ``y = Psi(t, 0)^-1 z``, ``dy = d(Psi(t, 0)^-1 R_t) eps_R`` with
@@ -28,12 +28,12 @@ _EXACT = 4 * np.finfo(float).eps
 
 
 def gone(sde: LinearSDE, t: float) -> bool:
-    """Whether nothing of the data is left at ``t``, where ``sigma`` is infinite: a flow at ``t = 1``."""
+    """Tell whether nothing of the data is left at ``t``, where ``sigma`` is infinite: a flow at ``t = 1``."""
     return bool(sde.sigma(np.float64(t)) > _NO_SIGNAL)
 
 
 def regular(sde: LinearSDE, past: tuple[float, ...]) -> tuple[float, ...]:
-    """The earlier times whose evaluations a multistep method can use: those where some signal is left."""
+    """Return the earlier times whose evaluations a multistep method can use: those where some signal is left."""
     return tuple(u for u in past if not gone(sde, u))
 
 
@@ -57,7 +57,7 @@ def data_step(sde: LinearSDE, t: float, s: float) -> tuple[np.ndarray, np.ndarra
 
 
 def first_order(sde: LinearSDE, t: float, s: float) -> Stage:
-    """The step that is exact for a constant prediction, with its evaluation at ``t``.
+    """Make the step that is exact for a constant prediction, with its evaluation at ``t``.
 
     The prediction is ``eps_R``, or ``x_0`` if need be. Both are the same step, but where no signal is left the noise
     says nothing of ``x_0``.
@@ -70,13 +70,13 @@ def first_order(sde: LinearSDE, t: float, s: float) -> Stage:
 
 
 def evaluated(sde: LinearSDE, stage: Stage, tau: float, kind: str = "eps_r") -> Stage:
-    """``stage`` preceded by an evaluation at ``tau``, of which it takes the prediction ``kind``."""
+    """Put an evaluation at ``tau`` before ``stage``, which takes its prediction ``kind``."""
     prediction, u = make_prediction(sde, kind), np.float64(tau)
     return dataclasses.replace(stage, tau=float(tau), U=prediction.U(u), V=prediction.V(u))
 
 
 def time_between(sde: LinearSDE, level: float, t: float, s: float) -> float:
-    """The time between ``t`` and ``s < t`` at which ``sigma`` is ``level``, or the nearer end."""
+    """Return the time between ``t`` and ``s < t`` at which ``sigma`` is ``level``, or the nearer end."""
 
     def lack(u: float) -> float:
         return level / float(sde.sigma(np.float64(u))) - 1.0
@@ -87,7 +87,7 @@ def time_between(sde: LinearSDE, level: float, t: float, s: float) -> float:
 
 
 def half_way(sde: LinearSDE, t: float, s: float) -> float:
-    """The time half way in ``log sigma``; in time, where ``sigma`` is infinite."""
+    """Return the time half way in ``log sigma``, or half way in time where ``sigma`` is infinite."""
     if gone(sde, t):
         return (t + s) / 2
     return time_between(sde, float(np.sqrt(sde.sigma(np.float64(t)) * sde.sigma(np.float64(s)))), t, s)
@@ -106,14 +106,14 @@ class Churn(NamedTuple):
     S_noise: float
 
     def check(self) -> Churn:
-        """These values, as floats; ``ValueError`` for one that is negative or NaN."""
+        """Return these values as floats; raise a ``ValueError`` for one that is negative or NaN."""
         most = np.inf if self.S_max == np.inf else check_number("S_max", self.S_max, 0.0)
         rest = (check_number(name, getattr(self, name), 0.0) for name in ("S_churn", "S_min", "S_noise"))
         churn, low, scale = rest
         return Churn(churn, low, most, scale)
 
     def __call__(self, sde: LinearSDE, t: float, place: Place) -> tuple[float, list[Stage]]:
-        """The time to which the noise leads, at most 1, and the update that adds it.
+        """Return the time to which the noise leads, at most 1, and the update that adds it.
 
         With ``S_churn > 0`` there is a draw in every step, also where nothing is added, as in the original.
         """

@@ -17,7 +17,7 @@ _WEIGHTS = {
 
 
 def _interpolated(sde: LinearSDE, t: float, s: float, past: tuple[float, ...], order: int, variable: str) -> Stage:
-    """The step that is exact for ``eps_R`` a polynomial in that variable through the last ``order`` evaluations."""
+    """Make the step that is exact for ``eps_R`` a polynomial in that variable through ``order`` evaluations."""
     nodes = (t, *regular(sde, past)[: order - 1])
     if len(nodes) == 1:
         return first_order(sde, t, s)

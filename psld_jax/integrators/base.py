@@ -1,4 +1,4 @@
-"""What an integrator is: a name, hyper-parameters, and a host function that returns stages.
+"""The definition of an integrator: a name, hyper-parameters, and a host function that returns stages.
 
 One clock: forward time ``t``, data at 0. One step goes from ``t`` down to ``s``, ``h = t - s > 0``.
 """
@@ -42,7 +42,7 @@ class Stage:
     V: np.ndarray | None = None
 
     def at(self, tau: float) -> Stage:
-        """The same stage, preceded by a fresh evaluation of the network at time ``tau``."""
+        """Put a fresh evaluation of the network at time ``tau`` before this stage."""
         return dataclasses.replace(self, tau=tau)
 
 
@@ -58,7 +58,7 @@ LastFn = Callable[..., tuple[float, list[Stage]]]
 
 
 class Place(NamedTuple):
-    """Where in a run a step is: number ``step``, from 0, of ``num_steps``, the denoising step included."""
+    """The place of a step in a run: number ``step``, from 0, of ``num_steps``, the denoising step included."""
 
     step: int = 0
     num_steps: int = 1
@@ -101,7 +101,7 @@ class Integrator:
     _before_last: LastFn = dataclasses.field(default=_straight, repr=False)
 
     def approach(self, sde: LinearSDE, t: float, place: Place) -> tuple[float, list[Stage]]:
-        """The time from which the denoising step is taken, after a grid that ends at ``t``, and what leads there.
+        """Return the time from which the denoising step after a grid to ``t`` starts, and the stages that lead there.
 
         Methods that add noise before every step add it before this one too, and so start from a later time.
         """
@@ -110,7 +110,7 @@ class Integrator:
     def stages(
         self, sde: LinearSDE, t: float, s: float, past: Sequence[float] = (), place: Place = _ALONE
     ) -> list[Stage]:
-        """The stages of one step from ``t`` to ``s``, float64.
+        """Return the stages of one step from ``t`` to ``s``, float64.
 
         ``past`` holds the times at which the steps before this one began, the latest first, at most ``MAX_PAST``; only
         a multistep method looks at it, and starts with a lower order where there are too few. ``place`` is for methods
@@ -124,7 +124,7 @@ class Integrator:
         return list(self.fn(sde, t, s, *extra, **self.hyper))
 
     def applies_to(self, sde: LinearSDE) -> bool:
-        """Whether the method works for ``sde``: splitting needs a momentum."""
+        """Tell whether the method works for ``sde``: splitting needs a momentum."""
         try:
             self.stages(sde, 0.5, 0.4)
         except ValueError:
@@ -133,7 +133,7 @@ class Integrator:
 
     @functools.cached_property
     def _probe(self) -> list[Stage]:
-        """The stages of some step: their pattern is the same for every SDE the method applies to."""
+        """Return the stages of some step. Their pattern is the same for every SDE the method applies to."""
         errors = []
         for sde in _PROBES:
             try:
@@ -144,12 +144,12 @@ class Integrator:
 
     @property
     def nfe_per_step(self) -> int:
-        """Network evaluations per step, counted from the stages."""
+        """Number of network evaluations per step, counted from the stages."""
         return sum(stage.tau is not None for stage in self._probe)
 
     @property
     def stochastic(self) -> bool:
-        """Whether the method draws noise."""
+        """Tells whether the method draws noise."""
         # What happens once a run is not in every step; it begins with noise.
         return self.nfe_once > 0 or any(stage.R is not None for stage in self._probe)
 
@@ -178,7 +178,7 @@ def register(
     ode: bool = False,
     before_last: LastFn = _straight,
 ) -> Callable[[StepFn], StepFn]:
-    """Decorator: make ``fn(sde, t, s, *, hyper=default, ...)`` available as integrator ``name``.
+    """Decorator that makes ``fn(sde, t, s, *, hyper=default, ...)`` available as integrator ``name``.
 
     A multistep method is ``fn(sde, t, s, past, *, ...)``, see :meth:`Integrator.stages`; one that asks for its
     :class:`Place` in the run has ``place`` as its last argument before the hyper-parameters. ``order`` may be a
@@ -199,12 +199,12 @@ def register(
 
 
 def available() -> tuple[str, ...]:
-    """Canonical names of all integrators, sorted."""
+    """Return the canonical names of all integrators, sorted."""
     return _REGISTRY.names()
 
 
 def aliases(name: str) -> tuple[str, ...]:
-    """The acronyms of the integrator ``name``.
+    """Return the acronyms of the integrator ``name``.
 
     Raises:
       ValueError: for an unknown name.
@@ -213,7 +213,7 @@ def aliases(name: str) -> tuple[str, ...]:
 
 
 def source(name: str) -> str:
-    """Authors and year of the integrator ``name``.
+    """Return authors and year of the integrator ``name``.
 
     Raises:
       ValueError: for an unknown name.
@@ -222,7 +222,7 @@ def source(name: str) -> str:
 
 
 def describe(name: str) -> str:
-    """The docstring of the integrator's step function: equation, source, order, NFE.
+    """Return the docstring of the integrator's step function: equation, source, order, NFE.
 
     Raises:
       ValueError: for an unknown name.
@@ -231,7 +231,7 @@ def describe(name: str) -> str:
 
 
 def get(name: str, **hyper: Any) -> Integrator:
-    """The integrator ``name`` (or a paper acronym such as ``"ROBA"``) with the given hyper-parameters.
+    """Make the integrator ``name`` (or a paper acronym such as ``"ROBA"``) with the given hyper-parameters.
 
     Raises:
       ValueError: for an unknown name or hyper-parameter (with the nearest known one), or a value out of range.
@@ -256,7 +256,7 @@ def get(name: str, **hyper: Any) -> Integrator:
 
 
 def check_stationary(sde: LinearSDE, method: str) -> None:
-    """Raise a ``ValueError`` unless the matrices of ``sde`` are constant up to the rate, with a law that stays."""
+    """Raise a ``ValueError`` unless the matrices of ``sde`` are constant up to the rate, with a stationary law."""
     if not sde.stationary:
         raise ValueError(
             f"{method} splits off the part that keeps the stationary law, and {sde!r} has none; "
@@ -265,7 +265,7 @@ def check_stationary(sde: LinearSDE, method: str) -> None:
 
 
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
-    """``value`` if it is allowed, or a ``ValueError`` that names the hyper-parameter and what is."""
+    """Return ``value``; raise a ``ValueError`` that names the hyper-parameter unless ``value`` is allowed."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, allowed))}")
     return value

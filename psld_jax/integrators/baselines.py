@@ -13,7 +13,7 @@ from psld_jax.sde import LinearSDE, OneBlock, cholesky, linear_flow
 
 
 def euler_stage(sde: LinearSDE, t: float, h: float, *, stochastic: bool = False) -> Stage:
-    """One Euler update of length ``h`` from ``t``, coefficients frozen at ``t``, no noise, one evaluation.
+    """Make one Euler update of length ``h`` from ``t``: coefficients frozen at ``t``, no noise, one evaluation.
 
     ``z <- (I - h F + w h D Cskip) z + w h D C eps``, ``w = 1/2`` for the probability-flow ODE and 1 for the
     drift of the reverse SDE.
@@ -39,7 +39,7 @@ def check_last_step(denoise: Any) -> None:
 
 
 def last_stage(sde: LinearSDE, t: float, how: bool | str = True, *, stochastic: bool = False) -> Stage:
-    """The step from ``t`` to the data at 0, without noise, one evaluation.
+    """Make the step from ``t`` to the data at 0, without noise; one evaluation.
 
     ``"euler"`` is :func:`euler_stage` over the whole of ``t``, the original's. ``"exponential"`` is the step that is
     exact for a constant ``E[x_0 | z]``, which ends there: ``x <- E[x_0 | z]``; for ``alpha = 1`` and ``sigma``

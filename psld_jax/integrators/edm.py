@@ -29,14 +29,14 @@ CLOCKS = ("sigma", "t")
 
 
 def _euler(sde: LinearSDE, t: float, s: float, clock: str) -> Stage:
-    """Euler's step of the probability-flow ODE in that variable, with its evaluation at ``t``."""
+    """Make Euler's step of the probability-flow ODE in that variable, with its evaluation at ``t``."""
     if clock == "t":
         return euler_stage(sde, t, t - s)
     return first_order(sde, t, s)
 
 
 def _churned(sde: LinearSDE, t: float, place: Place, hyper: dict[str, Any]) -> tuple[float, list[Stage]]:
-    """There is churn before the denoising step too."""
+    """Return the noise that churn adds before the denoising step."""
     return Churn(*(hyper[name] for name in Churn._fields)).check()(sde, t, place)
 
 

@@ -85,7 +85,7 @@ def _check_projection(value: Any) -> None:
 
 
 def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squares") -> Prediction:
-    """The prediction of that name, as above; ``project`` is for ``"data"``, see :func:`projection`.
+    """Make the :class:`Prediction` of that name; ``project`` is for ``"data"``, see :func:`projection`.
 
     Raises:
       ValueError: for an unknown prediction or projection.
@@ -130,7 +130,7 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
 
 
 def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[Array], np.ndarray]:
-    """The variable that the interpolating polynomials are in: ``t``, ``log t``, the log of the SNR, or ``SNR^-1/2``.
+    """Return the variable of the interpolating polynomials: ``t``, ``log t``, the log of the SNR, or ``SNR^-1/2``.
 
     A function of times ``[...]``, to the same shape.
 
@@ -185,7 +185,7 @@ def exponential_step(
 def _make_usable(
     sde: LinearSDE, kind: str, project: Projection, t: float, past: Sequence[float]
 ) -> tuple[Prediction, tuple[float, ...]]:
-    """The prediction for a step from ``t``, and the earlier times at which it was made.
+    """Return the prediction for a step from ``t``, and the earlier times at which it was made.
 
     Noise says nothing of ``x_0`` where a path has lost its signal. The step from there takes the data in its place, of
     first order the same step, and later ones do not look back to it.
@@ -197,7 +197,7 @@ def _make_usable(
 
 
 def _evaluate(prediction: Prediction, stage: Stage, tau: float) -> Stage:
-    """``stage`` preceded by an evaluation at ``tau``, of which it takes the prediction."""
+    """Put an evaluation at ``tau`` before ``stage``, which takes its prediction."""
     return dataclasses.replace(stage, tau=tau, U=prediction.U(np.float64(tau)), V=prediction.V(np.float64(tau)))
 
 
@@ -282,7 +282,7 @@ def exponential_runge_kutta(
     variable: str = "log_t",
     projection: Projection = "least_squares",
 ) -> list[Stage]:
-    """Exponential Runge-Kutta: the evaluations that a multistep method takes from the past are made within the step.
+    """Exponential Runge-Kutta: where a multistep method reuses past evaluations, this one makes them within the step.
 
     ``z_s = E z_t + sum_j B_j q(tau_j)``. For order 2, the default, NFE 2: one at ``t``, one half way (in ``variable``).
     For order 3, NFE 3: at ``t``, one third and two thirds of the way; the last update takes those at 0 and 2/3. On VP,
@@ -312,7 +312,7 @@ def exponential_runge_kutta(
 
 
 def _solve(v: Callable[[Array], np.ndarray], t: float, s: float, fraction: float) -> float:
-    """The time between ``t`` and ``s`` at which the monotone ``v`` has gone that fraction of its way."""
+    """Return the time between ``t`` and ``s`` at which the monotone ``v`` has gone that fraction of its way."""
     if not np.isfinite(v(np.float64(t))):
         return t + fraction * (s - t)
     target = v(np.float64(t)) + fraction * (v(np.float64(s)) - v(np.float64(t)))

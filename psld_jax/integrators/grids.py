@@ -141,12 +141,12 @@ def _levels(sde: LinearSDE, t_start: float, t_end: float) -> tuple[float, float]
 
 
 def _at_levels(sde: LinearSDE, levels: np.ndarray, t_start: float, t_end: float) -> np.ndarray:
-    """Times of noise levels, the two ends as they are."""
+    """Return the times of noise levels. The two ends stay as they are."""
     return np.concatenate([[t_start], sde.time(levels[1:-1]), [t_end]])
 
 
 def from_sigmas(sde: LinearSDE, sigmas: Any) -> np.ndarray:
-    """The times with these noise levels, which fall; float64 ``[N + 1]``.
+    """Return the times with these falling noise levels, float64 ``[N + 1]``.
 
     A last 0, as k-diffusion's lists have it, is left out: the step to it is the denoising step.
 
@@ -159,7 +159,7 @@ def from_sigmas(sde: LinearSDE, sigmas: Any) -> np.ndarray:
 
 
 def from_timesteps(sde: LinearSDE, timesteps: Any) -> np.ndarray:
-    """These times, which fall; of a schedule of discrete levels, the times of these levels; float64 ``[N + 1]``.
+    """Return these falling times, float64 ``[N + 1]``. Of a discrete schedule they are the times of these levels.
 
     Raises:
       ValueError: for times that do not fall, or lie outside of (0, 1] (levels: 0 to N - 1).
@@ -205,7 +205,7 @@ _GRIDS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def options_of(name: str, sde: LinearSDE, rho: float) -> dict[str, Any]:
-    """What the grid of that name takes of a diffusion and ``rho``, as keyword arguments.
+    """Return what the grid of that name takes of a diffusion and ``rho``, as keyword arguments.
 
     Raises:
       ValueError: for an unknown name.
@@ -215,12 +215,12 @@ def options_of(name: str, sde: LinearSDE, rho: float) -> dict[str, Any]:
 
 
 def available() -> tuple[str, ...]:
-    """Names of all grids."""
+    """Return the names of all grids."""
     return tuple(_GRIDS)
 
 
 def get(name: str) -> Callable[..., np.ndarray]:
-    """The grid function of that name: steps, and options, to float64 ``[n_steps + 1]``.
+    """Return the grid function of that name: it takes steps and options, and gives float64 ``[n_steps + 1]``.
 
     Raises:
       ValueError: for an unknown name; it lists the known ones.
@@ -236,7 +236,7 @@ def for_budget(
     denoise: bool | str = True,
     **options: Any,
 ) -> np.ndarray:
-    """The largest grid on which ``integrator`` needs at most ``nfe`` network evaluations, float64 ``[N + 1]``.
+    """Return the largest grid on which ``integrator`` needs at most ``nfe`` evaluations, float64 ``[N + 1]``.
 
     Args:
       grid: one of :func:`available`, or descending times, which are taken through :func:`resample`.

@@ -1,4 +1,4 @@
-"""Restart sampling: noise is added again, and a part of the trajectory is sampled again (Xu et al., 2023)."""
+"""Restart sampling adds noise again, and samples a part of the trajectory again (Xu et al., 2023)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _base(base: Any) -> Integrator:
 
 
 def _checked(intervals: Any) -> tuple[Interval, ...]:
-    """``intervals`` as numbers, or a ``ValueError`` that shows the one that is none."""
+    """Return ``intervals`` as numbers; raise a ``ValueError`` that shows the one that is none."""
     for row in intervals:
         right = len(row) == 4 and all(isinstance(x, int | float) and np.isfinite(x) for x in row)
         if not (right and 0 < row[0] < row[1] and is_count(row[2]) and is_count(row[3])):
@@ -39,7 +39,7 @@ def _checked(intervals: Any) -> tuple[Interval, ...]:
 
 
 def _spaced(sde: LinearSDE, top: float, s: float, steps: int, rho: float) -> np.ndarray:
-    """Times from ``top`` to ``s``, equal steps in ``sigma^(1/rho)``, ``[steps + 1]``."""
+    """Return times from ``top`` to ``s`` in equal steps of ``sigma^(1/rho)``, ``[steps + 1]``."""
     levels = np.linspace(float(sde.sigma(top)) ** (1 / rho), float(sde.sigma(s)) ** (1 / rho), steps + 1) ** rho
     return np.array([top, *(time_between(sde, level, top, s) for level in levels[1:-1]), s])
 
@@ -47,7 +47,7 @@ def _spaced(sde: LinearSDE, top: float, s: float, steps: int, rho: float) -> np.
 def _again(
     sde: LinearSDE, t: float, s: float, intervals: tuple[Interval, ...] | None, repeats: int, rho: float
 ) -> list[np.ndarray]:
-    """The walks, down to ``s`` each, that follow the step from ``t`` to ``s``."""
+    """Return the walks, each down to ``s``, that follow the step from ``t`` to ``s``."""
     if intervals is None:
         return [np.array([t, s])] * repeats
     walks: list[np.ndarray] = []
@@ -62,7 +62,7 @@ def _again(
 
 
 def _evaluations(hyper: dict[str, Any]) -> int:
-    """Evaluations that are made once a run, in the intervals."""
+    """Count the evaluations that are made once a run, in the intervals."""
     steps = sum(steps * times for _, _, steps, times in _checked(hyper["intervals"] or ()))
     return steps * _base(hyper["base"]).nfe_per_step
 
@@ -86,7 +86,7 @@ def restart(
     S_noise: float = 1.0,
     interval_rho: float = 7.0,
 ) -> list[Stage]:
-    """Restart: when the base sampler has come to ``s``, noise is added, and the sampler comes to ``s`` again.
+    """Restart: when the base sampler has reached ``s``, noise is added, and the sampler goes down to ``s`` again.
 
     ``z_top = Psi(top, s) z_s + noise`` (for K = 1, ``x / alpha`` gains noise of variance ``sigma_top^2 - sigma_s^2``),
     then the base sampler from ``top`` to ``s``, and this several times: errors of earlier steps shrink with each (Xu et

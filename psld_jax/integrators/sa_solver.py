@@ -27,7 +27,7 @@ def _dynamics(sde: LinearSDE, tau: float) -> Prediction:
 
 
 def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float) -> np.ndarray:
-    """Covariance of the noise that a step gathers, ``tau^2 int_s^t E(s, u) D_u E(s, u)^T du``, ``[K, K]``."""
+    """Return the covariance of a step's noise, ``tau^2 int_s^t E(s, u) D_u E(s, u)^T du``, ``[K, K]``."""
     if sde.num_blocks == 1:
         return -np.expm1(tau**2 * (sde.log_snr(np.float64(t)) - sde.log_snr(np.float64(s)))) * sde.cov(s)
     k = sde.num_blocks
@@ -51,7 +51,7 @@ def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float)
 def _step(
     sde: LinearSDE, tau: float, t: float, s: float, nodes: tuple[float, ...]
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """``E`` and ``B`` with the predictions interpolated through ``nodes``, in log-SNR."""
+    """Return ``E`` and ``B`` with the predictions interpolated through ``nodes``, in log-SNR."""
     if not gone(sde, t):
         return exponential_step(sde, _dynamics(sde, tau), "log_snr", t, s, nodes)
     # With noise, nothing of a state without signal is kept; what was predicted there is infinitely far away.

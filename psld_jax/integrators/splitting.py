@@ -41,7 +41,7 @@ def split_step(
     lam_s: float = 1.0,
     noise_scaling: str = "step",
 ) -> list[Stage]:
-    """The stages of one step of the splitting ``word``; see the module's docstring for the rules.
+    """Return the stages of one step of the splitting ``word``; see the module's docstring for the rules.
 
     Raises:
       ValueError: for a diffusion without a momentum or (with O) a stationary law, ``lam_s < 0``, or another
@@ -94,7 +94,7 @@ def _ornstein_uhlenbeck(sde: LinearSDE, t: float, s: float, lam_s: float, noise_
 
 
 def euler_flow(sde: LinearSDE) -> Flow:
-    """Letters advanced by Euler, coefficients frozen at the time of the evaluation.
+    """Advance letters by Euler, with coefficients frozen at the time of the evaluation.
 
     ODE: ``z <- (I - h E F) z + (h/2) E D score``. SDE: ``z <- (I + h E (-F - F_O)) z + h E D score`` with
     ``F_O = -D Sigma_inf^-1 / 2``, the drift that O takes over.
@@ -112,7 +112,7 @@ def euler_flow(sde: LinearSDE) -> Flow:
 
 
 def conjugate_split_flow(sde: LinearSDE, lam: Any) -> Flow:
-    """Letters advanced by a conjugate step over their own interval, with ``B = lam 1 1^T``.
+    """Advance letters by a conjugate step over their own interval, with ``B = lam 1 1^T``.
 
     Raises:
       ValueError: unless ``lam`` is a finite number.

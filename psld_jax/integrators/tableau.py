@@ -1,4 +1,4 @@
-"""From integrator, SDE and grid to one table: float64 on the host, one row per network evaluation.
+"""The table of a sampler, made of an integrator, an SDE and a grid: float64 on the host, one row per evaluation.
 
 The stages of all steps are laid out flat and regrouped around the evaluations:
 
@@ -58,27 +58,27 @@ class Tableau:
 
     @property
     def nfe(self) -> int:
-        """The exact number of network evaluations, one for each row."""
+        """Exact number of network evaluations, one for each row."""
         return len(self.tau)
 
     @property
     def num_steps(self) -> int:
-        """Steps of the grid, plus one if there is a denoising step."""
+        """Number of steps of the grid, plus one if there is a denoising step."""
         return len(self.last_rows)
 
     @property
     def num_blocks(self) -> int:
-        """K."""
+        """Number of blocks K."""
         return self.A.shape[-1]
 
     def ends(self) -> np.ndarray:
-        """``[S]``: at the last row of a step its number, from 1, and 0 elsewhere."""
+        """Ends of steps, ``[S]``: at the last row of a step its number, from 1, and 0 elsewhere."""
         # Also of a table that is traced, as that of the tuner's gradient is.
         is_last = self.last_rows == np.arange(self.nfe)[:, None]
         return (is_last * np.arange(1, self.num_steps + 1)).sum(axis=1)
 
     def rows(self) -> dict[str, Array | None]:
-        """The fields with one entry a row: what the scan runs over, ``[S, ...]``."""
+        """Return the fields with one entry a row, ``[S, ...]``: what the scan runs over."""
         return {name: getattr(self, name) for name in _ROW_FIELDS}
 
 
@@ -114,7 +114,7 @@ class _Row:
 
 
 def _merge(a: np.ndarray, first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
-    """Noise of two updates in a row without an evaluation between: one Gaussian with the summed covariance."""
+    """Merge the noise of two updates without an evaluation between: one Gaussian with the summed covariance."""
     if first is None:
         return second
     first = a @ first
@@ -183,12 +183,12 @@ def tabulate(
 
 
 def _forward_stage(sde: LinearSDE, s: float, t: float) -> Stage:
-    """The forward process from ``s`` to ``t > s``: an affine update with noise, without an evaluation."""
+    """Return the forward process from ``s`` to ``t > s``: an affine update with noise, without an evaluation."""
     return Stage(A=sde.transition(t, s), R=cholesky(sde.noise_cov(t, s)))
 
 
 def denoising(sde: LinearSDE, t_end: float, stochastic: bool, how: bool | str = True) -> Tableau:
-    """The final step alone, from ``t_end`` to 0 without noise, 1 evaluation; see ``baselines.last_stage``.
+    """Make the final step alone, from ``t_end`` to 0 without noise, 1 evaluation; see ``baselines.last_stage``.
 
     Euler's, the original's, uses the drift of the reverse SDE after stochastic samplers, of the probability-flow ODE
     after deterministic ones.
