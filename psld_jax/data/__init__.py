@@ -1,4 +1,4 @@
-"""Image data: sets of images on disk, and endless batches from them that depend on the seed and the step alone."""
+"""Image data: sets of images on disk, and endless batches of them that depend only on the seed and the step."""
 
 from psld_jax.data.dataset import Dataset, open_dataset
 from psld_jax.data.pipeline import Batches

@@ -1,4 +1,4 @@
-"""Files inside a zip archive, read where they are: nothing is extracted."""
+"""Reading files inside a zip archive without extracting them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Archive:
         return self._zip
 
     def read(self, name: str, limit: int) -> bytes:
-        """At most ``limit`` bytes of a member. Threads may call this together.
+        """Read at most ``limit`` bytes of a member. Threads may call this together.
 
         Raises:
           OSError: if the disk fails.

@@ -1,4 +1,4 @@
-"""What the names in a tree of files say: which are images, of which split and class, and what is none of these."""
+"""Finding images, splits and classes from the names in a tree of files, and telling what was left out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPLIT = re.compile(
 
 
 class Scan(NamedTuple):
-    """What was found.
+    """The images, splits and classes that :func:`scan` found.
 
     Attributes:
       names: images of the split, sorted.
@@ -58,7 +58,7 @@ def scan(
     split: str,
     labels: bool,
 ) -> Scan:
-    """Images, splits and classes of a tree.
+    """Find the images, splits and classes of a tree.
 
     Hidden files and those of operating systems are no images, and a directory without images is no class. A single
     directory around everything is looked through. Splits are told whatever their capitals.
@@ -122,7 +122,7 @@ def _labels(
     read: Callable[[str], bytes],
     where: str,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class numbers of ``names``, and the names of all classes, of all splits so that a label is the same in each."""
+    """Return class numbers of ``names``, and the class names of all splits, so that a label is the same in each."""
     file = next((prefix + LABELS for prefix in (place, around) if prefix + LABELS in files), None)
     if file is not None:
         mine = file.removesuffix(LABELS)
@@ -153,7 +153,7 @@ def _labels(
 
 
 def _read_labels(file: str, read: Callable[[str], bytes], where: str) -> dict[str, int]:
-    """Classes by file name; ``{"labels": [["00000/img00000000.png", 6], ...]}``."""
+    """Read classes by file name: ``{"labels": [["00000/img00000000.png", 6], ...]}``."""
     try:
         content = json.loads(read(file))
         labels = dict(content["labels"]) if content["labels"] else {}
@@ -171,7 +171,7 @@ def _read_labels(file: str, read: Callable[[str], bytes], where: str) -> dict[st
 
 
 def _splits(images: list[str], around: str, where: str) -> dict[str, str]:
-    """Directories by split, as prefixes; of one kind (``test``, ``val``) there must not be two."""
+    """Return the directories of splits, as prefixes. There must not be two of one kind (``test``, ``val``)."""
     tops = sorted({rest.partition("/")[0] for name in images if "/" in (rest := name.removeprefix(around))})
     found = {}
     for split, kinds in _SPLITS.items():
@@ -190,7 +190,7 @@ def _splits(images: list[str], around: str, where: str) -> dict[str, str]:
 
 
 def _wrapper(images: list[str], files: list[str]) -> str:
-    """The directory around everything, as a prefix: one that is alone, and holds images in subdirectories only."""
+    """Return the one directory around everything, as a prefix, if it holds images in subdirectories only."""
     prefix = ""
     while prefix + LABELS not in files:
         tops = {name.removeprefix(prefix).partition("/")[0] for name in images}
@@ -203,7 +203,7 @@ def _wrapper(images: list[str], files: list[str]) -> str:
 
 
 def _system(name: str) -> str:
-    """The first part of a name that is hidden, or an operating system's; empty if none is."""
+    """Return the first part of a name that is hidden, or an operating system's; empty if there is none."""
     return next((part for part in name.split("/") if part.startswith(".") or part.lower() in _SYSTEM), "")
 
 
@@ -212,7 +212,7 @@ def _is_system(name: str) -> bool:
 
 
 def _parents(names: Iterable[str]) -> set[str]:
-    """Every directory that holds one of these, at any depth."""
+    """Return every directory that holds one of these, at any depth."""
     found = set()
     for name in names:
         while (name := name.rpartition("/")[0]) and name not in found:
@@ -221,7 +221,7 @@ def _parents(names: Iterable[str]) -> set[str]:
 
 
 def _endings(names: Iterable[str]) -> list[str]:
-    """Counts by ending: ``2 .txt``."""
+    """Count the names by ending: ``2 .txt``."""
     counts = Counter(PurePosixPath(name).suffix.lower() for name in names)
     return [f"{count:,} {ending}" if ending else _count(count, "file") for ending, count in sorted(counts.items())]
 

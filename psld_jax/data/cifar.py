@@ -1,4 +1,4 @@
-"""CIFAR-10 in the forms in which it is distributed: pickles of Python 2, flat binary files, and archives of either."""
+"""Reading CIFAR-10 as it is distributed: pickles of Python 2, flat binary files, and archives of either."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_OPCODES = 500_000  # of a pickle, which has 40,000
 
 @register("cifar10")
 def read_cifar10(path: Path, split: str, labels: bool) -> Source:
-    """A directory with ``cifar-10-batches-py`` or ``-bin`` or an archive of one, or one of these itself.
+    """Read CIFAR-10 from ``cifar-10-batches-py`` or ``-bin``, an archive of one, or a directory that holds them.
 
     Raises:
       ValueError: with the file's name, for one that is missing or damaged.
@@ -65,7 +65,7 @@ def _in_folder(folder: Path, split: str) -> dict[str, bytes]:
 
 
 def _archived(archive: Path, split: str) -> dict[str, bytes]:
-    """The same from a .tar.gz, of which nothing is extracted."""
+    """Read CIFAR-10 from a .tar.gz, without extracting anything."""
     wanted = {batch + suffix for batch in _BATCHES[split] for suffix in ("", ".bin")}
     files = {}
     try:
@@ -122,7 +122,7 @@ class _Name(str):
 
 
 class _Array:
-    """An array to be: its state is ``(version, shape, dtype, whether by columns, data)``."""
+    """An array that is not made yet: its state is ``(version, shape, dtype, whether by columns, data)``."""
 
     state: tuple[Any, ...] | None = None
 
@@ -131,7 +131,7 @@ _NAMES = ("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype")
 
 
 def _describe(content: bytes) -> Any:
-    """What a pickle as Python 2 made it describes; arrays as :class:`_Array`, dtypes as their names.
+    """Return what a pickle of Python 2 describes, with arrays as :class:`_Array` and dtypes as their names.
 
     ``pickletools`` takes the pickle apart and executes nothing. Only the opcodes and names of the files of CIFAR-10 are
     known here, so nothing else can come of it, and no opcode costs more than its own bytes.

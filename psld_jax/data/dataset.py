@@ -49,7 +49,7 @@ class Dataset:
         return {"image": images[0], "label": labels[0]}
 
     def gather(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images ``[n, H, W, C]`` and labels int32 ``[n]`` at these positions, each from 0 to ``len(self) - 1``."""
+        """Return images ``[n, H, W, C]`` and labels int32 ``[n]`` at these positions, from 0 to ``len(self) - 1``."""
         images, labels = self._source.images, self._source.labels
         if isinstance(images, np.ndarray):
             fitted = self._fitting(images[self._numbers[positions]], self._source.where)
@@ -65,18 +65,18 @@ class Dataset:
 
     @property
     def skipped(self) -> int:
-        """How many corrupt files were passed over so far."""
+        """Number of corrupt files that were skipped so far."""
         return len(self._bad)
 
     def describe(self) -> str:
-        """One line for a log, e.g. ``mnist train: 60,000 images 32 x 32 x 1, 10 classes``; of a scan what it found."""
+        """Return one line for a log, e.g. ``mnist train: 60,000 images 32 x 32 x 1, 10 classes``."""
         classes = "no labels" if self.class_names is None else f"{len(self.class_names)} classes"
         found = f"; {self._source.found}" if self._source.found else ""
         return f"{self._title}: {len(self):,} images {' x '.join(map(str, self.image_shape))}, {classes}{found}"
 
     @property
     def left_out(self) -> str:
-        """What lies beside the images and was not taken, with counts; empty if that is nothing."""
+        """Describe what lies beside the images and was not taken, with counts; empty if that is nothing."""
         return self._source.left_out
 
     def _where(self, position: int) -> str:
@@ -94,7 +94,7 @@ class Dataset:
         return fitted
 
     def _decode(self, position: int) -> tuple[np.ndarray, int]:
-        """An image as it is, and its position: the next that can be read, if corrupt ones are skipped."""
+        """Return an image as it is, and its position: the next one that can be read, if corrupt ones are skipped."""
         images = self._source.images
         if isinstance(images, np.ndarray):
             return images[self._numbers[position]], position
@@ -126,7 +126,7 @@ def open_dataset(
     num_points: int = 0,
     labels: bool = False,
 ) -> Dataset:
-    """A set of images, read from files that are already there.
+    """Open a set of images, from files that are already there.
 
     Args:
       name: ``"digits"`` (embedded, without a path); ``"mnist"`` and ``"fashion_mnist"`` (a directory with the four IDX
@@ -197,7 +197,7 @@ def _tell(what: str) -> None:
 
 
 def _split(source: Source, split: str, holdout: float) -> np.ndarray:
-    """Which of the images belong to the split, in their order."""
+    """Return which of the images belong to the split, in their order."""
     count = len(source.images)
     if source.has_split:
         if holdout:

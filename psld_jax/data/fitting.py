@@ -1,4 +1,4 @@
-"""Images of any size and colour brought to the size and channels that a network takes."""
+"""Bringing images of any size and colour to the size and channels that a network takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Fitting(NamedTuple):
     convert_channels: bool = False
 
     def __call__(self, images: np.ndarray, where: str) -> np.ndarray:
-        """The images as they should be; a ``ValueError`` starts with ``where``, the file.
+        """Return the images as they should be; a ``ValueError`` starts with ``where``, the file.
 
         ``[..., H, W, C]`` to ``[..., *image_size, channels]``, same dtype.
         """
@@ -77,7 +77,7 @@ class Fitting(NamedTuple):
 
 
 def _centre(images: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
-    """A view of the central rectangle, square unless ``width`` is given."""
+    """Return a view of the central rectangle, square unless ``width`` is given."""
     width = height if width is None else width
     top, left = (images.shape[-3] - height) // 2, (images.shape[-2] - width) // 2
     return images[..., top : top + height, left : left + width, :]

@@ -1,4 +1,4 @@
-"""Image files in directories and zip archives."""
+"""Reading image files from directories and zip archives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CorruptImage(ValueError):
 
 @register("folder")
 def read_folder(path: Path, split: str, labels: bool) -> Source:
-    """All image files below a directory or in a zip archive, sorted by their relative paths; nothing is decoded yet.
+    """Find all image files below a directory or in a zip archive, sorted by relative path. Nothing is decoded yet.
 
     Labels are those of a ``dataset.json`` (EDM, StyleGAN), or the names of subdirectories. :mod:`psld_jax.data.source`
     has what is said of the files that were left out.
@@ -53,7 +53,7 @@ def read_folder(path: Path, split: str, labels: bool) -> Source:
 
 
 def _walk(path: Path) -> tuple[list[str], list[str]]:
-    """Files, and directories, below ``path``. Links are followed, but for those that lead back."""
+    """Return files and directories below ``path``. Links are followed, except those that lead back."""
 
     def refuse(error: OSError) -> None:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
@@ -76,7 +76,7 @@ def _walk(path: Path) -> tuple[list[str], list[str]]:
 
 
 def decode(file: str | Member) -> np.ndarray:
-    """The image uint8 ``[H, W, C]``, upright; grey has one channel, everything else three. Transparency is dropped.
+    """Decode an image to uint8 ``[H, W, C]``, upright: one channel if grey, else three. Transparency is dropped.
 
     Raises:
       CorruptImage: if the file was read, but cannot be decoded.

@@ -74,7 +74,7 @@ class Batches:
         return self._batches[_step(k)]
 
     def iterate(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Batches ``start``, ``start + 1``, ..., prepared ahead in threads that end with the iterator."""
+        """Iterate over batches ``start``, ``start + 1``, ..., prepared ahead in threads that end with the iterator."""
         return self._iterate(_step(start))
 
     def _iterate(self, start: int) -> Generator[Batch, None, None]:

@@ -1,4 +1,4 @@
-"""Files that hold whole data sets: IDX (MNIST), numpy arrays, and the embedded digits.
+"""Reading files that hold whole data sets: IDX (MNIST), numpy arrays, and the embedded digits.
 
 A reader takes the path, the split and whether labels are required. A ``ValueError`` names the file.
 """
@@ -30,13 +30,13 @@ _MAX_CHANNELS = 4
 
 @register("digits")
 def read_digits(path: Path | None, split: str, labels: bool) -> Source:
-    """The embedded digits, float32 in [-1, 1], without a test split."""
+    """Read the embedded digits, float32 in [-1, 1]. They have no test split."""
     images, numbers = assets.digits()
     return Source(images, numbers.astype(np.int32), DIGIT_NAMES, False, "the embedded digits")
 
 
 def read_idx(path: Path, split: str, labels: bool, *, class_names: tuple[str, ...], title: str) -> Source:
-    """A directory with the four IDX files of MNIST or Fashion-MNIST, compressed with gzip or not.
+    """Read a directory with the four IDX files of MNIST or Fashion-MNIST, compressed with gzip or not.
 
     Raises:
       ValueError: with the file's name, for one that is missing, cut off or damaged.
@@ -55,7 +55,7 @@ register("fashion_mnist")(functools.partial(read_idx, class_names=FASHION_NAMES,
 
 
 def _read_idx(path: Path, shape: tuple[int, ...], title: str) -> tuple[Path, np.ndarray]:
-    """The file that was found, and its uint8 array ``[n, *shape]``."""
+    """Return the file that was found, and its uint8 array ``[n, *shape]``."""
     found = next((file for file in (path, path.with_name(path.name + ".gz")) if file.is_file()), None)
     if found is None:
         raise ValueError(f"{path} (or .gz) is missing: the directory must hold the four IDX files of {title}")
@@ -82,7 +82,7 @@ def _read_idx(path: Path, shape: tuple[int, ...], title: str) -> tuple[Path, np.
 
 @register("arrays")
 def read_arrays(path: Path, split: str, labels: bool) -> Source:
-    """Images of one shape in a .npy, which stays on disk, or in a .npz, maybe with labels.
+    """Read images of one shape from a .npy, which stays on disk, or from a .npz, maybe with labels.
 
     In a .npz they are ``images`` and ``labels``, or ``arr_0`` and ``arr_1`` as guided-diffusion writes them, or one
     array alone. Other arrays, such as its ``mu`` and ``sigma``, are left out.
@@ -140,7 +140,7 @@ def read_arrays(path: Path, split: str, labels: bool) -> Source:
 
 
 def _names(files: list[str]) -> list[str]:
-    """Names of the images and, where there are any, of the labels; ``ValueError`` if that is not clear."""
+    """Return the names of the images and, if there are any, of the labels; a ``ValueError`` if that is unclear."""
     for images, labels in (("images", "labels"), ("arr_0", "arr_1")):
         if images in files:
             return [name for name in (images, labels) if name in files]

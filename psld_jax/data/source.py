@@ -1,4 +1,4 @@
-"""What a reader returns, and how it gets a name."""
+"""What a reader of data returns, and how a reader gets a name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Reader = TypeVar("Reader", bound=Callable[..., Source])
 
 
 def register(name: str) -> Callable[[Reader], Reader]:
-    """Decorator: make ``read(path, split, labels)``, which gives a :class:`Source`, available as ``config.data.name``.
+    """Decorator that makes ``read(path, split, labels)``, which returns a :class:`Source`, a ``config.data.name``.
 
     Raises:
       ValueError: when decorating, if the name is taken.
@@ -49,11 +49,11 @@ def register(name: str) -> Callable[[Reader], Reader]:
 
 
 def available() -> tuple[str, ...]:
-    """Names of all data sets, sorted."""
+    """Return the names of all data sets, sorted."""
     return READERS.names()
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
-    """``ValueError`` unless all ``labels [n]`` are class numbers."""
+    """Raise a ``ValueError`` unless all ``labels [n]`` are class numbers."""
     if not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"{where} has labels from {labels.min()} to {labels.max()}; 0 to {classes - 1} are allowed")
