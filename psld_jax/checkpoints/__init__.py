@@ -1,1 +1,1 @@
-"""Files of weights: directories of this package, and checkpoints of PyTorch, read without executing anything."""
+"""Reading and writing weights: directories of this package, and PyTorch checkpoints, of which nothing is executed."""

@@ -1,4 +1,4 @@
-"""The zip container of a checkpoint: where each stored entry lies in the file. Nothing is ever extracted.
+"""Finding the entries of a checkpoint's zip container in the file. Nothing is ever extracted.
 
 Only what torch.save writes is accepted (stored entries, zip64 or not), so no entry can be larger than the file.
 """
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 
 def list_entries(file: BinaryIO, file_size: int) -> dict[str, Entry]:
-    """The entries of a zip file by name.
+    """Return the entries of a zip file by name.
 
     Raises:
       ValueError: for a damaged archive; an entry that is compressed, encrypted, outside the file or overlapping
@@ -70,7 +70,7 @@ def list_entries(file: BinaryIO, file_size: int) -> dict[str, Entry]:
 
 
 def check_crc(file: BinaryIO, name: str, entry: Entry) -> None:
-    """Compare an entry with its checksum, in bounded memory; ``ValueError`` if they differ."""
+    """Compare an entry with its checksum, in bounded memory; raise a ``ValueError`` if they differ."""
     if entry.crc is None:
         return
     file.seek(entry.start)
@@ -82,7 +82,7 @@ def check_crc(file: BinaryIO, name: str, entry: Entry) -> None:
 
 
 def archive_entries(file: BinaryIO, file_size: int) -> tuple[Entry, str, dict[str, Entry]]:
-    """The pickle of an archive of ``torch.save``, the name of its folder, and the storages by key.
+    """Return the pickle of an archive of ``torch.save``, the name of its folder, and the storages by key.
 
     Raises:
       ValueError: as :func:`list_entries`; for an archive of something else, or of a big-endian machine.
@@ -103,7 +103,7 @@ def archive_entries(file: BinaryIO, file_size: int) -> tuple[Entry, str, dict[st
 
 
 def read_entry(file: BinaryIO, name: str, entry: Entry, limit: int) -> bytes:
-    """The bytes of an entry, at most ``limit``, whose checksum fits; else a ``ValueError``."""
+    """Return the bytes of an entry; raise a ``ValueError`` if they are more than ``limit`` or the checksum differs."""
     if entry.size > limit:
         _fail(f"its entry {clip(name)} has {entry.size} bytes; at most {limit} are accepted")
     check_crc(file, name, entry)
@@ -134,7 +134,7 @@ def _check_name(raw: bytes) -> str:
 
 
 def _find_directory(file: BinaryIO, file_size: int) -> tuple[int, int, int]:
-    """Number of entries, size and start of the directory."""
+    """Return number of entries, size and start of the directory."""
     tail_start = max(0, file_size - 22 - 2**16)
     tail = _read(file, tail_start, file_size - tail_start, file_size)
     at = tail.rfind(b"PK\5\6")

@@ -62,7 +62,7 @@ def new_directory(output: str | os.PathLike[str], overwrite: bool = False) -> It
 
 
 def check_output(output: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """``ValueError`` if :func:`new_directory` would refuse that output."""
+    """Raise a ``ValueError`` if :func:`new_directory` would refuse that output."""
     output = Path(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -94,7 +94,7 @@ def write_description(directory: Path, config: dict[str, Any], index: dict[str, 
 
 
 def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Where a converted checkpoint came from: ``source`` (file, SHA-256, ...) and, by weights and path, each parameter.
+    """Read where a converted checkpoint came from: ``source`` (file, SHA-256, ...), and each parameter by its path.
 
     Raises:
       ValueError: if the directory holds no converted checkpoint.
@@ -108,7 +108,7 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def read_converted(
     directory: str | os.PathLike[str], weights: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the parameters of a converted checkpoint.
+    """Read the configuration and the parameters of a converted checkpoint.
 
     Args:
       directory: the converter's output.
@@ -142,7 +142,7 @@ def read_converted(
 
 
 def flatten(tree: dict[str, Any], separator: str = "/", prefix: str = "") -> dict[str, Any]:
-    """The values of a nested dict by path, joined with ``separator``."""
+    """Return the values of a nested dict by path, joined with ``separator``."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -151,7 +151,7 @@ def flatten(tree: dict[str, Any], separator: str = "/", prefix: str = "") -> dic
 
 
 def unflatten(items: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
-    """The nested dict of ``(path, value)`` pairs, taken one at a time."""
+    """Make a nested dict of ``(path, value)`` pairs, taken one at a time."""
     tree: dict[str, Any] = {}
     for (*branches, leaf), value in items:
         node = tree
@@ -197,7 +197,7 @@ class TrainingCheckpoints:
         )
 
     def _take(self) -> None:
-        """Make the directory, and take hold of it."""
+        """Make the directory, and lock it for this run."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = (self.directory / ".lock").open("w")
         try:
@@ -219,11 +219,11 @@ class TrainingCheckpoints:
                 self._lock.close()
 
     def latest(self) -> int | None:
-        """The step of the latest checkpoint, ``None`` if there is none."""
+        """Return the step of the latest checkpoint, or ``None``."""
         return self._manager.latest_step()
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Save pytrees of arrays by name; returns when they are copied, and writes them in the background.
+        """Save pytrees of arrays by name. The call returns when they are copied; they are written in the background.
 
         Raises:
           OSError: if this or the previous checkpoint could not be written; those before it are untouched.
@@ -236,7 +236,7 @@ class TrainingCheckpoints:
                 raise OSError(f"there is a later one, {self.latest()}")
 
     def wait(self) -> None:
-        """Wait until everything is written; errors as for :meth:`save`."""
+        """Wait until everything is written. Errors are those of :meth:`save`."""
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -252,12 +252,12 @@ class TrainingCheckpoints:
             raise OSError(textwrap.shorten(message, 800)) from error
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved as ``meta``; ``ValueError`` if it cannot be read."""
+        """Return what was saved as ``meta``; raise a ``ValueError`` if it cannot be read."""
         with _reading(self.directory / str(step)):
             return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """Pytrees by name, with the structure, shapes and shardings of the given ones.
+        """Restore pytrees by name, with the structure, shapes and shardings of the given ones.
 
         Raises:
           ValueError: if they cannot be read, or something else was saved.
@@ -284,13 +284,13 @@ def _reading(directory: Path) -> Iterator[None]:
 
 
 def latest_training(workdir: str | os.PathLike[str]) -> Path | None:
-    """The latest checkpoint in the work directory of a training run; ``None`` if there is none."""
+    """Return the latest checkpoint in the work directory of a training run, or ``None``."""
     steps = [path for path in (Path(workdir) / "checkpoints").glob("*") if path.name.isdigit()]
     return max(steps, key=lambda path: int(path.name), default=None)
 
 
 def choose_weights(directory: Path, weights: str | None = None) -> str:
-    """``weights``, or by default the EMA's if they are there, in one checkpoint of a training run.
+    """Return the name of the weights to take from a training checkpoint: ``weights``, else the EMA's if there are any.
 
     Raises:
       ValueError: if it does not hold them.
@@ -303,7 +303,7 @@ def choose_weights(directory: Path, weights: str | None = None) -> str:
 
 
 def read_training(directory: Path, weights: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the parameters in one checkpoint of a training run; as :func:`read_converted`."""
+    """Read configuration and parameters from one checkpoint of a training run, as :func:`read_converted` does."""
     chosen = choose_weights(directory, weights)
     handler: Any = ocp.PyTreeCheckpointHandler()
     directory = directory.absolute()

@@ -58,7 +58,7 @@ class Record:
 
 
 class _Window:
-    """Bytes ``start`` to ``start + size`` of a file, as a file."""
+    """A file that consists of the bytes ``start`` to ``start + size`` of another file."""
 
     def __init__(self, file: BufferedReader | _Window, start: int, size: int):
         self._file, self._start, self._size, self._at = file, start, size, 0
@@ -80,7 +80,7 @@ class _Window:
 
 
 class _Machine(_PickleMachine):
-    """Reads from a file, leaves what is long in it, and knows persistent records and numpy's scalars."""
+    """A pickle machine that leaves long data in its file, and knows persistent records and numpy's scalars."""
 
     needs = (
         "which a file of networks does not need; nothing was executed. If you trust the file, load it where it was "
@@ -193,7 +193,7 @@ _Machine.constructors = {
 
 
 class _ArchiveMachine(_Machine):
-    """Reads the pickle of a zip archive, whose storages are entries of the archive."""
+    """A pickle machine for a zip archive, whose storages are entries of the archive."""
 
     def __init__(self, file: BufferedReader, size: int):
         head, self._archive, self._entries = archive_entries(file, size)
@@ -216,7 +216,7 @@ class _ArchiveMachine(_Machine):
 
 
 class PersistentPickle:
-    """What such a file describes, and the numbers in it. A context manager.
+    """What a pickle of persistent objects describes, and the numbers in it. A context manager.
 
     Attributes:
       path: the file.
@@ -233,7 +233,7 @@ class PersistentPickle:
         self._left = MAX_SHARING * size
 
     def read(self, ref: TensorRef) -> np.ndarray:
-        """The values of a tensor, C-contiguous, of its shape and dtype.
+        """Read the values of a tensor, C-contiguous, of its shape and dtype.
 
         Raises:
           ValueError: if the tensors read so far share storages without bound, or the file has become shorter.
@@ -281,7 +281,7 @@ def read_persistent(path: str | os.PathLike[str]) -> PersistentPickle:
 
 
 def is_persistent(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as such a pickle does: with the name of what makes persistent objects.
+    """Tell whether a file begins as such a pickle does: with the name of what makes persistent objects.
 
     In an archive of ``torch.save`` the pickle is the first entry.
     """
@@ -294,7 +294,7 @@ def is_persistent(path: str | os.PathLike[str]) -> bool:
 
 
 def walk(record: Record) -> Iterator[tuple[str, Record]]:
-    """The modules of a network by dotted name, the network itself first, with the empty name.
+    """Yield the modules of a network by dotted name. The network itself comes first, with the empty name.
 
     Raises:
       ValueError: for something else than a module among its modules, or modules nested more than 16 deep.
@@ -317,7 +317,7 @@ def _walk(record: Record, name: str, depth: int) -> Iterator[tuple[str, Record]]
 
 
 def field(record: Record, name: str, default: Any = None) -> Any:
-    """An attribute of an object of the file: its state, else the arguments it was made with, else ``default``."""
+    """Return an attribute of an object: from its state, else from the arguments it was made with, else ``default``."""
     arguments = record.state.get("_init_kwargs")
     known = arguments if type(arguments) is dict else {}
     return record.state.get(name, known.get(name, default))

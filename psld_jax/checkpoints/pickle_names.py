@@ -60,7 +60,7 @@ class Global(NamedTuple):
 
 
 class Opaque:
-    """Stands for an object that is not understood and not needed; remembers what made it."""
+    """A stand-in for an object that is not understood and not needed. It remembers what made the object."""
 
     __slots__ = ("name",)
 
@@ -87,5 +87,5 @@ class TensorRef(NamedTuple):
 
 
 def clip(value: str, limit: int = 80) -> str:
-    """A quoted string, shortened for an error message."""
+    """Quote a string, shortened for an error message."""
     return repr(value if len(value) <= limit else value[:limit] + "...")

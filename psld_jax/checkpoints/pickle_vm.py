@@ -33,7 +33,7 @@ _MAX_KEY = 2**31  # larger integers could be chosen to collide in a dict
 
 
 def unpickle(data: bytes, start: int = 0) -> tuple[Any, int, dict[str, StorageRef]]:
-    """The object described from ``data[start:]``, where its pickle ends, and the storages that it mentions.
+    """Return the object that ``data[start:]`` describes, where its pickle ends, and the storages that it mentions.
 
     Raises:
       ValueError: for anything malformed, not accepted, or beyond ``MAX_BYTES`` or ``MAX_OPCODES``.
@@ -43,7 +43,7 @@ def unpickle(data: bytes, start: int = 0) -> tuple[Any, int, dict[str, StorageRe
 
 
 class _Machine:
-    """Runs one pickle; what it may name is a choice of the class.
+    """A machine that runs one pickle. The class chooses what the pickle may name.
 
     Args:
       data: what holds the pickle.
@@ -100,11 +100,11 @@ class _Machine:
             self.fail("a string is not UTF-8")
 
     def string(self, n: int) -> Any:
-        """What stands for a string of ``n`` bytes."""
+        """Return what stands for a string of ``n`` bytes."""
         return self.text(self.take(n))
 
     def raw(self, n: int) -> Any:
-        """What stands for a bytes object of ``n`` bytes."""
+        """Return what stands for a bytes object of ``n`` bytes."""
         return self.take(n)
 
     def line(self) -> str:

@@ -49,11 +49,11 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Size in memory once read."""
+        """Size in memory, in bytes, once read."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The values in the tensor's shape, C-contiguous and read-only, in the dtype of the file.
+        """Read the values in the tensor's shape, C-contiguous and read-only, in the dtype of the file.
 
         Raises:
           ValueError: if the file is damaged there (the archive's checksum does not fit, or the file has shrunk).
@@ -63,7 +63,7 @@ class Tensor:
 
 
 def read_view(ref: TensorRef, dtype: np.dtype, read: Callable[[int, int], bytes]) -> np.ndarray:
-    """What ``ref`` describes, of its shape, C-contiguous and read-only; ``read(start, stop)``: bytes of its storage."""
+    """Return what ``ref`` describes, of its shape, C-contiguous; ``read(start, stop)`` gives bytes of its storage."""
     size = dtype.itemsize
     if not math.prod(ref.shape):
         return np.zeros(ref.shape, dtype)
@@ -131,7 +131,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return Tensor(name, ref.shape, dtype, ref, self)
 
     def read_storage(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop`` of a storage; its checksum is compared the first time.
+        """Read bytes ``start`` to ``stop`` of a storage. Its checksum is compared the first time.
 
         Raises:
           ValueError: if the checksum does not fit, or the file has become shorter.
@@ -148,7 +148,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return raw
 
     def sha256(self) -> str:
-        """Hexadecimal digest of the whole file."""
+        """Return the hexadecimal digest of the whole file."""
         self._file.seek(0)
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
@@ -168,12 +168,12 @@ class Checkpoint(Mapping[str, Tensor]):
         self.close()
 
     def close(self) -> None:
-        """Close the file: tensors cannot be read any more."""
+        """Close the file. Tensors cannot be read any more."""
         self._file.close()
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a file that begins as those of ``torch.save`` do: as a zip archive or a pickle."""
+    """Tell whether a file begins as those of ``torch.save`` do: as a zip archive or a pickle."""
     if not Path(path).is_file():
         return False
     with Path(path).open("rb") as file:
@@ -210,14 +210,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, dict[str, Entry]]:
-    """What the archive's pickle describes, and its storages by key."""
+    """Return what the archive's pickle describes, and its storages by key."""
     head, root, storages = archive_entries(file, file_size)
     content, _, _ = unpickle(read_entry(file, f"{root}/data.pkl", head, MAX_BYTES))
     return content, storages
 
 
 def open_legacy(file: Any, file_size: int, max_head: int = MAX_BYTES) -> tuple[Any, dict[str, Entry]]:
-    """The same for the format before torch 1.6: five pickles, in ``max_head`` bytes, then size and data of storages.
+    """Open the format before torch 1.6: five pickles, in ``max_head`` bytes, then size and data of storages.
 
     ``file`` needs to ``seek`` from its start and ``read``.
 
@@ -257,7 +257,7 @@ def open_legacy(file: Any, file_size: int, max_head: int = MAX_BYTES) -> tuple[A
 
 
 def _state_dict(content: Any) -> tuple[dict[Any, Any], dict[str, Any], str]:
-    """The state dict inside what was saved, the plain values beside it, and the layout."""
+    """Return the state dict inside what was saved, the plain values beside it, and the layout."""
     if type(content) is not dict:
         raise ValueError(f"it holds a {type(content).__name__}; a state dict, or a dict with one, is accepted")
     if "state_dict" in content:
@@ -282,7 +282,7 @@ def _state_dict(content: Any) -> tuple[dict[Any, Any], dict[str, Any], str]:
 
 
 def _nested(content: dict[Any, Any]) -> dict[Any, Any]:
-    """The state dicts one level down by the names that trainers give them; those of averages become ``ema.*``."""
+    """Return the state dicts one level down by their usual names; those of averages become ``ema.*``."""
     ema = content.get("ema")
     if type(ema) is dict and "shadow_params" in ema:
         return {}
@@ -308,7 +308,7 @@ def _tables(content: dict[Any, Any]) -> list[str]:
 
 
 def _score_sde(content: dict[Any, Any]) -> dict[Any, Any]:
-    """The model's parameters and, as ``ema.*``, their averages: a list without names in the order of the model's."""
+    """Return the model's parameters and, as ``ema.*``, their averages: a nameless list in the model's order."""
     model, ema = content.get("model"), content.get("ema")
     averages = ema.get("shadow_params") if type(ema) is dict else None
     if type(model) is not dict or not model:

@@ -53,11 +53,11 @@ class SafeTensor:
 
     @property
     def nbytes(self) -> int:
-        """Size in memory once read."""
+        """Size in memory, in bytes, once read."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The values in the tensor's shape, read-only, in the dtype of the file.
+        """Read the values in the tensor's shape, read-only, in the dtype of the file.
 
         Raises:
           ValueError: if the file has become shorter.
@@ -116,7 +116,7 @@ class SafeTensors(Mapping[str, SafeTensor]):
         return metadata, tensors
 
     def read(self, start: int, size: int) -> bytes:
-        """``size`` bytes of the file from ``start`` on.
+        """Read ``size`` bytes of the file from ``start`` on.
 
         Raises:
           ValueError: if it has become shorter.
@@ -128,7 +128,7 @@ class SafeTensors(Mapping[str, SafeTensor]):
         return raw
 
     def sha256(self) -> str:
-        """Hexadecimal digest of the whole file."""
+        """Return the hexadecimal digest of the whole file."""
         self._file.seek(0)
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
@@ -148,7 +148,7 @@ class SafeTensors(Mapping[str, SafeTensor]):
         self.close()
 
     def close(self) -> None:
-        """Close the file: tensors cannot be read any more."""
+        """Close the file. Tensors cannot be read any more."""
         self._file.close()
 
 
