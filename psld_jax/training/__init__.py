@@ -1,1 +1,1 @@
-"""Training: losses, optimisers, one step, the loop, and what is watched of it."""
+"""Training of networks: losses, optimisers, one step, the loop, and the watch over a run."""

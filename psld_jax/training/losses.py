@@ -1,4 +1,4 @@
-"""Training losses: score matching in K blocks, and the cross-entropy of the noise-conditional classifier.
+"""The training losses: score matching in K blocks, and the cross-entropy of the noise-conditional classifier.
 
 Everything that depends on time alone is computed on the host in float64 for the times of a batch
 (:class:`Coefficients`) and cast once, so that nothing is lost near ``t = 1e-5``, where covariances span nine orders of
@@ -36,7 +36,7 @@ _LOG_SIGMA = (-1.2, 1.2)
 
 
 def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str = "uniform") -> np.ndarray:
-    """Training times of one step, a function of ``(seed, step)``: ``t = u (1 - t_min) + t_min``, float64 ``[n]``.
+    """Draw the times of one step, a function of ``(seed, step)``: ``t = u (1 - t_min) + t_min``, float64 ``[n]``.
 
     ``u`` is uniform in [0, 1): independent for each sample, or ``"stratified"``, one in each of n equal intervals in
     random order, which gives the mean over a batch a smaller variance (like the low-discrepancy times of Kingma et al.,
@@ -56,7 +56,7 @@ def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str 
 
 
 def log_normal_times(u: np.ndarray, sde: LinearSDE) -> np.ndarray:
-    """Times at which ``log sigma`` is normal, for uniform ``u [n]`` in (0, 1], float64 ``[n]``.
+    """Return times at which ``log sigma`` is normal, for uniform ``u [n]`` in (0, 1], float64 ``[n]``.
 
     ``log sigma ~ N(-1.2, 1.2^2)`` (Karras et al., 2022, table 1), kept within the levels that ``sde`` has.
     """
@@ -69,7 +69,7 @@ def log_normal_times(u: np.ndarray, sde: LinearSDE) -> np.ndarray:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-    """What a loss needs to know about the times of a batch; made by its ``coefficients(t)``.
+    """What a loss needs to know about the times of a batch. The loss makes it by ``coefficients(t)``.
 
     Attributes:
       t: ``[n]``, what the network is told: forward times, as a rule.
@@ -87,12 +87,12 @@ class Coefficients:
     weight: Array | None = None
 
     def cast(self, dtype: Any) -> Coefficients:
-        """The same numbers, as numpy arrays of ``dtype``."""
+        """Return the same numbers as numpy arrays of ``dtype``."""
         return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), self)
 
 
 def perturb(coefficients: Coefficients, x0: Array, noise: Sequence[Array]) -> Array:
-    """What the network sees of ``z_t``, ``[n, H, W, K C]``, for images ``x0 [n, H, W, C]`` and D noises like it.
+    """Return the network's input ``z_t``, ``[n, H, W, K C]``, for images ``x0 [n, H, W, C]`` and D noises like it.
 
     Raises:
       ValueError: for another number of noise images than the loss takes.
@@ -121,11 +121,11 @@ class _Perturbation:
 
     @property
     def num_noise(self) -> int:
-        """D: standard normal images that a sample takes, K for ``eps``, preceded by K for ``z_0`` if that is drawn."""
+        """Number D of normal images that a sample takes: K for ``eps``, after K for ``z_0`` if that is drawn."""
         return self.sde.num_blocks * (1 if self.start_factor is None else 2)
 
     def kernel(self, t: np.ndarray) -> np.ndarray:
-        """``[n, K, 1 + D]``, see :class:`Coefficients`."""
+        """Return the kernel's coefficients ``[n, K, 1 + D]``, see :class:`Coefficients`."""
         parts = [self.sde.mean(t), self.sde.factor(t, self.start_cov)]
         if self.start_factor is not None:
             parts.insert(1, self.sde.transition(t, 0.0) @ self.start_factor)
@@ -214,7 +214,7 @@ class ScoreLoss(_Perturbation):
         return Coefficients(told, self.kernel(t), inputs, self._target(t), weight)
 
     def _target(self, t: np.ndarray) -> np.ndarray:
-        """``[n, P, 1 + D]``, see :class:`Coefficients`."""
+        """Return the coefficients of the target ``[n, P, 1 + D]``, see :class:`Coefficients`."""
         sde, k, data_std = self.sde, self.sde.num_blocks, self.sde.data_std
         if data_std is None and isinstance(sde, OneBlock):
             return np.stack(sde.training_target(t), axis=-1)[:, None]
@@ -230,7 +230,7 @@ class ScoreLoss(_Perturbation):
         return np.concatenate([g * data_std**-2, -g * pull], axis=-1)
 
     def __call__(self, network: Network, coefficients: Coefficients, x0: Array, labels: Array, noise: Sequence[Array]):
-        """Losses of the samples, ``[n]``, and nothing else to report.
+        """Return the losses of the samples, ``[n]``. There is nothing else to report.
 
         Args:
           network: ``network(images, t)``.
@@ -272,7 +272,7 @@ class ClassifierLoss(_Perturbation):
         return Coefficients(t, self.kernel(t))
 
     def __call__(self, network: Network, coefficients: Coefficients, x0: Array, labels: Array, noise: Sequence[Array]):
-        """Losses of the samples, ``[n]``, and whether each was right (``accuracy``); arguments as for scores."""
+        """Return the losses of samples, ``[n]``, and whether each was right (``accuracy``); arguments as for scores."""
         logits = network(perturb(coefficients, x0, noise), coefficients.t)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         right = jnp.argmax(logits, axis=-1) == labels

@@ -17,7 +17,7 @@ SCHEDULES = ("constant", "cosine")
 
 
 def learning_rate(lr: float, warmup: int, schedule: str, steps: int, final: float = 0.0) -> optax.Schedule:
-    """Learning rate of update number ``count = 0, 1, ...``: ``lr min(count / warmup, 1)``, then as ``schedule`` says.
+    """Make the learning rate of update ``count = 0, 1, ...``: ``lr min(count / warmup, 1)``, then as ``schedule`` says.
 
     ``"constant"`` stays at ``lr`` (the original's). ``"cosine"`` falls from ``lr`` at the end of the warm-up to
     ``final * lr`` at update ``steps``. With a warm-up, update 0 has rate 0: it only moves the moments of Adam.
@@ -40,7 +40,7 @@ def learning_rate(lr: float, warmup: int, schedule: str, steps: int, final: floa
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scale gradients by ``min(1, max_norm / (norm + 1e-6))``: PyTorch's clipping, which optax lacks the 1e-6 of."""
+    """Scale gradients by ``min(1, max_norm / (norm + 1e-6))``, as PyTorch does. The clipping of optax has no 1e-6."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
@@ -59,7 +59,7 @@ def optimizer(
     weight_decay: float = 0.0,
     grad_clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Clipping by global norm (0: none), then Adam (Kingma & Ba, 2015).
+    """Make an optimiser: clipping by global norm (0: none), then Adam (Kingma & Ba, 2015).
 
     ``"adam"`` adds ``weight_decay * params`` to the gradient, after clipping, as PyTorch's Adam does; ``"adamw"``
     decays the weights apart from the gradient (Loshchilov & Hutter, 2019).
@@ -79,7 +79,7 @@ def optimizer(
 
 
 def ema_update(average: Any, params: Any, decay: float, step: Array, warmup: bool = False) -> Any:
-    """``decay * average + (1 - decay) * params`` for every array, the frozen ones included, as in the original.
+    """Return ``decay * average + (1 - decay) * params`` for every array, frozen ones included, as the original does.
 
     With ``warmup``, ``decay`` is at most ``(1 + step) / (10 + step)``: early averages forget the initial weights. The
     two have the same shapes.

@@ -1,4 +1,4 @@
-"""One step of training, and one of looking at held-out images: pure functions of the state, to be jitted."""
+"""One step of training, and one step on held-out images: pure functions of the state, to be jitted."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Weights(NamedTuple):
     frozen: Any
 
     def as_dict(self) -> dict[str, Any]:
-        """All of them as one nested dict, as :func:`psld_jax.checkpoints.directory.read_training` returns it."""
+        """Return all arrays as a nested dict, as :func:`psld_jax.checkpoints.directory.read_training` does."""
         return nnx.to_pure_dict(nnx.merge_state(self.params, self.frozen))
 
     def updated(self, tree: dict[str, Any]) -> Weights:
-        """The same structure with the arrays of a nested dict."""
+        """Return the same structure with the arrays of a nested dict."""
         state = jax.tree.map(lambda leaf: leaf, nnx.merge_state(*self))  # a copy: arrays are replaced in place
         nnx.replace_by_pure_dict(state, tree)
         return Weights(*nnx.split_state(state, nnx.Param, ...))
@@ -43,7 +43,7 @@ class Weights(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; donated to it.
+    """Everything that a step changes. It is donated to the step.
 
     Attributes:
       step: steps done, a scalar.
@@ -59,7 +59,7 @@ class TrainState:
 
 
 def create_state(net: nnx.Module, transformation: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state before the first step: the EMA starts at the initial weights."""
+    """Make the state before the first step. The EMA starts at the initial weights."""
     _, params, frozen = nnx.split(net, nnx.Param, ...)
     online = Weights(params, frozen)
     copy = jax.tree.map(jnp.copy, online) if ema else None
@@ -67,7 +67,7 @@ def create_state(net: nnx.Module, transformation: optax.GradientTransformation, 
 
 
 def keep_sums(network: Callable[..., Array]) -> Callable[..., Array]:
-    """The same function, of whose activations a gradient keeps the sums of branches only, and computes the rest again.
+    """Return the same function, for whose gradient only sums of branches are kept. The rest is computed again.
 
     For NCSN++ on images ``[n, H, W, C]`` and times ``[n]``. XLA for CPUs gains little by it: it computes them early.
     """
@@ -87,7 +87,7 @@ def make_train_step(
     remat: bool = False,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """``step(state, key, images, labels, coefficients, noise=None) -> (state, metrics)``, not yet jitted.
+    """Make ``step(state, key, images, labels, coefficients, noise=None) -> (state, metrics)``, not yet jitted.
 
     In this order, as in the original: loss, gradient, clipping, Adam, learning rate, EMA.
 
@@ -169,7 +169,7 @@ def make_eval_step(
     *,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[..., dict[str, Array]]:
-    """``step(weights, keys [n], images, labels, coefficients) -> metrics`` of the samples, without dropout."""
+    """Make ``step(weights, keys [n], images, labels, coefficients) -> metrics`` of the samples, without dropout."""
     graph, num_labels = nnx.graphdef(net), _num_labels(net)
 
     def step(weights: Weights, keys: Array, images: Array, labels: Array, coefficients: losses.Coefficients):
@@ -190,7 +190,7 @@ def make_eval_step(
 
 
 def _num_labels(net: Any) -> int:
-    """Classes that a network is told; 0 for a classifier."""
+    """Return the number of classes that a network is told; 0 for a classifier."""
     if isinstance(net, NCSNppClassifier):
         return 0
     config = getattr(net, "config", None)  # a network of one's own need not have one

@@ -1,4 +1,4 @@
-"""Training: the loop around the jitted step.
+"""The training loop around the jitted step.
 
 A run is a function of its configuration: the images of step ``k`` (:mod:`psld_jax.data`), its times and its noise all
 follow from ``(seed, k)``. The state and the step are therefore all that a checkpoint needs.
@@ -38,7 +38,7 @@ Array = Any
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """Yields a function that gives the number of the signal (SIGTERM or SIGINT) that asked to stop, 0 if none did."""
+    """Yield a function that returns the signal (SIGTERM or SIGINT) that asked to stop, or 0 if none did."""
     received: list[tuple[int, float]] = []
 
     def note(number: int, _: Any) -> None:
@@ -56,7 +56,7 @@ def _signals() -> Iterator[Callable[[], int]]:
 
 
 def changes(stored: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields (dotted names) that differ between two configurations as dicts, with both values."""
+    """Return the fields (dotted names) that differ between two configurations as dicts, with both values."""
     old, new = (checkpoint.flatten(values, separator=".") for values in (stored, config))
     return {name: (old.get(name), new.get(name)) for name in sorted({*old, *new}) if old.get(name) != new.get(name)}
 
@@ -67,7 +67,7 @@ _FREE = ("model.dtype", "model.dropout", "model.bandwidth", "model.weights")
 
 
 def _check_resume(meta: dict[str, Any], config: Any, images: int, console: Console) -> None:
-    """Say what changed since the checkpoint; ``ValueError`` if what was saved no longer fits."""
+    """Say what changed since the checkpoint; raise a ``ValueError`` if what was saved no longer fits."""
     stored = json.loads(build.from_dict(meta["config"]).to_json())  # fields that are newer have their defaults
     changed = changes(stored, json.loads(config.to_json()))
     listed = {name: f"config.{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items()}
@@ -100,7 +100,7 @@ class _HeldOut:
         self._step = jax.jit(step, out_shardings=devices.replicated, compiler_options=xla.options())
 
     def __call__(self, weights: Weights) -> dict[str, np.ndarray]:
-        """Metrics of every held-out image."""
+        """Return the metrics of every held-out image."""
         parts = [jax.device_get(self._step(weights, *batch)) for batch in self._batches]
         return {name: np.concatenate([part[name] for part in parts])[: len(self.t)] for name in parts[0]}
 
@@ -211,7 +211,7 @@ def train(
 def configured_step(
     config: Any, net: Any, loss: Any, transformation: Any, rate: Any, devices: Devices, state: TrainState
 ) -> Any:
-    """:func:`make_train_step` with the options of ``config.train``, jitted for states like this one."""
+    """Call :func:`make_train_step` with the options of ``config.train``, and jit it for states like this one."""
     names = ("ema_decay", "ema_warmup", "accumulate", "label_dropout", "remat")
     options = {name: config.train[name] for name in names}
     step = make_train_step(net, loss, transformation, rate, **options, whole=devices.gather)
@@ -251,13 +251,13 @@ def check(config: Any, devices: Devices) -> None:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds; ``online`` and ``ema`` are weights that :func:`psld_jax.load` can open."""
+    """Return what a checkpoint holds. :func:`psld_jax.load` can open the weights ``online`` and ``ema``."""
     items = {"online": state.online.as_dict(), "optimizer": state.optimizer}
     return items if state.ema is None else {**items, "ema": state.ema.as_dict()}
 
 
 def _restore(checkpoints: checkpoint.TrainingCheckpoints, step: int, state: TrainState) -> TrainState:
-    """The state at ``step``, placed as ``state`` is."""
+    """Return the state at ``step``, placed as ``state`` is."""
     items = checkpoints.restore(step, _items(state))
     ema = None if state.ema is None else state.ema.updated(items["ema"])
     number = jnp.full_like(state.step, step)
@@ -278,7 +278,7 @@ def _sample(config: Any, weights: Weights, workdir: Path, step: int) -> np.ndarr
 
 
 def _summary(workdir: Path, console: Console) -> dict[str, Any]:
-    """Losses and rates from ``metrics.jsonl``, printed; and ``loss.png``."""
+    """Print losses and rates from ``metrics.jsonl``, and draw ``loss.png``."""
     rows = read_rows(workdir)
     trained, held_out = ([row for row in rows if name in row] for name in ("loss", "held_out_loss"))
     summary: dict[str, Any] = {}

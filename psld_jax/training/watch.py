@@ -33,7 +33,7 @@ class Diverged(RuntimeError):
 
 
 def by_time(t: np.ndarray, values: np.ndarray) -> tuple[list[float | None], list[int]]:
-    """Means of ``values [n]`` and their number in equal bins of time ``t [n]`` in [0, 1]; ``None`` for an empty bin."""
+    """Return means and counts of ``values [n]`` in equal bins of ``t [n]`` in [0, 1]; ``None`` for an empty bin."""
     index = np.minimum((t * TIME_BINS).astype(int), TIME_BINS - 1)
     counts = np.bincount(index, minlength=TIME_BINS)
     sums = np.bincount(index, values, minlength=TIME_BINS)
@@ -41,7 +41,7 @@ def by_time(t: np.ndarray, values: np.ndarray) -> tuple[list[float | None], list
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; a last line that was cut off by a crash is left out."""
+    """Read the rows of ``metrics.jsonl``. A last line that was cut off by a crash is left out."""
     path, rows = workdir / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -119,7 +119,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def during(self, what: str) -> Iterator[None]:
-        """Tell ``what`` is done while nothing can be counted, such as a compilation; on no terminal afterwards."""
+        """Show ``what`` is done while nothing can be counted, such as a compilation; afterwards, off a terminal."""
         start = time.perf_counter()
         self._progress.update(self._task, text=what)
         yield
@@ -128,14 +128,14 @@ class Monitor:
             self._console.print(f"{what}: {seconds:.1f} s")
 
     def record(self, t: np.ndarray, metrics: dict[str, Array]) -> None:
-        """Take what a step reports for its samples' times ``t``, ``[n]`` each."""
+        """Record what a step reports for the times ``t`` of its samples, ``[n]`` each."""
         self._pending.append((t, metrics))
         if len(self._pending) > 2:
             jax.block_until_ready(self._pending[-3][1])
         self._progress.advance(self._task)
 
     def flush(self, step: int, whole: bool = True) -> None:
-        """Write down the means since the last time; ``whole`` tells that this ends an interval, as it should be.
+        """Write down the means since the last flush. ``whole`` tells that this ends a regular interval.
 
         Raises:
           Diverged: if a loss is not finite, or the mean of a whole interval is too far above that of the first.
@@ -171,7 +171,7 @@ class Monitor:
         self._told()
 
     def held_out(self, step: int, t: np.ndarray, metrics: dict[str, np.ndarray]) -> float:
-        """Write down the means over held-out images at times ``t``, ``[n]`` each; returns their loss."""
+        """Write down the means over held-out images at times ``t``, ``[n]`` each, and return their loss."""
         row = {f"held_out_{name}": float(np.mean(values)) for name, values in metrics.items()}
         means, counts = by_time(t, metrics["loss"])
         self._write(step, row, {"held_out_by_time": means, "held_out_count": counts})
@@ -180,13 +180,13 @@ class Monitor:
         return row["held_out_loss"]
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """A picture ``[H, W, C]`` in [0, 1] for TensorBoard."""
+        """Log a picture ``[H, W, C]`` in [0, 1] to TensorBoard."""
         if self._board is not None:
             self._board.write(step, [summary.image("samples", picture, dataformats="HWC")])
         self._told()
 
     def _told(self) -> None:
-        """Let those know who show the run; what that takes is not training, and does not count as such."""
+        """Tell the listeners that show the run. The time this takes does not count as training."""
         if self._tell is not None:
             self._tell(dict(self._known))
         self._clock = time.perf_counter()
@@ -199,7 +199,7 @@ class Monitor:
 
 
 class _Board:
-    """TensorBoard's event file; what was logged before for steps after ``start`` is hidden.
+    """TensorBoard's event file. What was logged before for steps after ``start`` is hidden.
 
     Written at once: the thread of tensorboardX's ``SummaryWriter`` dies of a full disk, and then its queue blocks.
     """
