@@ -1,4 +1,4 @@
-"""Score networks: NCSN++, its noise-conditional classifier, and FIR resampling, in flax.nnx, channels last."""
+"""The score networks (NCSN++ and its classifier, EDM's networks, UNet2D) in flax.nnx, channels last."""
 
 from psld_jax.models import families
 from psld_jax.models.layers import Frozen

@@ -21,7 +21,7 @@ Array = Any
 
 
 def iddpm_levels(num_steps: int, c_1: float, c_2: float) -> np.ndarray:
-    """Noise levels ``u`` of the discrete process of improved DDPM, falling to 0, float64 ``[M + 1]``.
+    """Return the noise levels ``u`` of the discrete process of improved DDPM, falling to 0, float64 ``[M + 1]``.
 
     ``u_{j-1} = sqrt((u_j^2 + 1) / max(a_{j-1} / a_j, c_1) - 1)``, ``a_j = sin^2(pi j / (2 M (c_2 + 1)))`` (Karras et
     al., 2022, table 1).
@@ -63,7 +63,7 @@ class EDM(nnx.Module):
         self.u = None if levels is None else Frozen(jnp.asarray(levels, jnp.float32))
 
     def round_sigma(self, sigma: Array) -> tuple[Array, Array]:
-        """The levels nearest to ``sigma [...]`` that the network was trained for, and their indices in ``u``.
+        """Return the trained levels nearest to ``sigma [...]``, and their indices in ``u``.
 
         Only ``iddpm`` has such a table.
 
@@ -77,7 +77,7 @@ class EDM(nnx.Module):
         return u[index], index
 
     def scalings(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
-        """``c_skip, c_out, c_in, c_noise`` at ``sigma [n]``, ``[n]`` each, in its dtype."""
+        """Return ``c_skip, c_out, c_in, c_noise`` at ``sigma [n]``, ``[n]`` each, in its dtype."""
         c, one = self.config, jnp.ones_like(sigma)
         if c.precondition == "edm":
             total = sigma**2 + c.sigma_data**2
@@ -103,7 +103,7 @@ class EDM(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Array:
-        """The expected image ``E[x_0 | x_0 + sigma n = x]``.
+        """Return the expected image ``E[x_0 | x_0 + sigma n = x]``.
 
         Args:
           x: noisy images ``[n, H, W, C]``.
@@ -135,7 +135,7 @@ class EDM(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Array:
-        """``F(c_in x, c_noise)``, what the network inside returns, ``[n, H, W, out_channels]``.
+        """Return what the network inside gives, ``F(c_in x, c_noise)``, ``[n, H, W, out_channels]``.
 
         Arguments are those of a call.
 
@@ -159,7 +159,7 @@ class EDM(nnx.Module):
         return self.model(inside, c_noise, told, augment, deterministic=deterministic, rngs=rngs)
 
     def _labels(self, labels: Array | None, n: int) -> Array | None:
-        """``[n, label_dim]`` or, for no labels, ``[1, label_dim]``; ``None`` for a network without."""
+        """Return labels ``[n, label_dim]``, or ``[1, label_dim]`` for none; ``None`` for a network without labels."""
         classes, dtype = self.config.label_dim, self.model.param_dtype
         if not classes:
             return None
@@ -183,7 +183,7 @@ class EDM(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SourceArray:
-    """Where one array of the original's network goes.
+    """The place in our network of one array of the original.
 
     Attributes:
       source: its name in the state dict, ``model.enc.16x16_block0.conv0.weight``.
@@ -200,7 +200,7 @@ class SourceArray:
     heads: int = 0
 
     def convert(self, array: np.ndarray) -> np.ndarray:
-        """The original's array, of ``source_shape``, in our layout, of shape ``shape``.
+        """Bring the original's array, of ``source_shape``, into our layout, of shape ``shape``.
 
         Its queries, keys and values alternate; ours follow one another.
         """
@@ -213,7 +213,7 @@ class SourceArray:
         return array.reshape(self.shape)
 
     def invert(self, array: np.ndarray) -> np.ndarray:
-        """Our array ``[...]`` in the original's layout, of shape ``source_shape``: the inverse of :meth:`convert`."""
+        """Bring our array ``[...]`` into the original's layout, of ``source_shape``: the inverse of :meth:`convert`."""
         if len(self.source_shape) > 1:
             array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(self.source_shape)
         if self.heads:
@@ -230,7 +230,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight"}
 
 @functools.lru_cache(maxsize=8)
 def source_arrays(config: EDMConfig) -> tuple[SourceArray, ...]:
-    """All arrays of the network but the filters of resampling, each once on either side; nothing is allocated."""
+    """List all arrays of the network but the filters of resampling, each once on either side. Nothing is allocated."""
     network = nnx.eval_shape(lambda: EDM(config, rngs=nnx.Rngs(0)))
     flat = [(tuple(map(str, path)), leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(network))]
     ways = zip(("enc", "dec"), plan(config), strict=True)
@@ -249,7 +249,7 @@ def _source_array(path: tuple[str, ...], shape: tuple[int, ...], heads: dict[tup
 
 
 def filters(config: EDMConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """The buffers with filters of resampling in the original's state dict, by name: float32 ``[1, 1, taps, taps]``."""
+    """Return the resampling filters in the original's state dict, by name: float32 ``[1, 1, taps, taps]``."""
     taps = np.asarray(config.taps, np.float32)
     kernel = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
     for way, pieces in zip(("enc", "dec"), plan(config), strict=True):

@@ -157,12 +157,12 @@ class EDMConfig:
 
     @property
     def side(self) -> int:
-        """The shorter side of an image, which names of modules and places of attention go by."""
+        """The shorter side of an image. Names of modules and places of attention go by it."""
         return min(self.image_shape[:2])
 
     @property
     def n_classes(self) -> int:
-        """Classes that the network is told; 0: none."""
+        """Number of classes that the network is told; 0: none."""
         return self.label_dim
 
     @property
@@ -172,11 +172,11 @@ class EDMConfig:
 
     @property
     def clock(self) -> str:
-        """What it takes for the time: the noise level."""
+        """What the network takes for the time: the noise level."""
         return "sigma"
 
     def level_weight(self, sigma: np.ndarray) -> np.ndarray:
-        """Weight of the squared error of the image in training at noise levels ``sigma``, of the same shape.
+        """Return the weight of the image's squared error in training at noise levels ``sigma``, of the same shape.
 
         ``1 / c_out^2``: ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2`` for ``edm``, else ``1 / sigma^2`` (Karras
         et al., 2022, table 1).
@@ -187,12 +187,12 @@ class EDMConfig:
 
     @property
     def taps(self) -> tuple[float, ...]:
-        """The filter of resampling: for ``dhariwal`` means of 2x2, and nearest neighbours."""
+        """The filter of resampling. For ``dhariwal`` it gives means of 2x2, and nearest neighbours."""
         return self.resample_filter if self.architecture == "song" else (1, 1)
 
     @property
     def noise_channels(self) -> int:
-        """Size of the embedding of the noise level before its two layers."""
+        """Size of the embedding of the noise level, before its two layers."""
         return self.model_channels * (self.channel_mult_noise if self.architecture == "song" else 1)
 
     @property
@@ -202,7 +202,7 @@ class EDMConfig:
 
     @property
     def out_channels(self) -> int:
-        """Channels of the network inside: ``iddpm`` predicts variances too, which nothing here uses."""
+        """Channels that the network inside returns. ``iddpm`` predicts variances too, which nothing here uses."""
         return self.channels * (2 if self.precondition == "iddpm" else 1)
 
 
@@ -229,14 +229,14 @@ class Piece:
 
     @property
     def normalised(self) -> tuple[int, ...]:
-        """Channels of each group norm inside."""
+        """Numbers of channels of the group norms inside."""
         if self.kind == "block":
             return self.n_in, self.n_out
         return (self.n_in,) if self.kind == "aux_norm" else ()
 
 
 def plan(config: EDMConfig) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """The modules of the way down and of the way up, in order; needs no arrays.
+    """List the modules of the way down and of the way up, in order. No arrays are needed.
 
     Raises:
       ValueError: for another number of ``num_heads`` than there are blocks.

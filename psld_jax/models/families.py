@@ -1,4 +1,4 @@
-"""Families of networks by name: what ``config.model.name`` may be besides NCSN++, and the sections of ``config.model``.
+"""Families of networks by name: the values of ``config.model.name`` besides NCSN++, and their sections.
 
 A family is one file of ``psld_jax/models``: a frozen dataclass of options and a module that is made of it.
 """
@@ -19,7 +19,7 @@ SHARED = ("dtype", "dropout")
 
 
 class Options(Protocol):
-    """What the options of a family tell about its networks. A frozen dataclass, every field with a default."""
+    """What the options of a family tell about its networks: a frozen dataclass, in which every field has a default."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -28,7 +28,7 @@ class Options(Protocol):
 
     @property
     def n_classes(self) -> int:
-        """Classes that the network is told; 0: none."""
+        """Number of classes that the network is told; 0: none."""
         ...
 
     @property
@@ -48,7 +48,7 @@ Class = TypeVar("Class", bound=type[nnx.Module])
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """Decorator: make a network available as ``config.model.name``, with its options in ``config.model.NAME``.
+    """Decorator that makes a network available as ``config.model.name``, with its options in ``config.model.NAME``.
 
     The class has its dataclass of options as the attribute ``options``, and is made as ``cls(options, rngs=rngs)``. It
     is called as ``network(images, time, labels, deterministic=True, rngs=None)``: images ``[n, H, W, C]``, time a
@@ -61,17 +61,17 @@ def register(name: str) -> Callable[[Class], Class]:
 
 
 def available() -> tuple[str, ...]:
-    """Names of all families, sorted."""
+    """Return the names of all families, sorted."""
     return _REGISTRY.names()
 
 
 def get(name: str) -> Any:
-    """The class of a family's networks; ``ValueError`` for an unknown name, with the nearest known one."""
+    """Return the class of a family's networks; a ``ValueError`` for an unknown name shows the nearest known one."""
     return _REGISTRY[name]
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The options of a family that stand in its section of ``config.model``, with their defaults.
+    """Return the options of a family that stand in its section of ``config.model``, with their defaults.
 
     Raises:
       ValueError: for an unknown name.
@@ -80,7 +80,7 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def options(name: str, values: Mapping[str, Any]) -> Any:
-    """The options of a family made of ``values`` by name; what is missing has its default.
+    """Make the options of a family from ``values`` by name. What is missing has its default.
 
     Raises:
       ValueError: for an unknown family or option (with the nearest known one), or as the options themselves do.
@@ -93,5 +93,5 @@ def options(name: str, values: Mapping[str, Any]) -> Any:
 
 
 def abstract(name: str, chosen: Any) -> nnx.Module:
-    """The network of a family with these options, with shapes in place of arrays: nothing is allocated."""
+    """Make the network of a family with these options, with shapes in place of arrays. Nothing is allocated."""
     return nnx.eval_shape(lambda: get(name)(chosen, rngs=nnx.Rngs(0)))

@@ -50,7 +50,7 @@ def _zeros(size: int) -> nnx.Param:
 
 
 def merge(x: Array, y: Array, rescale: bool) -> Array:
-    """Sum of two branches, divided by ``sqrt(2)`` if ``rescale``, which keeps the variance; equal shapes."""
+    """Add two branches of equal shapes, and divide by ``sqrt(2)`` if ``rescale``, which keeps the variance."""
     return checkpoint_name(materialise((x + y) / math.sqrt(2) if rescale else x + y), SUM)
 
 
@@ -167,13 +167,13 @@ def _group_norm_jvp(
 
 
 def _statistics(x: Array, count: int, eps: float) -> tuple[Array, Array]:
-    """Mean and 1 / standard deviation of the groups, ``[n, 1, C]``."""
+    """Return mean and 1 / standard deviation of the groups, ``[n, 1, C]``."""
     mean = _group_mean(x, count)
     return mean, jax.lax.rsqrt(_group_mean((x - mean) ** 2, count) + eps)
 
 
 def _group_mean(x: Array, count: int) -> Array:
-    """Mean over pixels, then over the group's channels, ``[n, 1, C]``: two reductions that vectorise well."""
+    """Take the mean over pixels, then over the group's channels, ``[n, 1, C]``: two reductions that vectorise well."""
     means = x.mean(axis=1).reshape(len(x), count, -1).mean(axis=2)
     return jnp.repeat(means, x.shape[-1] // count, axis=1)[:, None]
 
@@ -281,7 +281,7 @@ class Combine(nnx.Module):
 
 
 def build(entry: Entry, config: NCSNppConfig, rngs: nnx.Rngs) -> nnx.Module:
-    """The module that an entry of the plan stands for, freshly initialised.
+    """Make the module that an entry of the plan stands for, freshly initialised.
 
     Raises:
       ValueError: for an entry of an unknown kind.

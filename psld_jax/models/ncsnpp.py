@@ -14,7 +14,7 @@ Array = Any
 
 
 class Encoder(nnx.Module):
-    """What both networks share: time embedding, way down, middle. ``layers`` holds the plan's modules by name.
+    """The part that both networks share: time embedding, way down, middle. ``layers`` holds the modules by name.
 
     ``dropout`` below stands for the keyword arguments ``deterministic`` and ``rngs`` of the residual blocks.
     """
@@ -25,7 +25,7 @@ class Encoder(nnx.Module):
         self.layers: Any = nnx.Dict({entry.name: layers.build(entry, config, rngs) for entry in entries})
 
     def inputs(self, z: Array, t: Array, deterministic: bool, rngs: nnx.Rngs | None) -> tuple[Array, Array]:
-        """``z`` in the dtype of the activations and ``t`` ``[n or 1]`` in that of the parameters, once checked.
+        """Check ``z`` and ``t``, and return them in the dtypes of the activations and the parameters; ``t [n or 1]``.
 
         Raises:
           ValueError: for shapes other than ``[n, H, W, in_ch]`` and ``[n]``, ``[1]`` or a scalar; dropout without
@@ -47,7 +47,7 @@ class Encoder(nnx.Module):
         return self.layers["stem"].kernel.dtype
 
     def embed(self, t: Array) -> Array | None:
-        """Time embedding ``[n, 4 nf]`` of ``time_scale t``, ``t [n]``; ``None`` without noise conditioning."""
+        """Embed ``time_scale t`` as ``[n, 4 nf]``, for ``t [n]``; return ``None`` without noise conditioning."""
         if not self.config.noise_cond:
             return None
         t = self.config.time_scale * t
@@ -58,7 +58,7 @@ class Encoder(nnx.Module):
         return self.layers["temb_1"](self.act(self.layers["temb_0"](h)))
 
     def down(self, z: Array, temb: Array | None, **dropout: Any) -> list[Array]:
-        """The way down: the activations that the way up will take, last the lowest resolution's.
+        """Run the way down; return the activations that the way up will take, those of the lowest resolution last.
 
         ``z [n, H, W, C]`` and ``temb [n, 4 nf]`` to a list of ``[n, H', W', C']``.
         """
@@ -82,13 +82,13 @@ class Encoder(nnx.Module):
         return skips
 
     def middle(self, h: Array, temb: Array | None, **dropout: Any) -> Array:
-        """Block, attention, block at the lowest resolution, ``[n, H, W, C]`` to the same."""
+        """Run block, attention, block at the lowest resolution, ``[n, H, W, C]`` to the same."""
         h = self.layers["mid_block_0"](h, temb, **dropout)
         h = self.layers["mid_attn"](h)
         return self.layers["mid_block_1"](h, temb, **dropout)
 
     def resample(self, name: str, h: Array, temb: Array | None, **dropout: Any) -> Array:
-        """A step between two resolutions: a residual block for ``biggan``, a plain layer for ``ddpm``.
+        """Step between two resolutions: by a residual block for ``biggan``, by a plain layer for ``ddpm``.
 
         ``[n, H, W, C]`` to twice or half of height and width.
         """
@@ -120,7 +120,7 @@ class NCSNpp(Encoder):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Array:
-        """Predicted noise.
+        """Return the predicted noise.
 
         Args:
           z: the state, channels ``[x, m]``, ``[n, H, W, in_ch]``.
@@ -166,7 +166,7 @@ class NCSNpp(Encoder):
         return pyramid if c.progressive == "output_skip" else self.head("out", h)
 
     def head(self, name: str, h: Array) -> Array:
-        """Norm, act, 3x3 convolution, in the dtype of the parameters so that the output is not rounded.
+        """Run norm, act, 3x3 convolution, in the dtype of the parameters so that the output is not rounded.
 
         ``[n, H, W, C]`` to ``[n, H, W, D]``.
         """
@@ -193,7 +193,7 @@ class NCSNppClassifier(Encoder):
         super().__init__(config, plan(config, n_classes), rngs)
 
     def __call__(self, z: Array, t: Array, *, deterministic: bool = True, rngs: nnx.Rngs | None = None) -> Array:
-        """Logits, float32 (the parameters' dtype) ``[n, n_classes]``; arguments and errors as for :class:`NCSNpp`."""
+        """Return logits ``[n, n_classes]`` in the parameters' dtype; arguments and errors as for :class:`NCSNpp`."""
         dropout = {"deterministic": deterministic, "rngs": rngs}
         z, t = self.inputs(z, t, deterministic, rngs)
         temb = self.embed(t)
@@ -203,7 +203,7 @@ class NCSNppClassifier(Encoder):
 
 
 def abstract(config: NCSNppConfig, n_classes: int | None = None) -> NCSNpp | NCSNppClassifier:
-    """The score network, or the classifier if ``n_classes`` is given, with shapes in place of arrays."""
+    """Make the score network, or the classifier if ``n_classes`` is given, with shapes in place of arrays."""
     if n_classes is None:
         return nnx.eval_shape(lambda: NCSNpp(config, rngs=nnx.Rngs(0)))
     return nnx.eval_shape(lambda: NCSNppClassifier(config, n_classes, rngs=nnx.Rngs(0)))

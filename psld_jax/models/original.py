@@ -1,4 +1,4 @@
-"""The parameters' names and layouts in the original PyTorch code, for reading its checkpoints."""
+"""Names and layouts of the parameters in the original PyTorch code, for reading its checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SUBMODULES = {
 
 @dataclasses.dataclass(frozen=True)
 class SourceParameter:
-    """Where one parameter of the original goes.
+    """The place in our network of one parameter of the original.
 
     Attributes:
       source: its name there, ``all_modules.<i>...``, after the prefix of the network (``score_fn.`` and so on).
@@ -45,7 +45,7 @@ class SourceParameter:
     shape: tuple[int, ...]
 
     def convert(self, array: np.ndarray) -> np.ndarray:
-        """The original's array, of ``source_shape``, in our layout, of shape ``shape``; same dtype.
+        """Bring the original's array, of ``source_shape``, into our layout, of shape ``shape``; same dtype.
 
         Raises:
           ValueError: if it has another shape than the configuration asks for.
@@ -58,13 +58,13 @@ class SourceParameter:
         return np.transpose(array, self.axes).reshape(self.shape)
 
     def invert(self, array: np.ndarray) -> np.ndarray:
-        """Our array, of shape ``shape``, in the original's layout, of ``source_shape``: the inverse of `convert`."""
+        """Bring our array, of shape ``shape``, into the original's layout, ``source_shape``: inverse of `convert`."""
         laid_out = array.reshape([self.source_shape[axis] for axis in self.axes])
         return np.transpose(laid_out, np.argsort(self.axes))
 
 
 def source_parameters(config: NCSNppConfig, n_classes: int | None = None) -> tuple[SourceParameter, ...]:
-    """All parameters of the score network (or, with ``n_classes``, of the classifier), in the order of ``all_modules``.
+    """List all parameters of the score network (with ``n_classes``, of the classifier) in order of ``all_modules``.
 
     Each parameter on either side occurs exactly once, those that ``noise_cond=False`` leaves unused included.
     No arrays are allocated.

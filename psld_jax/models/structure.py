@@ -137,25 +137,25 @@ class NCSNppConfig:
 
     @property
     def taps(self) -> tuple[float, ...]:
-        """The filter of plain resampling: without FIR, a box, that is nearest neighbours up and means down."""
+        """The filter of plain resampling. Without FIR it is a box: nearest neighbours up, and means down."""
         return self.fir_kernel if self.fir else (1, 1)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width, in pixels."""
+        """Height and width in pixels."""
         return image_shape(self.image_size)
 
     def size(self, level: int) -> int:
-        """The shorter of height and width at a level, in pixels; level 0 is full resolution."""
+        """Return the shorter of height and width at a level, in pixels. Level 0 is full resolution."""
         return min(self.shape) // 2**level
 
     def area(self, level: int) -> int:
-        """Pixels at a level."""
+        """Return the number of pixels at a level."""
         return math.prod(side // 2**level for side in self.shape)
 
 
 def image_size(value: Any) -> int | tuple[int, int]:
-    """One number for a square, else ``(H, W)``, of what a configuration says.
+    """Return the image size of a configuration: one number for a square, else ``(H, W)``.
 
     Raises:
       ValueError: for anything else than one or two whole numbers of at least 1.
@@ -168,13 +168,13 @@ def image_size(value: Any) -> int | tuple[int, int]:
 
 
 def image_shape(value: Any) -> tuple[int, int]:
-    """Height and width; ``ValueError`` as :func:`image_size` does."""
+    """Return height and width; raise a ``ValueError`` as :func:`image_size` does."""
     size = image_size(value)
     return (size, size) if isinstance(size, int) else size
 
 
 def groups(channels: int) -> int:
-    """Groups of group norm: four channels or more each, at most 32 groups."""
+    """Return the number of groups of a group norm: at most 32, with four channels or more each."""
     return min(channels // 4, 32)
 
 
@@ -220,14 +220,14 @@ class Entry:
 
     @property
     def normalised(self) -> tuple[int, ...]:
-        """Channels of each group norm inside."""
+        """Numbers of channels of the group norms inside."""
         if self.kind.startswith("resblock"):
             return self.in_ch, self.out_ch
         return (self.in_ch,) if self.kind in ("attention", "groupnorm") else ()
 
 
 def plan(config: NCSNppConfig, n_classes: int | None = None) -> tuple[Entry, ...]:
-    """The network's modules in the order of the original's ``all_modules``; needs no arrays.
+    """List the network's modules in the order of the original's ``all_modules``. No arrays are needed.
 
     Args:
       config: the options.
@@ -245,7 +245,7 @@ def plan(config: NCSNppConfig, n_classes: int | None = None) -> tuple[Entry, ...
 
 
 def _modules(c: NCSNppConfig, n_classes: int | None) -> Iterator[tuple[str, str, int, int, str, float]]:
-    """The entries' fields after ``index``."""
+    """Yield the fields of the entries after ``index``."""
     block_kind = f"resblock_{c.resblock_type}"
 
     def layer(name: str, kind: str, in_ch: int, out_ch: int, resample: str = "", init_scale: float = 1.0):

@@ -34,14 +34,14 @@ class Init(NamedTuple):
     distribution: Literal["uniform", "normal"] = "uniform"
 
     def kernel(self, rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
-        """Of shape ``[in, out]`` or ``[k, k, in, out]``."""
+        """Draw a kernel of shape ``[in, out]`` or ``[k, k, in, out]``."""
         if self.gain == 0:
             return nnx.Param(jnp.zeros(shape, jnp.float32))
         draw = jax.nn.initializers.variance_scaling(self.gain**2, self.mode, self.distribution)
         return nnx.Param(draw(rngs.params(), shape, jnp.float32))
 
     def bias(self, rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
-        """``[out]`` for a kernel of ``shape``."""
+        """Draw a bias ``[out]`` for a kernel of ``shape``."""
         if self.bias_gain == 0:
             return nnx.Param(jnp.zeros(shape[-1], jnp.float32))
         limit = self.bias_gain * math.sqrt(3 / math.prod(shape[:-1]))
@@ -49,7 +49,7 @@ class Init(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What differs between the two architectures in a block.
+    """The differences between the two architectures within a block.
 
     ``eps``: of group norm; ``scale``: of sums. ``adaptive``: the embedding scales and shifts what ``norm1`` returns;
     else it is added before. ``project``: a block that resamples has a 1x1 convolution beside it, new channels or not.
@@ -231,7 +231,7 @@ class UNet(nnx.Module):
             self.out_conv = Conv(up[-1].n_out, c.out_channels, rules.last, rngs=rngs)
 
     def embed(self, noise: Array, labels: Any, augment: Array | None) -> Array:
-        """``[n or 1, emb]`` of ``noise [n or 1]``, labels ``[n or 1, label_dim]``, ``augment [n, augment_dim]``."""
+        """Embed ``noise [n or 1]``, labels ``[n or 1, label_dim]``, ``augment [n, augment_dim]``: ``[n or 1, emb]``."""
         c, song = self.config, self.config.architecture == "song"
         emb = positions(noise, c.noise_channels, song) if self.map_noise is None else self.map_noise(noise)
         if self.map_label is not None and song:
@@ -253,7 +253,7 @@ class UNet(nnx.Module):
         deterministic: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Array:
-        """``F``, ``[n, H, W, out_channels]``, in the dtype of the parameters.
+        """Return ``F``, ``[n, H, W, out_channels]``, in the dtype of the parameters.
 
         Args:
           x: ``[n, H, W, C]``, in the dtype of the activations.
@@ -305,7 +305,7 @@ class UNet(nnx.Module):
 
 
 def _build(pieces: tuple[Piece, ...], c: EDMConfig, rules: Rules, rngs: nnx.Rngs) -> dict[str, Any]:
-    """The modules by name; resampling alone has no parameters, and none."""
+    """Make the modules by name. Resampling alone has no parameters, so it has no module."""
     kinds: dict[str, Any] = {
         "block": lambda piece: Block(piece, c, rules, rngs),
         "conv": lambda piece: Conv(piece.n_in, piece.n_out, rules.first, rngs=rngs),

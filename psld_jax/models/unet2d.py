@@ -151,7 +151,7 @@ class Downsample(layers.Conv3x3):
 
 
 class Upsample(layers.Conv3x3):
-    """Every pixel four times, then a 3x3 convolution, ``[n, H, W, C]`` to twice the height and width."""
+    """Nearest neighbours, then a 3x3 convolution, ``[n, H, W, C]`` to twice the height and width."""
 
     def __init__(self, unit: Unit, config: UNet2DConfig, rngs: nnx.Rngs):
         super().__init__(unit.n_in, unit.n_out, rngs=rngs)
@@ -161,13 +161,13 @@ class Upsample(layers.Conv3x3):
 
 
 def k_downsample(x: Array) -> Array:
-    """Filtered, every second pixel; mirrored at the border: ``[n, H, W, C]`` to ``[n, H/2, W/2, C]``."""
+    """Filter, and take every second pixel; mirrored at the border: ``[n, H, W, C]`` to ``[n, H/2, W/2, C]``."""
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     return fir.upfirdn2d(x, [tap / 8 for tap in _FIR], down=2)
 
 
 def k_upsample(x: Array) -> Array:
-    """Filtered between pixels; mirrored at the border: ``[n, H, W, C]`` to ``[n, 2H, 2W, C]``."""
+    """Double the pixels by a filter; mirrored at the border: ``[n, H, W, C]`` to ``[n, 2H, 2W, C]``."""
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     return fir.upfirdn2d(x, [tap / 4 for tap in _FIR], up=2, pad=(0, -1))
 
@@ -213,7 +213,7 @@ class UNet2D(nnx.Module):
     def __call__(
         self, x: Array, t: Array, labels: Array | None = None, *, deterministic: bool = True, rngs: Any = None
     ) -> Array:
-        """What the network was trained to predict, float32 (the parameters' dtype) ``[n, H, W, out_channels]``.
+        """Return what the network was trained to predict, float32 (the parameters' dtype) ``[n, H, W, out_channels]``.
 
         Args:
           x: images ``[n, H, W, in_channels]``.
@@ -257,7 +257,7 @@ class UNet2D(nnx.Module):
         return (1 - rest) * table[low] + rest * table[jnp.minimum(low + 1, len(table) - 1)]
 
     def _embed(self, t: Array, labels: Array | None, n: int) -> Array:
-        """Embedding of the time and the labels, ``[n or 1, temb_dim]``."""
+        """Return the embedding of the time and the labels, ``[n or 1, temb_dim]``."""
         c, kind = self.config, self.config.labels
         temb = self.layers["time_2"](jax.nn.silu(self.layers["time_1"](self._features(t))))
         if labels is not None and not kind:
@@ -276,7 +276,7 @@ class UNet2D(nnx.Module):
         return temb + self.layers["class_2"](jax.nn.silu(self.layers["class_1"](features)))
 
     def _down(self, x: Array, temb: Array, dropout: dict[str, Any]) -> tuple[Array, list[Array]]:
-        """The lowest resolution, and the activations that the way up will take."""
+        """Run the way down; return the lowest resolution, and the activations that the way up will take."""
         c, pyramid = self.config, x
         h = self.layers["conv_in"](x)
         skips = [h]
@@ -306,7 +306,7 @@ class UNet2D(nnx.Module):
         return h, skips
 
     def _up(self, h: Array, skips: list[Array], temb: Array, dropout: dict[str, Any]) -> tuple[Array, Array | None]:
-        """The full resolution, and the sum of the images that Skip blocks return, in the dtype of the parameters."""
+        """Run the way up; return the full resolution and the sum of Skip blocks' images, in the parameters' dtype."""
         c, image = self.config, None
         for level, kind in enumerate(c.up_block_types):
             name, last, k = f"up_{level}", level == len(c.up_block_types) - 1, kind == "KUpBlock2D"

@@ -1,4 +1,4 @@
-"""The parameters' names and layouts in diffusers, for reading its files and for writing them."""
+"""Names and layouts of the parameters in diffusers, for reading and writing its files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "frequencies":
 
 @functools.lru_cache(8)
 def source_parameters(config: UNet2DConfig) -> tuple[SourceParameter, ...]:
-    """All parameters, in the order of the network's modules; each on either side occurs exactly once.
+    """List all parameters in the order of the network's modules. Each on either side occurs exactly once.
 
     No arrays are allocated.
     """

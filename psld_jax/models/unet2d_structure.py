@@ -150,27 +150,27 @@ class UNet2DConfig:
 
     @property
     def n_classes(self) -> int:
-        """Classes that the network is told; 0: none, or labels of another kind."""
+        """Number of classes that the network is told; 0: none, or labels of another kind."""
         return self.num_class_embeds if self.labels == "index" else 0
 
     @property
     def labels(self) -> str:
-        """What labels are: ``"index"``, ``"timestep"``, ``"identity"``, or ``""`` if there are none."""
+        """Kind of labels: ``"index"``, ``"timestep"``, ``"identity"``, or ``""`` if there are none."""
         return self.class_embed_type or ("index" if self.num_class_embeds else "")
 
     @property
     def needs_labels(self) -> bool:
-        """Whether every image must have a label: there is none for "any"."""
+        """Tells whether every image must have a label: there is none for "any"."""
         return bool(self.labels)
 
     @property
     def temb_dim(self) -> int:
-        """Features of the time's embedding."""
+        """Number of features of the time's embedding."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
     @property
     def num_features(self) -> int:
-        """Features that the time's embedding is made of."""
+        """Number of features that the time's embedding is made of."""
         return self.block_out_channels[0] * (2 if self.time_embedding_type == "fourier" else 1)
 
 
@@ -202,7 +202,7 @@ class Unit:
 
 
 def plan(config: UNet2DConfig) -> tuple[Unit, ...]:
-    """Every module of the network, in the order of the data.
+    """List every module of the network, in the order in which data pass them.
 
     Raises:
       ValueError: for blocks that do not fit each other, or channels that group norm or attention cannot divide.
@@ -287,7 +287,7 @@ def _block(
     taken: list[int] | None = None,
     following: int = 0,
 ) -> list[Unit]:
-    """The modules of one block: residual blocks of these widths, attention, and what leads to the next resolution."""
+    """List the modules of one block: residual blocks of these widths, attention, the step to the next resolution."""
     skip, k, down = "Skip" in kind, kind.startswith("K"), taken is None
     source, units = f"{name.split('_')[0]}_blocks.{name.split('_')[1]}", []
     scale, common = (2**0.5 if skip else 1.0), c.norm_num_groups
