@@ -1,4 +1,4 @@
-"""The publications that methods, paths and networks are of, and which of them each name stands for."""
+"""The publications behind methods, paths and networks, and the names that they belong to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Entry(NamedTuple):
     fields: dict[str, str]
 
     def bibtex(self, key: str) -> str:
-        """The entry as BibTeX."""
+        """Return the entry as BibTeX."""
         values = {"title": f"{{{self.title}}}", "author": self.author, **self.fields, "year": str(self.year)}
         lines = "".join(f"  {name} = {{{value}}},\n" for name, value in values.items())
         return f"@{self.kind}{{{key},\n{lines}}}"

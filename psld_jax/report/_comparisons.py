@@ -1,4 +1,4 @@
-"""Bench, evaluation and tuning as plots against NFE, tables and pictures."""
+"""The parts of a page for bench, evaluation and tuning: plots against NFE, tables and pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NFE = ("network evaluations (NFE)", "NFE")
 
 
 def curves(title: str, rows: Rows, column: str, label: tuple[str, str], floor: tuple[str, float] | None = None) -> str:
-    """``column`` of the rows against NFE: the best sampler of each family in colour, all others in grey."""
+    """Plot ``column`` of the rows against NFE, the best sampler of each family in colour and all others in grey."""
     lines = families.lines(rows, column)
     if not lines:
         return ""
@@ -53,7 +53,7 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def grid_text(setting: Mapping[str, Any]) -> str:
-    """The time grid of a setting: its name, or its times to four digits."""
+    """Name the time grid of a setting, or give its times to four digits."""
     grid = setting.get("grid", "")
     if isinstance(grid, str):
         return f"{grid}, rho {setting['rho']:g}" if grid in ("power", "edm") and "rho" in setting else grid
@@ -61,7 +61,7 @@ def grid_text(setting: Mapping[str, Any]) -> str:
 
 
 def bench(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
-    """Error and distance of every sampler where the truth is known, and their times."""
+    """Show error and distance of every sampler where the truth is known, and the times they take."""
     rows, floor = report["rows"], report.get("floor")
     columns = {
         "sampler": "sampler",
@@ -103,7 +103,7 @@ _OWN_COLUMNS = (
 
 
 def evaluation(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
-    """Distances of many samples with their spread over seeds, other measures, and samples of every cell."""
+    """Show distances of many samples with their spread over seeds, other measures, and samples of every cell."""
     rows, real = report["rows"], report.get("real")
     others = list(dict.fromkeys(name for row in rows for name in row if name not in _OWN_COLUMNS))
     table_rows = [
@@ -149,7 +149,7 @@ def evaluation(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> 
 
 
 def tuning(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
-    """What the tuner found for every sampler and budget, and the best for each budget."""
+    """Show what the tuner found for every sampler and budget, and the best for each budget."""
     found = read_json(workdir / "samplers.json")["rows"]
     rows = [{**row, "sampler": _sampler(row["setting"]), "grid": "", "budget": row["nfe"]} for row in found]
     best = {
@@ -187,7 +187,7 @@ def _sampler(setting: Mapping[str, Any]) -> str:
 
 
 def _numbers(rows: Rows) -> str:
-    """The hyper-parameters that are numbers, as they were best, against NFE."""
+    """Plot the best values of numeric hyper-parameters against NFE."""
     parts = []
     for name in ("lam", "lam_s", "eta"):
         having = [row for row in rows if name in row["setting"].get("hyper", {})]

@@ -13,12 +13,12 @@ from typing import Any
 
 
 def escape(value: Any) -> str:
-    """Text as HTML shows it."""
+    """Escape text for HTML."""
     return html.escape(str(value))
 
 
 def text(value: Any) -> str:
-    """A value for people: four digits of a number, ``-`` for what is missing."""
+    """Write a value for readers: four digits of a number, ``-`` for what is missing."""
     if value is None:
         return "-"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -31,18 +31,18 @@ def text(value: Any) -> str:
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """A list of names and values."""
+    """Make a list of names and values."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text(value))}</dd>" for name, value in values.items())
     return f'<dl class="facts">{rows}</dl>'
 
 
 def folded(title: str, content: str) -> str:
-    """``content``, HTML, that opens where its title is clicked."""
+    """Fold ``content``, which is HTML. It opens when its title is clicked."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows that a click on a column's head sorts. What a row lacks is shown as missing, and comes last."""
+    """Make a table that a click on a column's head sorts. What a row lacks is shown as missing, and comes last."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in columns)
 
@@ -92,7 +92,7 @@ def plot(
     lines: Mapping[str, float] | None = None,
     note: str = "",
 ) -> str:
-    """A plot that answers to mouse and keyboard; the page's script draws it.
+    """Make a plot that answers to mouse and keyboard. The page's script draws it.
 
     Args:
       title: what it shows.
@@ -143,7 +143,7 @@ class Pictures:
         self._room = room
 
     def gallery(self, files: Iterable[tuple[Path, str]], small: bool = False) -> str:
-        """Files with their descriptions, side by side; those that find no room are named."""
+        """Show files with their descriptions side by side. Those that find no room are named."""
         shown, left = [], []
         for path, description in files:
             content = path.read_bytes()

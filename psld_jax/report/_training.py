@@ -1,4 +1,4 @@
-"""A training run as plots of its losses and rates, with the latest samples."""
+"""The part of a page for a training run: plots of its losses and rates, and the latest samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CURVES = {
 
 
 def training(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
-    """Losses against step and time, gradient, learning rate and speed, from ``metrics.jsonl``; and samples."""
+    """Plot losses, gradient, learning rate and speed from ``metrics.jsonl``, and show samples."""
     rows = read_rows(workdir)
     trained, held_out = ([row for row in rows if name in row] for name in ("loss", "held_out_loss"))
     left = report.get("seconds_left")
@@ -62,13 +62,13 @@ def training(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> st
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """At most some 500 points, evenly chosen, the last among them."""
+    """Choose at most some 500 points evenly, the last among them."""
     stride = max(1, -(-len(rows) // 500))
     return [(row["step"], row[name]) for row in rows[::-1][::stride][::-1] if row.get(name) is not None]
 
 
 def _by_time(trained: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> str:
-    """The loss over forward time: the latest interval in training, and the latest on held-out images."""
+    """Plot the loss over forward time: of the latest interval in training, and the latest on held-out images."""
     times = [(i + 0.5) / TIME_BINS for i in range(TIME_BINS)]
     drawn = []
     for number, (rows, name, label) in enumerate(

@@ -64,7 +64,7 @@ class Way:
 
 
 def to_levels(images: np.ndarray, limit: float = 1.0) -> np.ndarray:
-    """Values in ``[-limit, limit]``, ``[..., H, W, C]``, as uint8 with one or three channels; NaN is grey."""
+    """Turn values in ``[-limit, limit]``, ``[..., H, W, C]``, into uint8 with one or three channels; NaN is grey."""
     channels = 3 if images.shape[-1] >= 3 else 1
     kept = np.nan_to_num(images[..., :channels] / limit, nan=0.0)
     return np.round(127.5 * np.clip(kept, -1, 1) + 127.5).astype(np.uint8)
@@ -141,14 +141,14 @@ _NOTE = (
 
 
 def section(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
-    """The part of ``report.html`` that leads to the atlas, with its numbers."""
+    """Make the part of ``report.html`` that leads to the atlas, with its numbers."""
     about = {"samples of each": report.get("num_samples"), "frames of a trajectory": report.get("frames")}
     rows = [{name.replace("_", " "): value for name, value in row.items()} for row in report["rows"]]
     return link(workdir) + facts(about) + table("Every sampler and budget; a click on a head sorts", rows)
 
 
 def link(workdir: Path) -> str:
-    """A line that leads to the atlas of a work directory; nothing if it has none."""
+    """Make a line that leads to the atlas of a work directory, or nothing if it has none."""
     if not (workdir / ATLAS).is_file():
         return ""
     return f'<p><a href="{escape(ATLAS)}">Atlas: the same seeds by several samplers, step by step</a></p>'
@@ -172,7 +172,7 @@ def _controls(budgets: int, frames: int, views: Sequence[tuple[str, str]]) -> st
 
 
 def _encoded(way: Way, frames: int) -> dict[str, Any]:
-    """A way with at most so many frames, evenly chosen, the first and the last among them."""
+    """Encode a :class:`Way` with at most so many frames, evenly chosen, the first and the last among them."""
     count = len(way.steps)
     kept = np.unique(np.round(np.linspace(0, count - 1, min(frames, count))).astype(int))
     return {
@@ -189,13 +189,13 @@ def _encoded(way: Way, frames: int) -> dict[str, Any]:
 
 
 def _coarse(frames: np.ndarray) -> np.ndarray:
-    """All frames but the last one in few levels."""
+    """Reduce all frames but the last one to few levels."""
     width = 256 // _LEVELS
     return np.concatenate([frames[:-1] // width * width + width // 2, frames[-1:]])
 
 
 def _png(frames: np.ndarray) -> str:
-    """Frames ``[F, n, H, W, C]`` as base64 of one PNG: a row for each, samples side by side."""
+    """Write frames ``[F, n, H, W, C]`` as base64 of one PNG: a row for each, samples side by side."""
     f, n, height, width, channels = frames.shape
     sheet = frames.transpose(0, 2, 1, 3, 4).reshape(f * height, n * width, channels)
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Whom to cite for what was used, as BibTeX."""
+"""Which publications to cite for what was used, as BibTeX."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _entries(thing: Any) -> dict[str, bibliography.Entry]:
 
 
 def _named(name: str) -> dict[str, bibliography.Entry]:
-    """Of every sampler, path and network of that name."""
+    """Return the publications of every sampler, path and network of that name."""
     keys = (*bibliography.PATHS.get(name, ()), *bibliography.NETWORKS.get(name, ()))
     if name in SOLVERS:
         keys += bibliography.ADAPTIVE

@@ -1,4 +1,4 @@
-"""One page of HTML with all that it needs inside: it opens from the disk, and asks the network for nothing."""
+"""One page of HTML that holds all it needs: it opens from the disk, and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Section:
 def page(
     title: str, lead: str, sections: list[Section], scripts: Sequence[str] = (), refresh: float | None = None
 ) -> str:
-    """The whole page: with style and script, and no other file.
+    """Make the whole page, with style and script inside, so that it needs no other file.
 
     Args:
       title, lead: text.

@@ -1,4 +1,4 @@
-"""``report.html``: what the modes that ran in a work directory left there, as one page to look at."""
+"""Writing ``report.html``, the page that shows what the modes left in a work directory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _section(mode: str, report: Report, workdir: Path, pictures: Pictures) -> Se
 
 
 def _what_was_run(report: Report) -> str:
-    """The command, the configuration with what differs from the default first, the device and the versions."""
+    """Show command, configuration (what differs from the default comes first), device and versions."""
     config = flatten(report.get("config", {}), separator=".")
     default = flatten(json.loads(load_config("default").to_json()), separator=".")
     changed = [
@@ -114,7 +114,7 @@ def _sample(report: Report, workdir: Path, pictures: Pictures) -> str:
 
 
 def _anything(report: Report, workdir: Path, pictures: Pictures) -> str:
-    """The numbers of a report, for modes that have no pictures of their own."""
+    """Show the numbers of a report, for modes that have no pictures of their own."""
     scalars = {
         name.replace("_", " "): value
         for name, value in report.items()
