@@ -1,4 +1,4 @@
-"""What each mode of the command line does: run, and leave pictures, tables and a report in the work directory."""
+"""The modes of the command line. Each one runs, and leaves pictures, tables and a report in the work directory."""
 
 from __future__ import annotations
 

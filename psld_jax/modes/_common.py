@@ -1,4 +1,4 @@
-"""What several modes do."""
+"""Functions that several modes share: the model, the sampler, and what a report says of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from psld_jax.sampling.sampler import Sampler
 
 
 def sampled_model(config: Any) -> build.Model:
-    """The score network, or exact score, of a configuration; ``ValueError`` for a classifier."""
+    """Return the score network, or exact score, of a configuration; raise a ``ValueError`` for a classifier."""
     model = build.build_model(config)
     if not isinstance(model, build.Model):
         raise ValueError("a classifier cannot be sampled from; give a score network")
@@ -29,19 +29,19 @@ def sampled_model(config: Any) -> build.Model:
 
 
 def prepared(model: build.Model, config: Any, **conditions: Any) -> Sampler:
-    """The sampler that ``config.sampler`` describes, with these conditions; ``ValueError`` if it makes no sense."""
+    """Make the sampler that ``config.sampler`` describes, with these conditions; ``ValueError`` if it is not sound."""
     options = build.sampler_options(config)
     del options["seed"]  # of the samples, not of the sampler
     return prepare(model, **options, **conditions)
 
 
 def identity(model: build.Model, config: Any) -> dict[str, Any]:
-    """Which model files were made with, for those who would go on with them."""
+    """Identify the model that files were made with, so that another run can check it before it goes on with them."""
     return {"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint}
 
 
 def exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.ndarray:
-    """Draws from the law whose score is exact, float64 ``[count, H, W, C]``."""
+    """Draw from the law whose score is exact, float64 ``[count, H, W, C]``."""
     assert model.data is not None
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((count, *model.image_shape))
@@ -49,14 +49,14 @@ def exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.n
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on, for reports."""
+    """Return the versions of what a result depends on, for reports."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy", "scipy")
     others = {name: metadata.version(name) for name in names}
     return {"python": platform.python_version(), "psld_jax": __version__, **others}
 
 
 def _device() -> str:
-    """What the computation ran on, for reports."""
+    """Describe what the computation ran on, for reports."""
     devices, processes = jax.local_devices(), distributed.count()
     kind = platform.machine() if devices[0].platform == "cpu" else devices[0].device_kind
     several = f", {processes} processes" if processes > 1 else ""
@@ -64,7 +64,7 @@ def _device() -> str:
 
 
 def circumstances(config: Any) -> dict[str, Any]:
-    """What a run is made under, for its report: device, command, configuration and versions."""
+    """Return device, command, configuration and versions of a run, for its report."""
     return {
         "device": _device(),
         "command": sys.argv,
@@ -74,5 +74,5 @@ def circumstances(config: Any) -> dict[str, Any]:
 
 
 def now() -> str:
-    """Date and time, for reports."""
+    """Return date and time, for reports."""
     return time.strftime("%Y-%m-%d %H:%M:%S %z")

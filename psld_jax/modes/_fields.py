@@ -1,4 +1,4 @@
-"""Messages of functions, whose arguments have names of their own, in terms of the fields that they were taken from."""
+"""Error messages that name the field of the configuration in place of the argument of a function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNKNOWN = re.compile(r"unknown (?!config)([\w ]+?) '([^']*)'")
 
 @contextlib.contextmanager
 def named_in_full(config: Any, mode: str) -> Generator[None, None, None]:
-    """Raise the ``ValueError`` of what is inside again, with ``config.sampler.nfe=0`` where it says ``nfe=0``."""
+    """Raise the ``ValueError`` of the code inside again, with ``config.sampler.nfe=0`` where it says ``nfe=0``."""
     try:
         yield
     except ValueError as error:
@@ -34,7 +34,7 @@ def named_in_full(config: Any, mode: str) -> Generator[None, None, None]:
 
 
 def in_full(message: str, config: Any, mode: str) -> str:
-    """``message`` with the full path of each field that it names, or whose value it says to be unknown.
+    """Rewrite ``message`` with the full path of each field that it names, or whose value it calls unknown.
 
     Where fields of several sections have that name, it is the one that has the value in the message; of several, that
     of the mode's own section.
@@ -62,7 +62,7 @@ def in_full(message: str, config: Any, mode: str) -> str:
 
 
 def _written(value: Any) -> tuple[str, ...]:
-    """The ways in which messages write a value."""
+    """Return the ways in which messages write a value."""
     value = tuple(value) if isinstance(value, list) else value
     return repr(value), str(value)
 

@@ -1,4 +1,4 @@
-"""Fields that were set and have no effect on what a mode does: one line for each."""
+"""Lines about fields that were set and have no effect in a mode."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def tell_unused(config: Any, mode: str, console: Console) -> None:
 
 
 def unused(config: Any, mode: str) -> list[str]:
-    """These lines; none for a configuration all of whose fields count."""
+    """Return the lines. There are none for a configuration all of whose fields count."""
     default = build.load_config("default")
     values, defaults = (flatten(c.to_dict(), separator=".") for c in (config, default))
     lines = []
@@ -99,7 +99,7 @@ def unused(config: Any, mode: str) -> list[str]:
 
 
 def _hyper(sampler: str, hyper: Any, default: Any) -> list[str]:
-    """Of hyper-parameters without a default: those that the sampler has not."""
+    """Return those hyper-parameters without a default that the sampler does not have."""
     told = {name: hyper[name] for name in default if default[name] is None and hyper.get(name) is not None}
     known = integrators.get(sampler).hyper if told and sampler not in ("auto", *SOLVERS) else {}
     return [

@@ -69,7 +69,7 @@ def run_atlas(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
 
 
 def _jobs(model: build.Model, config: Any, console: Console) -> list[tuple[str, int, Sampler]]:
-    """Name, budget and sampler of every trajectory; tells which samplers and budgets are left out."""
+    """Return name, budget and sampler of every trajectory, and tell which samplers and budgets are left out."""
     c, names = config.atlas, []
     for name in dict.fromkeys(c.samplers):
         if name in SOLVERS:
@@ -92,7 +92,7 @@ def _jobs(model: build.Model, config: Any, console: Console) -> list[tuple[str, 
 def _way(
     model: build.Model, name: str, budget: int, sampler: Sampler, z_T: Any, keys: Any, fine: np.ndarray, frames: int
 ) -> tuple[Way, int]:
-    """The trajectories of one sampler, and how many of its samples are not finite."""
+    """Return the trajectories of one sampler, and how many of its samples are not finite."""
     table, setting = sampler.table, sampler.setting
     assert table is not None and setting is not None
     path = sample(model.eps_fn, table, z_T, keys, return_trajectory=True)
@@ -115,7 +115,7 @@ def _way(
 
 
 def _limit(view: str, image: np.ndarray, *, final: bool) -> float:
-    """The value that is white: 1 for images; for what holds noise some deviations of it."""
+    """Return the value that is drawn white: 1 for images, and some deviations for states with noise."""
     if view == "predicted" or (view == "position" and final):
         return 1.0
     deviation = float(np.std(image[np.isfinite(image)])) if np.isfinite(image).any() else 0.0
@@ -123,7 +123,7 @@ def _limit(view: str, image: np.ndarray, *, final: bool) -> float:
 
 
 def _predicted(model: build.Model, z: Any, t: float) -> np.ndarray:
-    """``E[x_0 | z_t = z]``, ``[n, H, W, C]``; the position itself at t = 0."""
+    """Return ``E[x_0 | z_t = z]``, ``[n, H, W, C]``, or the position itself at t = 0."""
     if t <= 0:
         return np.asarray(z[0])
     dtype = z[0].dtype

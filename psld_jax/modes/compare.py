@@ -72,7 +72,7 @@ def run_tune(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
 
 
 def _target(model: build.Model, config: Any) -> np.ndarray | None:
-    """Images to compare samples with: of the exact law, or of the data if the configuration says where they are."""
+    """Return images to compare samples with: of the exact law, or of the data if the configuration names them."""
     if model.data is not None:
         return exact_images(model, config, config.tune.num_targets, config.seed)
     if not config.data.path:
@@ -159,7 +159,7 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
 
 
 def _features(config: Any, console: Console) -> tuple[metrics.Features, metrics.InceptionV3 | None]:
-    """The features of ``config.evaluate``, and the network behind them if it is Inception."""
+    """Return the features of ``config.evaluate``, and the network behind them if it is Inception."""
     c = config.evaluate
     if c.features != "inception":
         return metrics.features(c.features), None
@@ -177,7 +177,7 @@ def _fetch(path: str, console: Console) -> None:
 
 
 def _moments(parts: Iterable[np.ndarray], features: metrics.Features, num_kept: int = 0) -> metrics.Moments:
-    """Moments of the features of images, which come in parts."""
+    """Compute the moments of the features of images, which come in parts."""
     moments = metrics.Moments(num_kept)
     for part in parts:
         moments.add(features(np.clip(part, -1, 1)))
@@ -185,7 +185,7 @@ def _moments(parts: Iterable[np.ndarray], features: metrics.Features, num_kept: 
 
 
 class _Reference:
-    """What samples are compared to.
+    """The features, statistics and images that samples are compared to.
 
     Attributes:
       law: mean and covariance of the features of the training images, of the exact law, or in a file.

@@ -1,4 +1,4 @@
-"""``--dry_run``: what a run would do, and what it needs, without doing it."""
+"""``--dry_run``: print what a run would do and what it needs, without doing it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MEBI = 2**20
 
 
 def dry_run(mode: str, config: Any, console: Console) -> None:
-    """Print the configuration with all overrides, and of ``sample``, ``program``, ``evaluate`` and ``train`` the cost.
+    """Print the configuration with all overrides, and the cost of ``sample``, ``program``, ``evaluate`` or ``train``.
 
     Programs are compiled for their memory, on the devices that are there, and not run.
 
@@ -76,7 +76,7 @@ def _training(config: Any, console: Console) -> None:
 
 
 def training_program(config: Any, channels: int) -> tuple[Any, tuple[Any, ...]]:
-    """A training step of ``config``, jitted, and what it takes, as shapes: images ``[batch_size, H, W, channels]``."""
+    """Return a jitted training step, and shapes of what it takes: images ``[batch_size, H, W, channels]``."""
     c, devices = config.train, Devices(config.train.split_state)
     loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
     net, shape = build.abstract_network(config), build.network_images(config)[:2]

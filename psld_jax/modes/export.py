@@ -1,4 +1,4 @@
-"""``--mode export | program``: a network, or a sampler with its network, to pass on."""
+"""``--mode export | program``: write a network, or a sampler with its network, to pass on."""
 
 from __future__ import annotations
 

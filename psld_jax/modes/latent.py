@@ -1,4 +1,4 @@
-"""``--mode likelihood | interpolate``: the probability-flow ODE from images to noise."""
+"""``--mode likelihood | interpolate``: run the probability-flow ODE from images to noise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from psld_jax.modes._common import sampled_model
 
 
 def run_likelihood(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
-    """``log p`` of test images; leave likelihood.npz. Returns the report."""
+    """Compute ``log p`` of test images; leave likelihood.npz. Returns the report."""
     c, model, start = config.likelihood, sampled_model(config), time.perf_counter()
     if model.data is not None:
         images, quantized = model.data[: c.num_images], False
@@ -60,7 +60,7 @@ def run_likelihood(config: Any, workdir: Path, console: Console) -> dict[str, An
 
 
 def run_interpolate(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
-    """Paths between pairs of test images; leave interpolation.png. Returns the report."""
+    """Draw paths between pairs of test images; leave interpolation.png. Returns the report."""
     c, model = config.interpolate, sampled_model(config)
     images = build.test_images(model, 2 * c.num_paths)
     options = {"rtol": c.rtol, "atol": c.atol, "t_end": config.sampler.t_end or None}

@@ -1,4 +1,4 @@
-"""``--mode list``: the samplers, configurations, networks and data sets that have a name."""
+"""``--mode list``: print the samplers, configurations, networks and data sets that have a name."""
 
 from __future__ import annotations
 

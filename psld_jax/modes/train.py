@@ -1,4 +1,4 @@
-"""``--mode train``: training, with a page that is rewritten during the run."""
+"""``--mode train``: train a network, and rewrite the page of the run while it goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY = 10.0
 
 
 class LivePage:
-    """The page of a run that is going on: it is written again when there is news, and a browser opens it again.
+    """The page of a run that is going on. It is rewritten when there is news, and a browser loads it again.
 
     Args:
       workdir: of the run; reports of earlier modes in its ``report.json`` are on the page too.
@@ -61,7 +61,7 @@ class LivePage:
 
 
 def run_train(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
-    """Train, or go on with it, and keep report.html up to date. Returns the report, as ``training.train.train``."""
+    """Train, or resume training, and keep report.html up to date. Returns the report of ``training.train.train``."""
     page = LivePage(workdir, circumstances(config), console) if distributed.is_first() else None
     try:
         return train(config, workdir, console, page)
