@@ -1,1 +1,1 @@
-"""From a table to samples: the loop on the device, adaptive solvers, settings, generation, files, programs."""
+"""Drawing samples from a table: the loop on the device, adaptive solvers, settings, generation, files, programs."""

@@ -1,4 +1,4 @@
-"""Adaptive Runge-Kutta methods for the probability-flow ODE, by diffrax, both ways."""
+"""Adaptive Runge-Kutta methods for the probability-flow ODE in both directions, by diffrax."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def check_reached(problem: OdeProblem, reached: Array, nfe: Array) -> None:
 
 
 def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
-    """``[H, N] [K, 2 K]`` of the probability-flow ODE ``dz/dt = H z + N eps`` between the two times."""
+    """Return ``[H, N] [K, 2 K]`` of the probability-flow ODE ``dz/dt = H z + N eps`` between the two times."""
     return TimeFunction(
         lambda t: np.concatenate(sde.probability_flow(t), axis=-1), t_end * (1 - 1e-5), t_start, knots=sde.knots
     )
@@ -139,7 +139,7 @@ def velocity(sde: LinearSDE, t_end: float, t_start: float) -> TimeFunction:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OdeProblem:
-    """A solve of the probability-flow ODE, as data of a program; :func:`ode_problem` makes it.
+    """A solve of the probability-flow ODE as data of a program; :func:`ode_problem` makes it.
 
     Attributes:
       velocity: ``[H, N]`` of ``velocity``.
@@ -170,7 +170,7 @@ def ode_problem(
     *,
     encode: bool = False,
 ) -> OdeProblem:
-    """The solve from ``t_start`` down to ``t_end``, or up to encode; arguments as for :func:`sample_ode`, checked.
+    """Make the solve from ``t_start`` down to ``t_end``, or up to encode; checks arguments as :func:`sample_ode`.
 
     Raises:
       ValueError: for an unknown solver or step control, tolerances or steps out of range, or times that are not
@@ -192,7 +192,7 @@ def ode_problem(
 
 
 def solve_ode(problem: OdeProblem, eps_fn: Any, z: blocks.State) -> tuple[blocks.State, Array, Array]:
-    """The solve as a function to be traced: a state, leaves ``[n, ...]``, at the end, NFE ``[n]`` and times ``[n]``.
+    """Solve, as a function to be traced: the state at the end, leaves ``[n, ...]``, NFE ``[n]`` and times ``[n]``.
 
     The times are those that were reached; where that is not the end, the state is NaN.
     """
@@ -241,7 +241,7 @@ def integrate(
     args: Any = None,
     norm: Callable[[Any], Array] | None = None,
 ) -> tuple[Any, Array, Array]:
-    """``dz/dt = field(t, z, args)`` from ``times[0]`` to ``times[1]`` at tolerances ``times[2:]``, by diffrax.
+    """Integrate ``dz/dt = field(t, z, args)`` from ``times[0]`` to ``times[1]`` at tolerances ``times[2:]``.
 
     ``times`` holds four scalars, ``z`` is a pytree. ``first_step`` is a hundredth of the interval if not given,
     ``norm`` of a step's error the root mean square. Returns the end; the evaluations of ``field``: the stages of every

@@ -1,4 +1,4 @@
-"""Many samples to files: every image is a function of (seed, number), and a run that is killed goes on."""
+"""Writing many samples to files: every image is a function of (seed, number), and a killed run can go on."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_samples(
     about: dict[str, Any] | None = None,
     progress: Callable[[Iterable[range]], Iterable[range]] = iter,
 ) -> int:
-    """Write samples 0 to ``n - 1`` to ``directory``; those that are there already are not drawn again.
+    """Write samples 0 to ``n - 1`` to ``directory``. Those that are there already are not drawn again.
 
     Where several processes run together, each writes its share; all must see the directory.
 
@@ -93,19 +93,19 @@ def write_samples(
 
 
 def _batches(numbers: range, batch_size: int) -> list[range]:
-    """The numbers of the images in batches, none of which reaches over the border of a part."""
+    """Return the numbers of the images in batches, none of which reaches over the border of a part."""
     borders = [numbers.start, *(i for i in numbers[1:] if i % PART == 0), numbers.stop]
     parts = (range(start, stop) for start, stop in itertools.pairwise(borders))
     return [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
 
 
 def _files(batch: range, form: str) -> set[str]:
-    """The files that a batch leaves, or is part of."""
+    """Return the files that a batch leaves, or is part of."""
     return {f"{number:06}.png" for number in batch} if form == "png" else {f"{batch.start // PART:06}.npz"}
 
 
 def _whole(file: Path, n: int) -> bool:
-    """Whether a file is what a run for ``n`` images leaves: a full disk, or a crash, may have emptied it since."""
+    """Tell whether a file is what a run for ``n`` images leaves: a full disk, or a crash, may have emptied it."""
     if not file.is_file():
         return False
     if file.suffix == ".npz":
@@ -124,7 +124,7 @@ def _whole(file: Path, n: int) -> bool:
 
 
 def _begin(directory: Path, about: dict[str, Any]) -> None:
-    """Make the directory, or see that its images depend on the same, and clear away what was begun."""
+    """Make the directory, or check that its images belong to the same run, and clear away unfinished files."""
     make_directory(directory, "the directory of images")
     for temporary in directory.glob(".*.part"):
         temporary.unlink()

@@ -113,7 +113,7 @@ def sample(
 def start_of(
     table: Tableau, z_T: blocks.State, key: Array | None, noise: blocks.State | None, known: Known | None
 ) -> tuple[Any, Array | None, blocks.State | None]:
-    """The dtype of a run, and what it draws from: one key per sample, ``[n]``, or recorded draws, the other ``None``.
+    """Return the dtype of a run, and what it draws from: keys ``[n]`` or recorded draws. The other one is ``None``.
 
     Arguments as of :func:`sample`.
 
@@ -144,7 +144,7 @@ def start_of(
 def run_rows(
     eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any, noise: Any, known: Any, pull: Pull | None = None
 ) -> Any:
-    """The loop of :func:`sample` as a function to be traced: the first ``count`` of padded ``rows`` in turn.
+    """Run the loop of :func:`sample`, as a function to be traced: the first ``count`` of padded ``rows`` in turn.
 
     Returns a state like ``z_T``, leaves ``[n, ...]``.
     """
@@ -161,7 +161,7 @@ _run = xla.jit(run_rows, "the sampler")
 
 
 def _scan(eps_fn, rows, count, z_T, keys, noise, known, pull=None, *, keep: bool, remat: bool):
-    """The same by ``lax.scan``: the final state, and those after every row if ``keep``. ``count`` of None: all rows."""
+    """Run it by ``lax.scan``: the final state, and those after every row if ``keep``; all rows if ``count`` is None."""
     draw = draws(keys, noise)
 
     def body(carry: Any, inputs: Any) -> Any:
@@ -180,7 +180,7 @@ _scan_program = xla.jit(partial(_scan, keep=True, remat=False), "the sampler wit
 
 
 def draws(keys: Any, noise: Any) -> Draw:
-    """Draw number ``i`` of every sample, shaped like a state: from its key, or as it was recorded."""
+    """Return draw number ``i`` of every sample, shaped like a state: from its key, or as it was recorded."""
 
     def draw(number: Array, z: blocks.State) -> blocks.State:
         if noise is not None:
@@ -191,7 +191,7 @@ def draws(keys: Any, noise: Any) -> Draw:
 
 
 def begin(rows: Any, draw: Draw, known: Known | None, z_T: blocks.State) -> tuple[blocks.State, tuple[Any, ...]]:
-    """The state and an empty history, leaves ``[n, ...]``."""
+    """Return the state and an empty history, leaves ``[n, ...]``."""
     empty = jax.tree.map(jnp.zeros_like, z_T)
     return (z_T if known is None else known(z_T, 0, draw)), (empty,) * rows["B"].shape[1]
 
@@ -199,7 +199,7 @@ def begin(rows: Any, draw: Draw, known: Known | None, z_T: blocks.State) -> tupl
 def step_row(
     eps_fn: Any, draw: Draw, known: Known | None, carry: Any, row: dict[str, Any], pull: Pull | None = None
 ) -> Any:
-    """One row: ``(z, history)`` before and after it. What a table of exact rows lacks is ``None``, and not traced.
+    """Run one row, from ``(z, history)`` to ``(z, history)``. What exact rows lack is ``None``, and not traced.
 
     ``pull`` is that of a measurement in this row, :meth:`Pull.at`.
     """

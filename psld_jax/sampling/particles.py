@@ -1,4 +1,4 @@
-"""Draws of a posterior by particles that are weighed and resampled: twisted diffusion sampling (Wu et al., 2023).
+"""Sampling a posterior by particles that are weighed and resampled: twisted diffusion sampling (Wu et al., 2023).
 
 Guidance by a measurement is an approximation, so its samples do not have the law ``p(x_0 | y)``. Here several particles
 take the same guided way, and the error of the guidance is weighed. With ``psi_t(z)`` the likelihood that the guidance
@@ -69,7 +69,7 @@ def sample_posterior(
     seed: int = 0,
     grid: str = "auto",
 ) -> Particles:
-    """Draws of ``p(x_0 | y)`` for ``y = A x_0 + noise_std n``, by particles that are resampled.
+    """Draw from ``p(x_0 | y)`` for ``y = A x_0 + noise_std n``, by particles that are resampled.
 
     The sampler is ``ancestral`` of order 1. Every particle takes ``nfe`` evaluations of the network, forward and
     backward but for the last one.
@@ -119,7 +119,7 @@ def sample_posterior(
 
 
 def _rows(table: Tableau) -> dict[str, Array]:
-    """The rows of a table of first order on the device, but the last one; with ``R^-1 B V``, which shifts the noise."""
+    """Return the rows of a first-order table but the last, on the device, with ``R^-1 B V``, which shifts the noise."""
     inner, b = slice(0, table.nfe - 1), table.B[:, 0]
     assert table.R is not None
     shift = np.linalg.solve(table.R[inner], b[inner] @ table.V[inner])
@@ -130,7 +130,7 @@ def _rows(table: Tableau) -> dict[str, Array]:
 
 
 def _step(row: dict[str, Array], z: blocks.State, eps: blocks.State) -> blocks.State:
-    """``A z + B (U z + V eps)``, leaves ``[n, ...]``."""
+    """Return ``A z + B (U z + V eps)``, leaves ``[n, ...]``."""
     q = blocks.add(blocks.apply(row["U"], z), blocks.apply(row["V"], eps))
     return blocks.add(blocks.apply(row["A"], z), blocks.apply(row["B"], q))
 
@@ -145,12 +145,12 @@ def _run_particles(
     *,
     particles: int,
 ) -> tuple[blocks.State, Array]:
-    """The final particles, leaves ``[m particles, ...]``, and their effective numbers, ``[nfe, m]``."""
+    """Return the final particles, leaves ``[m particles, ...]``, and their effective numbers, ``[nfe, m]``."""
     groups = len(keys) // particles
     owners = keys.reshape(groups, particles)[:, 0]
 
     def resampled(number: Array, logs: Array, tree: Any, always: bool = False) -> tuple[Array, Any, Array]:
-        """Log weights ``[m, particles]`` and a tree of particles after resampling where it is due, and before it."""
+        """Resample where it is due: log weights ``[m, particles]`` and a tree of particles after it, and before it."""
         logs = logs - jax.scipy.special.logsumexp(logs, axis=1, keepdims=True)
         effective = 1 / jnp.exp(2 * logs).sum(axis=1)
         due = (effective < enough) | always

@@ -1,4 +1,4 @@
-"""A network with the loop as one file, which runs without being traced again: any sampler, any budget.
+"""A network with the loop as one file, which runs any sampler with any budget without being traced again.
 
 The program is StableHLO, by ``jax.export``, and the weights are arrays beside it: opening a file executes nothing,
 and calling it only what XLA can express. The table is an input of the program, so one file serves every sampler and
@@ -90,7 +90,7 @@ def save_program(
 
 
 def _fitting(table: Tableau) -> tuple[dict[str, Array], np.int32]:
-    """The rows of a table as a program takes them; ``ValueError`` if they are more than it holds."""
+    """Return the rows of a table as a program takes them; raise a ``ValueError`` if they are more than it holds."""
     if table.nfe > MIN_ROWS or table.B.shape[1] > HISTORIES[0]:
         raise ValueError(
             f"a program holds tables of {MIN_ROWS} evaluations and a history of {HISTORIES[0]} at most; "
@@ -139,7 +139,7 @@ class Program:
         self._call = jax.jit(exported.call, compiler_options=xla.options())
 
     def tabulate(self, sampler: str = "auto", **options: Any) -> Tableau:
-        """The table of a sampler for the diffusion of this program.
+        """Make the table of a sampler for the diffusion of this program.
 
         Args:
           sampler: as for :func:`psld_jax.generate`; ``"auto"`` is what was tuned for the network.
@@ -166,7 +166,7 @@ class Program:
     def __call__(
         self, n: int = 64, seed: int = 0, sampler: str | None = None, *, table: Tableau | None = None, **options: Any
     ) -> np.ndarray:
-        """Images, float32 ``[n, H, W, C]`` in [-1, 1]: those of :func:`psld_jax.generate` with that seed.
+        """Draw images, float32 ``[n, H, W, C]`` in [-1, 1]: those of :func:`psld_jax.generate` with that seed.
 
         Args:
           n: how many.

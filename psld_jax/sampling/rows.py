@@ -1,4 +1,4 @@
-"""A table as the compiled loop takes it: rows and history filled up to capacities that all tables share.
+"""Tables as the compiled loop takes them: rows and history are filled up to capacities that all tables share.
 
 A program is compiled for shapes. So the rows of a table are filled up with inert ones, and its history with
 predictions of weight zero, until they have a capacity: another sampler, budget, order or grid then has the same shapes
@@ -29,12 +29,12 @@ HISTORIES = (4, 8, 16)
 
 
 def capacity(needed: int, smallest: int) -> int:
-    """The smallest power of two times ``smallest`` that holds ``needed`` entries."""
+    """Return the smallest power of two times ``smallest`` that holds ``needed`` entries."""
     return smallest * 2 ** max(0, int(np.ceil(np.log2(needed / smallest))))
 
 
 def history_capacity(needed: int) -> int:
-    """The smallest entry of :data:`HISTORIES` that holds ``needed`` predictions; ``ValueError`` if none does."""
+    """Return the smallest entry of :data:`HISTORIES` that holds ``needed`` predictions; ``ValueError`` if none does."""
     for size in HISTORIES:
         if needed <= size:
             return size
@@ -42,7 +42,7 @@ def history_capacity(needed: int) -> int:
 
 
 def padded(table: Tableau, dtype: Any, smallest: int = MIN_ROWS) -> tuple[dict[str, Array], np.int32]:
-    """The rows of ``table``, filled up, and how many of them there are; kept with the table until its numbers change.
+    """Fill up the rows of ``table``, and return how many there were; kept with the table until its numbers change.
 
     An inert row leaves the state as it is: ``P = A = I``, all else zero, no draws. The fields of
     :meth:`Tableau.rows` are all there, ``[capacity, ...]``, floating ones in ``dtype``; ``end`` is
@@ -93,7 +93,7 @@ def _filled_up(table: Tableau, smallest: int) -> dict[str, np.ndarray]:
 
 
 def padded_known(known: Known | None) -> Known | None:
-    """``known`` filled up like the rows of its table, without what is static: it is data of the program alone."""
+    """Fill up ``known`` like the rows of its table, without what is static: it is only data of the program."""
     if known is None:
         return None
     missing = capacity(len(known.draws), MIN_ROWS) - len(known.draws)
@@ -106,7 +106,7 @@ def padded_known(known: Known | None) -> Known | None:
 
 
 def padded_pull(pull: Pull | None) -> Pull | None:
-    """``pull`` filled up like the rows and the history of its table; what is added pulls at nothing."""
+    """Fill up ``pull`` like the rows and the history of its table. What is added pulls at nothing."""
     if pull is None:
         return None
     size, history = capacity(len(pull.weights), MIN_ROWS), history_capacity(pull.weights.shape[2])

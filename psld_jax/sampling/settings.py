@@ -1,4 +1,4 @@
-"""A sampler with all that is chosen about it, and ``sampler="auto"``: the choice that was tuned for a model."""
+"""The settings of a sampler, and ``sampler="auto"``, which takes the settings that were tuned for a model."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class Setting:
 
     @classmethod
     def learned(cls, solver: Solver) -> Setting:
-        """The setting that is a learned solver."""
+        """Make the setting of a learned solver."""
         return cls(LEARNED, solver=solver)
 
     @property
     def name(self) -> str:
-        """The sampler's name: the integrator's own, if an acronym was given."""
+        """The name of the sampler: the integrator's own, if an acronym was given."""
         return LEARNED if self.solver is not None else self.integrator().name
 
     def integrator(self) -> integrators.Integrator:
-        """The integrator; ``ValueError`` for an unknown name or hyper-parameter."""
+        """The integrator of the setting; ``ValueError`` for an unknown name or hyper-parameter."""
         return integrators.get(self.sampler, **self.hyper)
 
     def table(
@@ -69,7 +69,7 @@ class Setting:
         jump: int = 1,
         t_start: float = 1.0,
     ) -> Tableau:
-        """The table on the largest grid that ``nfe`` evaluations allow, denoising and resampling included.
+        """Make the table on the largest grid that ``nfe`` evaluations allow, denoising and resampling included.
 
         The grid ends at ``sde.t_end`` unless ``t_end`` is given. One that is named starts at ``t_start``.
 
@@ -108,13 +108,13 @@ class Setting:
         return ", ".join([self.sampler, rho.get(grid, f"{grid} grid"), *chosen])
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that JSON can hold; :meth:`from_json` reads it."""
+        """Return a dict that JSON can hold; :meth:`from_json` reads it."""
         values = {name: getattr(self, name) for name in _WRITTEN}
         return values if self.solver is None else {**values, "solver": self.solver.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], directory: Path | None = None) -> Setting:
-        """The setting that :meth:`to_json` wrote, or one that names the file of its solver, in ``directory``.
+        """Read the setting that :meth:`to_json` wrote, or one that names the file of its solver, in ``directory``.
 
         Raises:
           ValueError: for anything else.
@@ -140,7 +140,7 @@ def given_times(
     denoise: bool | str,
     resample: int = 1,
 ) -> tuple[tuple[float, ...], int]:
-    """Times that are given as noise levels or as they are, and the evaluations that they take without guidance.
+    """Return times, given as such or as noise levels, and the evaluations that they take without guidance.
 
     Raises:
       ValueError: for both, an adaptive or unnamed sampler, or times that ``grids.from_sigmas`` or
@@ -158,7 +158,7 @@ def given_times(
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has no tuples: its lists as such."""
+    """Turn lists into tuples, which JSON does not have."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
@@ -171,7 +171,7 @@ class Tuned:
 
 
 def rule(sde: LinearSDE, nfe: int) -> Setting:
-    """The setting for a model that nobody has tuned: best, or nearly, for those that were (docs/results.md)."""
+    """Return the setting for a model that was not tuned: best, or nearly, for those that were (docs/results.md)."""
     if not sde.stationary:
         # Time is any function of the noise level there; polynomials in log SNR are the same for all of them.
         return Setting("predictor_corrector", sde.grid, hyper={"order": 2, "variable": "log_snr"})
@@ -186,7 +186,7 @@ MEASURED = Setting("exponential_multistep", hyper={"order": 1, "variable": "log_
 def choose(
     sde: LinearSDE, tuned: Sequence[Tuned], nfe: int, usable: Callable[[Solver], bool] = lambda solver: True
 ) -> Setting:
-    """``sampler="auto"``: a solver that was learned for ``nfe`` evaluations, if there is a ``usable`` one.
+    """Choose for ``sampler="auto"``: a solver that was learned for ``nfe`` evaluations, if there is a ``usable`` one.
 
     Otherwise what was tuned for the budget nearest to ``nfe`` (in its logarithm), else :func:`rule`.
     """
@@ -198,12 +198,12 @@ def choose(
 
 
 def nearest(tuned: Sequence[Tuned], nfe: int) -> Setting:
-    """The setting for the budget nearest to ``nfe`` in its logarithm."""
+    """Return the setting for the budget nearest to ``nfe`` in its logarithm."""
     return min(tuned, key=lambda row: abs(np.log(row.nfe / nfe))).setting
 
 
 def read_tuned(path: Path, which: str = "best") -> tuple[str, tuple[Tuned, ...]]:
-    """What a file of tuned samplers belongs to, and the best setting of every budget, or ``"rows"``: of every sampler.
+    """Read what a file of tuned samplers belongs to, and the best of each budget, or ``"rows"``: of each sampler.
 
     Raises:
       ValueError: if there is no such file, or :func:`psld_jax.tune` has not written it.

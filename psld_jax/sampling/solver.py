@@ -1,4 +1,4 @@
-"""A solver that was learned: a table of numbers in a file, with what it was learned for."""
+"""Learned solvers: a table of numbers in a file, with what it was learned for."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Solver:
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the network, denoising included."""
+        """Number of evaluations of the network, denoising included."""
         return self.table.nfe
 
     def describe(self) -> str:
@@ -53,17 +53,17 @@ class Solver:
         return f"{LEARNED} solver of {self.nfe} evaluations, from {start}"
 
     def fits(self, sde: LinearSDE, t_end: float | None, denoise: bool | str, resample: int = 1) -> bool:
-        """Whether it can be used so; :meth:`table_for` says what is wrong if not."""
+        """Tell whether the solver can be used so; :meth:`table_for` says what is wrong if not."""
         return not self._complaints(sde, t_end, denoise, resample)
 
     def is_for(self, fingerprint: str) -> bool:
-        """Whether it was learned for the weights of that fingerprint, or for a network without one."""
+        """Tell whether it was learned for the weights of that fingerprint, or for a network without one."""
         return self.about["network"] in ("", fingerprint)
 
     def table_for(
         self, sde: LinearSDE, nfe: int, *, t_end: float | None = None, denoise: bool | str = True, resample: int = 1
     ) -> Tableau:
-        """The table, for a diffusion and a budget of at least :attr:`nfe` evaluations.
+        """Return the table, for a diffusion and a budget of at least :attr:`nfe` evaluations.
 
         Raises:
           ValueError: if it was learned for something else.
@@ -89,7 +89,7 @@ class Solver:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that JSON can hold; :meth:`from_json` reads it to the bit."""
+        """Return a dict that JSON can hold; :meth:`from_json` reads it to the bit."""
         table = self.table
         rows = {name: None if values is None else np.asarray(values).tolist() for name, values in table.rows().items()}
         ends = {"last_rows": np.asarray(table.last_rows).tolist(), "times": np.asarray(table.times).tolist()}
@@ -98,7 +98,7 @@ class Solver:
 
     @classmethod
     def from_json(cls, values: Any, source: str = "a learned solver") -> Solver:
-        """The solver that :meth:`to_json` wrote.
+        """Read the solver that :meth:`to_json` wrote.
 
         Raises:
           ValueError: for anything that it did not write, with ``source`` in the message.
@@ -117,7 +117,7 @@ class Solver:
             raise ValueError(f"{source} is damaged: {why(error)}") from None
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file of JSON, whole or not at all; what is in the file is one number a line at most."""
+        """Write it to a JSON file, whole or not at all. A line of the file has at most one number."""
         replace(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
 
@@ -143,7 +143,7 @@ def load_solver(path: str | os.PathLike[str]) -> Solver:
 
 
 def _table(values: dict[str, Any]) -> Tableau:
-    """The table in the JSON of a solver, with everything checked that the loop relies on."""
+    """Read the table in the JSON of a solver, and check everything that the loop relies on."""
     rows, num_draws = values["rows"], values["num_draws"]
     tau = _floats("tau", rows["tau"], 1)
     size = len(tau)

@@ -1,4 +1,4 @@
-"""What a sampler takes and asks: a state that fits, and eps of it."""
+"""Checks of the state that a sampler takes, and the call of the network on a state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EpsFn = Callable[[blocks.State, Array], blocks.State]
 
 
 def check_state(z: Any, num_blocks: int) -> tuple[int, Any]:
-    """The batch size ``n`` and the dtype of a state, leaves ``[n, ...]``.
+    """Check a state, leaves ``[n, ...]``, and return its batch size ``n`` and its dtype.
 
     Raises:
       ValueError: for what is no state of ``num_blocks`` blocks, or has leaves that do not fit together.
@@ -38,7 +38,7 @@ def check_state(z: Any, num_blocks: int) -> tuple[int, Any]:
 
 
 def evaluate(eps_fn: EpsFn, z: blocks.State, t: Array) -> blocks.State:
-    """``eps_fn(z, t)`` as a state of the type and dtype of ``z``.
+    """Evaluate ``eps_fn(z, t)``, as a state of the type and dtype of ``z``.
 
     Leaves ``[n, ...]`` and a scalar ``t``.
 

@@ -1,4 +1,4 @@
-"""A sampler step by step, for those who have a loop of their own: ``init`` and ``step``, pure functions of pytrees.
+"""A sampler step by step, for those who have a loop of their own: pure functions ``init`` and ``step`` of pytrees.
 
     stepper = pj.stepper(table)
     state = stepper.init(z_T, key)
@@ -34,7 +34,7 @@ Array = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepState:
-    """Where a run is: all that the next step needs, besides the network. A pytree, so it can be carried and saved.
+    """The state of a run: all that the next step needs besides the network. It is a pytree, so it can be saved.
 
     Attributes:
       z: the state of the sampler, a tuple of K blocks, leaves ``[n, ...]``. A loop may change it between steps.
@@ -70,7 +70,7 @@ class Stepper:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the run, the denoising step included."""
+        """Number of steps of the run, the denoising step included."""
         return self.table.num_steps
 
     @property
@@ -86,7 +86,7 @@ class Stepper:
         noise: blocks.State | None = None,
         known: Known | None = None,
     ) -> StepState:
-        """The state before the first step. Arguments as of :func:`psld_jax.sample`: leaves ``[n, ...]``.
+        """Return the state before the first step. Arguments are those of :func:`psld_jax.sample`: leaves ``[n, ...]``.
 
         Raises:
           ValueError: for a state, key, noise or known pixels that do not fit the table.
@@ -97,7 +97,7 @@ class Stepper:
         return StepState(z, history, jnp.zeros((), jnp.int32), keys, noise, known)
 
     def step(self, eps_fn: EpsFn, state: StepState) -> StepState:
-        """The state after one more step of the grid; after the last, the state as it is.
+        """Return the state after one more step of the grid. After the last step the state stays as it is.
 
         It can be jitted and differentiated; then the rows are constants of the caller's program. Called as it is, it
         runs in a program that is compiled once for ``eps_fn`` and the shapes of ``state``, and serves every sampler,
@@ -149,7 +149,7 @@ def stepper(table: Tableau) -> Stepper:
 
 
 def _advance_by_rows(eps_fn: Any, rows: Any, bounds: Array, state: StepState, *, width: int) -> StepState:
-    """The rows of one step in turn. A step with fewer than ``width`` of them passes the others by."""
+    """Run the rows of one step in turn. A step with fewer than ``width`` rows skips the others."""
     first, end = bounds[state.step], bounds[state.step + 1]
     draw = draws(state.keys, state.noise)
 
