@@ -1,4 +1,4 @@
-"""Make objects of configurations. Nothing else in the package reads a ConfigDict.
+"""Building objects from configurations. Nothing else in the package reads a ConfigDict.
 
 ``configuration`` finds and overrides configurations, ``parts`` makes diffusions, data, losses and optimisers of them,
 ``model`` makes whole models, and ``conditions`` reads what samples are conditioned on.

@@ -1,4 +1,4 @@
-"""What the fields of a configuration may hold, where no object that is made of them would say so.
+"""Checks of the fields of a configuration that no object made of them would check.
 
 ml_collections compares the type of a value with that of the default: NaN is a number to it, and a tuple holds anything.
 """

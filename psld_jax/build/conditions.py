@@ -1,4 +1,4 @@
-"""What ``config.steer`` asks for, and the images that it is taken from."""
+"""The conditions that ``config.steer`` asks for, and the images that they are taken from."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _GUIDANCE = ("guidance_schedule", "guidance_rule", "guidance_rescale")
 
 
 def has_guidance(steer: Any) -> bool:
-    """Whether options of guidance have something to act on: a label, a worse network, the gradient of a measurement."""
+    """Tell whether guidance has something to act on: a label, a worse network, the gradient of a measurement."""
     by_gradient = steer.operator and (steer.posterior != "conjugate" or steer.null_weight)
     return bool(steer.labels or steer.negative or by_gradient)
 
 
 def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]:
-    """What ``config.steer`` asks for, as fields of :class:`psld_jax.Steering`.
+    """Return what ``config.steer`` asks for, as fields of :class:`psld_jax.Steering`.
 
     Returns:
       The fields; the images that known pixels or a measurement are taken from, and what the sampler sees of them as
@@ -81,7 +81,7 @@ def steer_options(config: Any, model: Model) -> tuple[dict[str, Any], np.ndarray
 
 
 def _mask(name: str, model: Model) -> np.ndarray:
-    """The mask ``[1, H, W, 1]`` of that name, or in that file."""
+    """Return the mask ``[1, H, W, 1]`` of that name, or from that file."""
     if not name.endswith(".npy"):
         return operators.half_mask(name, model.image_shape)
     try:
@@ -94,7 +94,7 @@ def _mask(name: str, model: Model) -> np.ndarray:
 
 
 def test_images(model: Model, n: int) -> np.ndarray:
-    """The first ``n`` test images of ``config.data``, or those that an exact score was made of; fewer, if there are.
+    """Return the first ``n`` test images of ``config.data``, or of the data of an exact score; fewer if there are.
 
     Float32 ``[n, H, W, C]`` in [-1, 1].
     """
@@ -127,6 +127,6 @@ def warn_of_data_std(config: Any, data: Dataset) -> None:
 
 
 def to_images(data: Dataset, numbers: np.ndarray) -> np.ndarray:
-    """Images of a data set, float32 ``[n, H, W, C]`` in [-1, 1], for ``numbers [n]``."""
+    """Return images of a data set, float32 ``[n, H, W, C]`` in [-1, 1], for ``numbers [n]``."""
     images = data.gather(numbers)[0]
     return images / np.float32(127.5) - 1 if images.dtype == np.uint8 else images

@@ -1,4 +1,4 @@
-"""Configurations: found by name, overridden field by field, and read back from JSON."""
+"""Configurations: they are found by name, overridden field by field, and read back from JSON."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_directory() -> Path:
-    """Where the configurations are: beside the package in a checkout, inside it when installed."""
+    """Return where the configurations are: beside the package in a checkout, inside it when installed."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def find_config(name: str) -> Path:
-    """The file of a configuration: ``"digits"`` or ``"pj:digits"`` for one that ships, or a path to one of your own.
+    """Find the file of a configuration: ``"digits"`` or ``"pj:digits"`` ships; a path is one of your own.
 
     Raises:
       ValueError: for an unknown name, which lists those that ship, and a path where there is no file.
@@ -57,7 +57,7 @@ def find_config(name: str) -> Path:
 
 
 def load_config(name: str) -> Any:
-    """The configuration of that name (``"digits"``) or path; ``ValueError`` lists the names if unknown."""
+    """Load the configuration of that name (``"digits"``) or path; a ``ValueError`` lists the names if unknown."""
     path = find_config(name)
     spec = importlib.util.spec_from_file_location(f"psld_jax_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
@@ -67,7 +67,7 @@ def load_config(name: str) -> Any:
 
 
 def fields(config: Any, prefix: str = "") -> list[str]:
-    """Dotted names of every field of a configuration, sections included."""
+    """Return the dotted names of every field of a configuration, sections included."""
     names = []
     for key, value in config.items():
         names.append(prefix + key)
@@ -77,7 +77,7 @@ def fields(config: Any, prefix: str = "") -> list[str]:
 
 
 def override(config: Any, values: dict[str, Any]) -> Any:
-    """A locked copy of ``config`` with the given fields (dotted names) replaced.
+    """Return a locked copy of ``config`` with the given fields (dotted names) replaced.
 
     Raises:
       ValueError: for an unknown field (with the nearest known one), or a value of the wrong type.
@@ -97,7 +97,7 @@ def override(config: Any, values: dict[str, Any]) -> Any:
 
 
 def _check_kind(config: Any, name: str, value: Any) -> None:
-    """``TypeError`` for what ml_collections takes for every field, or for a number."""
+    """Raise a ``TypeError`` for values that ml_collections accepts for every field, or for a number."""
     if value is None and not name.startswith(_OPEN) and _value(config, name) is not None:
         raise TypeError
     if isinstance(value, bool) and _kind(config, name) in (int, float):
@@ -118,7 +118,7 @@ def _kind(config: Any, name: str) -> type:
 
 
 def _wanted(config: Any, name: str) -> str:
-    """What a field takes, in words."""
+    """Say in words what a field takes."""
     kind, value = _kind(config, name), _value(config, name)
     if isinstance(value, ConfigDict):
         return f"it is a section; set its fields, such as config.{name}.{next(iter(value), 'NAME')}"
@@ -142,7 +142,7 @@ def check_overrides(argv: list[str]) -> None:
 
 
 def from_dict(values: dict[str, Any]) -> Any:
-    """The default configuration with the values of a configuration that was stored as JSON.
+    """Return the default configuration with the values of one that was stored as JSON.
 
     Raises:
       ValueError: for a field that does not exist (with the nearest that does), or a value of the wrong type.

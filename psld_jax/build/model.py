@@ -1,4 +1,4 @@
-"""A model: a diffusion with what predicts its noise, from a configuration, a directory or a function of your own."""
+"""Models: a diffusion and what predicts its noise, from a configuration, a directory or a function of your own."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 digits that tell weights, or the data of an exact score, from others; "" if the model holds no arrays."""
+        """Sixteen digits that tell weights, or the data of an exact score, from others; "" if there are no arrays."""
         # What follows from the diffusion is computed, and differs between machines in the last bits.
         parts = jax.tree.leaves(blocks.as_pytree(self.eps_fn), is_leaf=lambda leaf: isinstance(leaf, TimeFunction))
         arrays = [np.asarray(leaf) for leaf in parts if isinstance(leaf, (jax.Array, np.ndarray))]
@@ -71,7 +71,7 @@ class Model:
         return digest.hexdigest()[:16] if arrays else ""
 
     def denoise(self, z: Any, t: Any) -> jax.Array:
-        """``E[x_0 | z_t = z]``, ``[n, H, W, C]`` in the dtype of ``z``: one evaluation of the network.
+        """Predict ``E[x_0 | z_t = z]``, ``[n, H, W, C]`` in the dtype of ``z``: one evaluation of the network.
 
         Args:
           z: state of the diffusion at ``t``, a tuple of K arrays ``[n, H, W, C]``; for one block the array will do.
@@ -114,7 +114,7 @@ class Classifier:
 
 
 def build_model(config: Any) -> Model | Classifier:
-    """The model that ``config`` describes: the exact score of its data, or a network with its weights.
+    """Make the model that ``config`` describes: the exact score of its data, or a network with its weights.
 
     Raises:
       ValueError: for unknown names, values out of range, or weights that are missing or do not fit.
@@ -138,7 +138,7 @@ def _mixture_model(config: Any) -> Model:
 
 
 def _saved_model(config: Any) -> Model | Classifier:
-    """The network in ``config.model.checkpoint``; a configuration that describes a network must agree with it."""
+    """Open the network in ``config.model.checkpoint``. A configuration that describes a network must agree with it."""
     m = config.model
     if not m.checkpoint:
         raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
@@ -168,7 +168,7 @@ def _saved_model(config: Any) -> Model | Classifier:
 
 
 def _network_fields(config: Any) -> dict[str, Any]:
-    """The fields of network and diffusion by dotted name, those of sections inside too."""
+    """Return the fields of network and diffusion by dotted name, those of inner sections too."""
     return checkpoint.flatten({section: config[section].to_dict() for section in ("model", "sde")}, separator=".")
 
 
@@ -184,7 +184,7 @@ def _check_told(stored: Any, told: dict[str, Any], place: str) -> None:
 
 
 def open_network(directory: str, weights: str, overrides: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-    """Configuration and arrays of a saved network, or of one that ships; the configuration says where they are from.
+    """Open configuration and arrays of a saved network, or one that ships; the configuration says where they are from.
 
     A checkpoint of another library is converted into the user's cache; ``overrides`` are what it cannot tell.
     """
@@ -203,7 +203,7 @@ def open_network(directory: str, weights: str, overrides: dict[str, Any] | None 
 
 
 def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
-    """The network that ``config.model`` describes with the arrays ``params``, a nested dict.
+    """Make the network that ``config.model`` describes with the arrays ``params``, a nested dict.
 
     Raises:
       ValueError: if the arrays are not those of that network, by name and shape.
@@ -228,18 +228,18 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
 
 
 def _place(name: str) -> Path:
-    """The directory of a saved network, or of one that ships."""
+    """Return the directory of a saved network, or of one that ships."""
     return assets.network(name) if name in assets.NETWORKS else Path(name)
 
 
 def tuned_for(config: Any, sde: LinearSDE) -> str:
-    """What tuned samplers belong to: another diffusion, or exact score, needs others."""
+    """Identify what tuned samplers belong to: another diffusion, or exact score, needs others."""
     exact = config.model.name == "mixture"
     return f"{sde!r}, " + (f"bandwidth={config.model.bandwidth}" if exact else f"data_std={sde.data_std}")
 
 
 def _tuned(config: Any, sde: LinearSDE, place: Path | None) -> tuple[Tuned, ...]:
-    """The tuned samplers in ``config.sampler.tuned``; without one, those in ``place`` if they are for this model."""
+    """Read the tuned samplers in ``config.sampler.tuned``, else those in ``place`` if they are for this model."""
     chosen, wanted = config.sampler.tuned, tuned_for(config, sde)
     source = Path(chosen) if chosen else place
     if source is None or not (chosen or source.is_file()):
@@ -253,7 +253,7 @@ def _tuned(config: Any, sde: LinearSDE, place: Path | None) -> tuple[Tuned, ...]
 
 
 def tuned_rows(model: Model, path: str) -> tuple[Tuned, ...]:
-    """The settings of every sampler in ``config.evaluate.tuned``; none if it is empty.
+    """Read the settings of every sampler in ``config.evaluate.tuned``; none if it is empty.
 
     Raises:
       ValueError: if it is no such file, or of another model.
@@ -271,7 +271,7 @@ def _not_tuned_for(field: str, value: str, belongs_to: str, wanted: str) -> Valu
 
 
 def initial_network(config: Any) -> Any:
-    """The network that ``config.model`` describes: initial weights from ``config.seed``, then ``config.train.init``.
+    """Make the network that ``config.model`` describes: weights from ``config.seed``, then ``config.train.init``.
 
     Raises:
       ValueError: if the network in ``config.train.init`` has arrays that this one has not, or of another shape.

@@ -1,4 +1,4 @@
-"""Models of networks that know nothing of this library: any function of images and times, or a denoiser."""
+"""Models made of your own networks: any function of images and times, or a denoiser."""
 
 from __future__ import annotations
 

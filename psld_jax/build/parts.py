@@ -1,4 +1,4 @@
-"""From a configuration to its parts: diffusion, network options, data, loss, optimiser, options of a sampler."""
+"""The parts of a configuration: diffusion, network options, data, loss, optimiser, options of a sampler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAINABLE = ("ncsnpp", "ncsnpp_clf", *families.available())
 
 
 def build_sde(config: Any) -> LinearSDE:
-    """The SDE that ``config.sde`` describes, for what the network in ``config.model`` predicts.
+    """Build the SDE that ``config.sde`` describes, for what the network in ``config.model`` predicts.
 
     That is preconditioned if ``config.model.data_std`` is positive; for a network with a section of its own, what its
     options say.
@@ -49,7 +49,7 @@ def build_sde(config: Any) -> LinearSDE:
 
 
 def network_options(config: Any) -> Any:
-    """The options of the network in ``config.model``: of NCSN++, or those in the section of its family.
+    """Return the options of the network in ``config.model``: of NCSN++, or those in the section of its family.
 
     Raises:
       ValueError: for values out of range.
@@ -63,7 +63,7 @@ def network_options(config: Any) -> Any:
 
 
 def network_images(config: Any) -> tuple[int, int, int]:
-    """``(H, W, C)`` of the images that the network in ``config.model`` takes: of a family, as its options say.
+    """Return ``(H, W, C)`` of the images that the network in ``config.model`` takes.
 
     Raises:
       ValueError: for values out of range, or channels that the blocks of the diffusion do not divide.
@@ -77,7 +77,7 @@ def network_images(config: Any) -> tuple[int, int, int]:
 
 
 def abstract_network(config: Any) -> Any:
-    """The network that ``config.model`` describes, with shapes in place of arrays: nothing is allocated."""
+    """Make the network that ``config.model`` describes with shapes in place of arrays. Nothing is allocated."""
     m, options = config.model, network_options(config)
     if m.name in families.available():
         return families.abstract(m.name, options)
@@ -99,7 +99,7 @@ def check_weights(config: Any, params: Any, what: str) -> None:
 
 
 def build_data(config: Any, split: str) -> Dataset:
-    """The ``"train"`` or ``"test"`` split of the data in ``config.data``, as the network in ``config.model`` takes it.
+    """Open the ``"train"`` or ``"test"`` split of ``config.data``, as the network in ``config.model`` takes it.
 
     Raises:
       ValueError: for data that cannot be read or do not fit the network.
@@ -134,12 +134,12 @@ def build_data(config: Any, split: str) -> Dataset:
 
 
 def build_held_out(config: Any) -> Dataset | None:
-    """The test split, or the images set aside by ``config.data.holdout``; ``None`` if neither is wanted."""
+    """Open the test split, or the images set aside by ``config.data.holdout``; ``None`` if neither is wanted."""
     return build_data(config, "test") if config.train.eval_every and config.train.eval_images else None
 
 
 def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
-    """The loss that ``config.train`` asks for."""
+    """Build the loss that ``config.train`` asks for."""
     c, m, sde = config.train, config.model, build_sde(config)
     if m.name == "ncsnpp_clf":
         return losses.ClassifierLoss(sde, objective=c.objective, reduce_mean=c.reduce_mean)
@@ -155,7 +155,7 @@ def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
 
 
 def build_optimizer(config: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser that ``config.train`` asks for, and its learning rate."""
+    """Build the optimiser that ``config.train`` asks for, and its learning rate."""
     c = config.train
     rate = optim.learning_rate(c.lr, c.warmup, c.schedule, c.steps, c.lr_final)
     transformation = optim.optimizer(
@@ -171,7 +171,7 @@ def build_optimizer(config: Any) -> tuple[optax.GradientTransformation, optax.Sc
 
 
 def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
-    """The hyper-parameters in ``config.sampler.hyper`` that ``name`` has: none, if it is adaptive or ``"auto"``.
+    """Return the hyper-parameters in ``config.sampler.hyper`` that ``name`` has: none if it is adaptive or ``"auto"``.
 
     What is ``None`` there is not set: the sampler has a default of its own.
     """
@@ -182,7 +182,7 @@ def sampler_hyper(config: Any, name: str) -> dict[str, Any]:
 
 
 def sampler_options(config: Any) -> dict[str, Any]:
-    """What ``config`` says of the sampler, as keyword arguments of :func:`psld_jax.generate_states`."""
+    """Return what ``config`` says of the sampler, as keyword arguments of :func:`psld_jax.generate_states`."""
     c = config.sampler
     options = {name: c[name] for name in ("nfe", "grid", "rho", "rtol", "atol", "max_steps")}
     options |= {name: tuple(c[name]) for name in ("sigmas", "timesteps") if c[name]}
@@ -192,7 +192,7 @@ def sampler_options(config: Any) -> dict[str, Any]:
 
 
 def last_step(config: Any) -> bool | str:
-    """How samples are brought from the end of a grid to the data: the argument ``denoise`` of samplers.
+    """Return the argument ``denoise`` of samplers: how samples get from the end of a grid to the data.
 
     Raises:
       ValueError: for an unknown ``config.sampler.last_step``.
