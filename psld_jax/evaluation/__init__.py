@@ -1,1 +1,1 @@
-"""Measuring samplers: sweeps over samplers and budgets, errors against the exact solution, stability, pictures."""
+"""Measuring samplers: sweeps over samplers and budgets, errors to the exact solution, stability, pictures."""

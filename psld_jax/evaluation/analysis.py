@@ -24,7 +24,7 @@ Jacobian = Callable[[float], np.ndarray]
 def propagate(
     table: Tableau, jacobian: Jacobian | Array, mean: Array, cov: Array, offset: Callable | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ``[K]`` and covariance ``[K, K]`` after a whole sampler, for ``eps(z, t) = J(t) z + offset(t)``.
+    """Compute mean ``[K]`` and covariance ``[K, K]`` after a sampler, for ``eps(z, t) = J(t) z + offset(t)``.
 
     No Monte Carlo: the covariance of state and prediction history is carried through every row of the table.
 
@@ -66,7 +66,7 @@ def _at(jacobian: Jacobian | Array, t: float) -> np.ndarray:
 
 
 def gaussian_jacobian(sde: LinearSDE, variance: float) -> Jacobian:
-    """``J(t)`` of the exact eps when the data are Gaussian, ``x_0 ~ N(0, variance)`` for each pixel.
+    """Return ``J(t)`` of the exact eps when the data are Gaussian, ``x_0 ~ N(0, variance)`` for each pixel.
 
     ``score = -Stilde^-1 z``, ``Stilde = Sigma + variance mu mu^T``, so ``J = -C^-1 (Stilde^-1 + Cskip)``.
     """
@@ -79,9 +79,9 @@ def gaussian_jacobian(sde: LinearSDE, variance: float) -> Jacobian:
 
 
 def estimate_jacobian(eps_fn: Callable, z: blocks.State, t: float, key: Array) -> np.ndarray:
-    """``J[k, l]``: mean diagonal of ``d eps_k / d z_l`` at ``(z, t)``, by Hutchinson's estimator (one probe a block).
+    """Estimate ``J[k, l]``, the mean diagonal of ``d eps_k / d z_l`` at ``(z, t)``, by Hutchinson's estimator.
 
-    Returns float64 ``[K, K]``, averaged over samples and pixels.
+    The estimator takes one probe a block. Returns float64 ``[K, K]``, averaged over samples and pixels.
     """
     time = jnp.asarray(t, jax.tree.leaves(z)[0].dtype)
     return np.asarray(_hutchinson(blocks.as_pytree(eps_fn), z, time, key), np.float64)
@@ -108,7 +108,7 @@ def _hutchinson(eps_fn, z, t, key):
 def step_maps(
     integrator: Integrator, sde: LinearSDE, grid: Array, jacobian: Jacobian | Array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Linear maps of every step, ``[N, K, K]`` each: the integrator's, and the exact flow's.
+    """Compute the linear maps of every step, ``[N, K, K]`` each: the integrator's, and the exact flow's.
 
     For stochastic methods these are the maps of the mean, against the drift of the reverse SDE.
 
@@ -140,7 +140,7 @@ def _zero_forcing(k: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def stability(integrator: Integrator, sde: LinearSDE, grid: Array, jacobian: Jacobian | Array) -> np.ndarray:
-    """Spectral radius of each step relative to the exact flow, float64 ``[N]`` (paper, theorem 2).
+    """Compute the spectral radius of each step relative to the exact flow, float64 ``[N]`` (paper, theorem 2).
 
     With ``eps(z, t) = J z`` a step is a matrix ``M`` and the exact flow over it a matrix ``E``; this is the
     spectral radius of ``M E^-1``. Above 1 the step amplifies errors that the exact flow would not.

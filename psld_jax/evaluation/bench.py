@@ -1,4 +1,4 @@
-"""Compare samplers: error to the exact ODE solution, Frechet distance to the exact law, wall time."""
+"""Comparing samplers by error to the exact ODE solution, Frechet distance to the exact law, and wall time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = ("sampler", "grid", "budget", "nfe", "rmse", "frechet", "seconds", "hy
 
 
 def select(names: Iterable[str]) -> tuple[str, ...]:
-    """Canonical names of the samplers to compare; ``("all",)`` means every one.
+    """Return the canonical names of the samplers to compare; ``("all",)`` means every one.
 
     Raises:
       ValueError: for an unknown sampler.
@@ -105,7 +105,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
 
 
 def _floor(data: np.ndarray, config: Any, law: Any) -> float:
-    """The distance that as many exact samples have to their law: the mean of eight draws."""
+    """Return the distance that as many exact samples have to their law, as the mean of eight draws."""
     rng, n = np.random.default_rng(config.seed), config.bench.num_samples
     distances = []
     for _ in range(8):
@@ -116,14 +116,14 @@ def _floor(data: np.ndarray, config: Any, law: Any) -> float:
 
 
 class _Stopwatch:
-    """Runs tables and takes their time, without the compilation of the one program that runs them all."""
+    """A stopwatch for tables. It leaves out the compilation of the one program that runs them all."""
 
     def __init__(self, eps_fn: Any, keys: Any):
         self.eps_fn, self.keys = eps_fn, keys
         self.compiled = False
 
     def __call__(self, table: Tableau, z: Any) -> tuple[Any, float]:
-        """The samples and the seconds."""
+        """Return the samples and the seconds."""
         if not self.compiled:
             jax.block_until_ready(sample(self.eps_fn, table, z, self.keys))
             self.compiled = True
@@ -148,7 +148,7 @@ def _text(value: float | None) -> str:
 
 
 def rich_table(result: dict[str, Any], column: str, title: str) -> Table:
-    """``column`` of the rows as a table, budgets across, the best sampler (by geometric mean) first."""
+    """Make a table of ``column``: budgets across, and the best sampler (by geometric mean) first."""
     rows = [row for row in result["rows"] if row[column] is not None]
     budgets, grids_used = sorted({row["budget"] for row in rows}), {row["grid"] for row in rows}
     floor = f"; exact samples {result['floor']:.3g}" if column == "frechet" else ""

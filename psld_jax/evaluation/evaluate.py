@@ -1,4 +1,4 @@
-"""A sweep over samplers, budgets and seeds: distances of many samples, which are not kept; resumable by cell."""
+"""A sweep over samplers, budgets and seeds, which measures distances of many samples and can be resumed."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _PICTURE = 64
 
 
 class Images(Protocol):
-    """What a sweep draws images from: a :class:`psld_jax.sampling.sampler.Sampler`, or :class:`FolderImages`."""
+    """A source of images for a sweep: a :class:`psld_jax.sampling.sampler.Sampler`, or :class:`FolderImages`."""
 
     @property
     def setting(self) -> Setting | None:
-        """What a report says of a sampler's setting."""
+        """Return what a report says of a sampler's setting."""
         ...
 
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
-        """Number of the first, state whose first block are the images, and evaluations.
+        """Yield the number of the first image, a state whose first block are the images, and evaluations.
 
         Of the images of these numbers, ``size`` at a time: ``[size, H, W, C]`` and ``[size]``, the last batch fewer.
         """
@@ -48,7 +48,7 @@ class Images(Protocol):
 
 
 class FolderImages:
-    """Images that were drawn before, by whomever: for each seed another choice of them.
+    """Images that were drawn before, by any program. Each seed makes another choice of them.
 
     Args:
       data: an opened folder.
@@ -60,7 +60,7 @@ class FolderImages:
         self._data = data
 
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
-        """As :meth:`Images.batches`, images ``[size, H, W, C]``; no evaluations.
+        """Yield what :meth:`Images.batches` does, with images ``[size, H, W, C]`` and no evaluations.
 
         ``ValueError`` for more images than there are.
         """
@@ -74,7 +74,7 @@ class FolderImages:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One sampler at one budget with one seed, and how it did.
+    """One sampler at one budget with one seed, and its measures.
 
     Attributes:
       sampler: what it is called in the sweep: ``"auto"`` stays ``"auto"``.
@@ -99,7 +99,7 @@ class Cell:
     not_finite: int = 0
 
     def describe(self) -> str:
-        """How it did, for people."""
+        """Describe the measures for readers."""
         name = f"{self.sampler}, {self.nfe:.0f} NFE, seed {self.seed}"
         if not np.isfinite(self.distance):
             return f"{name}: {self.not_finite} of {self.num_samples} samples are not finite"
@@ -109,7 +109,7 @@ class Cell:
 def jobs(
     model: Model, samplers: Iterable[str], budgets: Iterable[int], tuned: Sequence[Tuned], options: dict[str, Any]
 ) -> Iterator[tuple[str, int, Sampler]]:
-    """Name, budget and sampler for every combination; those whose budget is below one step are left out.
+    """Return name, budget and sampler for every combination. Budgets below one step are left out.
 
     Adaptive solvers come first, once each, with budget 0: they take the evaluations that they need.
 
@@ -214,7 +214,7 @@ def _json(sampler: Images) -> dict[str, Any] | None:
 
 
 def summary(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """One row for each sampler and budget: mean and spread (standard deviation) of the distance over the seeds.
+    """Make a row for each sampler and budget: mean and spread (standard deviation) of the distance over the seeds.
 
     Where samples are not finite, distance and spread are ``None``, and ``not_finite`` says how many there are.
     """
@@ -252,7 +252,7 @@ Published = Sequence[tuple[str, int, float]]
 
 
 def markdown(rows: list[dict[str, Any]], real: tuple[float, float] | None, published: Published = ()) -> str:
-    """The rows as a table, samplers down and budgets across, the best of each budget in bold.
+    """Write the rows as a table: samplers down, budgets across, the best of each budget in bold.
 
     ``published`` holds sampler, NFE and distance of somebody else; they are in brackets.
     """

@@ -1,4 +1,4 @@
-"""Families of samplers, and which few of many curves a picture shows in colour: the best of each family."""
+"""Families of samplers, and the choice of the few curves that a picture shows in colour: the best of each family."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def family(sampler: str) -> int:
-    """The number of a sampler's family in :data:`FAMILIES`, which is also that of its colour."""
+    """Return the number of a sampler's family in :data:`FAMILIES`, which is also the number of its colour."""
     return next(number for number, (_, starts) in enumerate(FAMILIES) if sampler.startswith(starts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What one sampler, on one grid, has against NFE.
+    """The curve of one sampler, on one grid, against NFE.
 
     Attributes:
       name: the sampler, and its grid where there are several.
@@ -49,7 +49,7 @@ class Line:
 
 
 def lines(rows: Iterable[Mapping[str, Any]], column: str) -> list[Line]:
-    """The curves of ``column`` over the rows; those in colour, the best of their family, last.
+    """Return the curves of ``column`` over the rows. Those in colour, the best of their family, come last.
 
     Where there are no more curves than families, all are in colour, each in one of its own.
     Of a family the best has the smallest geometric mean over all budgets, where a budget without a finite value counts
@@ -83,7 +83,7 @@ def lines(rows: Iterable[Mapping[str, Any]], column: str) -> list[Line]:
 
 
 def limits(curves: Sequence[Line], column: str, floor: float | None = None) -> tuple[float, float]:
-    """The part of the vertical axis where curves differ.
+    """Return the part of the vertical axis where curves differ.
 
     From the smallest value to the largest of a best sampler that is within thirty times the smallest at its budget:
     what is above cannot be told apart from worse.
@@ -100,7 +100,7 @@ def limits(curves: Sequence[Line], column: str, floor: float | None = None) -> t
 
 
 def ticks(rows: Iterable[Mapping[str, Any]]) -> list[float]:
-    """The budgets of the rows, where they are known, or their NFE; those that leave room for their numbers."""
+    """Return the budgets of the rows, or their NFE where budgets are unknown, as far as there is room for numbers."""
     kept: list[float] = []
     for tick in sorted({float(f"{row.get('budget') or row['nfe']:.3g}") for row in rows}):
         if tick > 0 and (not kept or tick / kept[-1] > 1.12):

@@ -246,7 +246,7 @@ def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[s
 
 
 def _last_finite(values: np.ndarray) -> float:
-    """The last of ``values`` that is a number: where a line ends that has gaps."""
+    """Return the last of ``values`` that is a number: the end of a line with gaps."""
     return float(values[np.isfinite(values)][-1])
 
 

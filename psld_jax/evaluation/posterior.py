@@ -23,7 +23,7 @@ _SINGULAR = 1e-10
 
 
 def operator_matrix(operator: Callable[[Array], Array], image_shape: tuple[int, ...]) -> np.ndarray:
-    """``H [m, d]`` of a linear function of images ``[n, H, W, C]``: what it makes of each of ``d`` pixels, float64."""
+    """Return the matrix ``H [m, d]``, float64, of a linear function of images ``[n, H, W, C]`` with ``d`` pixels."""
     pixels = np.eye(int(np.prod(image_shape)), dtype=np.float32).reshape(-1, *image_shape)
     return np.asarray(operator(jnp.asarray(pixels)), np.float64).reshape(len(pixels), -1).T
 
@@ -51,14 +51,14 @@ class MixturePosterior:
         self.inverse = np.linalg.pinv(spread, rcond=_SINGULAR, hermitian=True)
 
     def weights(self, measurement: Array) -> np.ndarray:
-        """Probability of each point given one measurement ``[...]``, ``[N]``, which sum to 1."""
+        """Return the probability of each point given one measurement ``[...]``, ``[N]``; they sum to 1."""
         missing = np.reshape(measurement, -1) - self.points @ self.matrix.T
         logs = -0.5 * np.einsum("ni,ij,nj->n", missing, self.inverse, missing)
         weights = np.exp(logs - logs.max())
         return weights / weights.sum()
 
     def sample(self, measurement: Array, n: int, rng: np.random.Generator) -> np.ndarray:
-        """``n`` draws given one measurement ``[...]``, float64 ``[n, H, W, C]``.
+        """Draw ``n`` images given one measurement ``[...]``, float64 ``[n, H, W, C]``.
 
         A draw of the component and of its measurement is corrected by ``h^2 H^T S^-1 (y - y')``, which gives the law
         of the one given the other without a factor of the covariance (Matheron's rule).
@@ -75,7 +75,7 @@ class MixturePosterior:
 
 
 def energy_distance(a: Array, b: Array) -> float:
-    """``2 E|A - B| - E|A - A'| - E|B - B'|`` of two samples, ``[n, ...]`` and ``[m, ...]``: 0 for the same law.
+    """Return ``2 E|A - B| - E|A - A'| - E|B - B'|`` of two samples ``[n, ...]``, ``[m, ...]``: 0 for the same law.
 
     Unbiased, so it may be a little below 0 (Szekely & Rizzo, 2013). Euclidean distances, float64.
 
