@@ -1,4 +1,4 @@
-"""The probability-flow ODE in both directions: images to latent states and back, and paths between them."""
+"""The probability-flow ODE in both directions: from images to latent states and back, and paths between them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def decode(
 
 
 def momentum_law(sde: LinearSDE, t: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ``[K - 1, 1]`` (times the image) and covariance ``[K - 1, K - 1]`` of the momentum at a small ``t``.
+    """Return mean ``[K - 1, 1]`` (times the image) and covariance ``[K - 1, K - 1]`` of the momentum at a small ``t``.
 
     That of the kernel for ``x_0 = x / mu_x``: at ``t = 1e-5`` the noise in the momentum is already 1% of the variance
     that it starts with.
@@ -99,7 +99,7 @@ def momentum_law(sde: LinearSDE, t: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def start_state(model: Model, images: Array, keys: Array, t: float) -> blocks.State:
-    """``(x, m)`` with the momentum drawn from its law at ``t``; one key for each image.
+    """Make ``(x, m)`` with the momentum drawn from its law at ``t``, by one key for each image.
 
     Images ``[n, H, W, C]`` and keys ``[n]`` to a state, leaves ``[n, H, W, C]``.
 

@@ -1,4 +1,4 @@
-"""``log p(x)`` by the probability-flow ODE, in phase space a bound over the momentum."""
+"""Likelihood ``log p(x)`` by the probability-flow ODE; in phase space it is a bound over the momentum."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Likelihood:
     dims: int
 
     def bits_per_dim(self) -> np.ndarray:
-        """``[n]``, for images that :func:`dequantize` made: bits for one of 256 levels, two of them 1/128 apart."""
+        """Return bits a dimension, ``[n]``, of images from :func:`dequantize`, whose 256 levels are 1/128 apart."""
         return -self.nats / (self.dims * np.log(2)) + np.log2(128)
 
 
 def dequantize(levels: Array, seed: int = 0) -> np.ndarray:
-    """Images in [-1, 1] from levels 0 to 255, uint8: ``(level + u) / 128 - 1``, ``u`` uniform in [0, 1) (float32).
+    """Make images in [-1, 1] from levels 0 to 255, uint8: ``(level + u) / 128 - 1``, ``u`` uniform in [0, 1).
 
     Any shape, kept.
 
@@ -136,7 +136,7 @@ def log_likelihood(
 
 
 def _log_momentum(sde: LinearSDE, z: blocks.State, t: float) -> np.ndarray:
-    """``log q`` of everything but the position, ``[n]``."""
+    """Return ``log q`` of everything but the position, ``[n]``."""
     total = np.zeros(len(z[0]))
     if sde.num_blocks > 1:
         x, *rest = (np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in z)
@@ -149,7 +149,7 @@ def _log_momentum(sde: LinearSDE, z: blocks.State, t: float) -> np.ndarray:
 
 @partial(xla.jit, what="the solver of the likelihood", static_argnames=("divergence", "solver", "max_steps"))
 def _flow(eps_fn, matrices, z, signs, times, *, divergence: str, solver: str, max_steps: int):
-    """State at ``t = 1``, the integral of the divergence, NFE and the time reached, for each sample by itself."""
+    """Return state at ``t = 1``, integral of the divergence, NFE and time reached, for each sample by itself."""
 
     def field(t, carry, signs):
         z, _ = carry
