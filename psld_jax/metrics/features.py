@@ -47,7 +47,7 @@ class ImageClassifier(nnx.Module):
         self.out = nnx.Linear(num_features, n_classes, rngs=rngs)
 
     def features(self, images: Array) -> Array:
-        """Activations of the last hidden layer, before their nonlinearity: images ``[n, H, W, 1]`` to ``[n, d]``."""
+        """Return the last hidden layer before its nonlinearity: images ``[n, H, W, 1]`` to ``[n, d]``."""
         h = images
         for layer in (self.conv_1, self.conv_2, self.conv_3, self.conv_4):
             h = nnx.relu(layer(h))
@@ -55,7 +55,7 @@ class ImageClassifier(nnx.Module):
         return self.hidden(h.reshape(len(h), -1))
 
     def __call__(self, images: Array) -> Array:
-        """Logits ``[n, n_classes]``."""
+        """Return logits ``[n, n_classes]``."""
         return self.out(nnx.relu(self.features(images)))
 
     def save(self, path: Path) -> None:
@@ -66,7 +66,7 @@ class ImageClassifier(nnx.Module):
 
     @classmethod
     def open(cls, path: Path) -> ImageClassifier:
-        """The classifier that :meth:`save` wrote."""
+        """Open the classifier that :meth:`save` wrote."""
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         n_classes, num_features = arrays["out/bias"].shape[0], arrays["hidden/bias"].shape[0]
@@ -98,7 +98,7 @@ class Features:
             raise ValueError(f"the features {self.name!r} are of images {self.image_shape}, not {tuple(image_shape)}")
 
     def __call__(self, images: Array) -> Array:
-        """Features ``[n, d]``: numpy in batches for numpy arrays; JAX arrays can be traced and differentiated."""
+        """Return features ``[n, d]``: in batches for numpy arrays; JAX arrays can be traced and differentiated."""
         self.check(images.shape[1:])
         if isinstance(images, jax.Array):
             return self.fn(images)
@@ -111,7 +111,7 @@ class Features:
 
 @functools.cache
 def judge(name: str) -> ImageClassifier:
-    """A classifier of clean images that ships with the package: ``"mnist"``, 32 x 32 pixels.
+    """Open a classifier of clean images that ships with the package: ``"mnist"``, 32 x 32 pixels.
 
     Raises:
       ValueError: for another name.
@@ -122,7 +122,7 @@ def judge(name: str) -> ImageClassifier:
 
 @functools.cache  # one function for one name, so that programs made with it are made once
 def features(name: str) -> Features:
-    """Features by name: ``"pixels"``, or those of a classifier that ships (:func:`judge`).
+    """Make features by name: ``"pixels"``, or those of a classifier that ships (:func:`judge`).
 
     Raises:
       ValueError: for another name.

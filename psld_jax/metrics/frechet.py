@@ -13,7 +13,7 @@ Array = Any
 
 
 def statistics(samples: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ``[d]`` and covariance ``[d, d]`` (population, float64) of samples ``[n, ...]``, flattened.
+    """Compute mean ``[d]`` and covariance ``[d, d]`` (population, float64) of samples ``[n, ...]``, flattened.
 
     Raises:
       ValueError: for fewer than two samples, or NaN or infinite values.
@@ -30,7 +30,7 @@ def statistics(samples: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mixture_statistics(data: Array, bandwidth: float) -> tuple[np.ndarray, np.ndarray]:
-    """Exact mean and covariance of the data set smoothed with a Gaussian of that standard deviation.
+    """Compute exact mean and covariance of the data set smoothed with a Gaussian of that standard deviation.
 
     ``data`` is ``[m, ...]``, flattened to ``d`` numbers each: float64 ``[d]`` and ``[d, d]``.
     """
@@ -93,7 +93,7 @@ class Moments:
         self._scatter: np.ndarray = np.zeros((0, 0))
 
     def add(self, features: Array) -> None:
-        """Add features ``[n, ...]``; after NaN or infinite ones ``finite`` is false, and there are no moments."""
+        """Add features ``[n, ...]``. After NaN or infinite ones ``finite`` is false, and there are no moments."""
         part = np.asarray(features, np.float64)
         self.finite = self.finite and bool(np.isfinite(part).all())
         if not self.finite or not len(part):
@@ -114,7 +114,7 @@ class Moments:
         self.count = total
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays, for :meth:`joined`.
+        """Return the sums as arrays, for :meth:`joined`.
 
         Two numbers, the mean ``[d]``, the scatter ``[d, d]``, and what is kept, ``[k, ...]``.
         """
@@ -124,7 +124,7 @@ class Moments:
 
     @classmethod
     def joined(cls, parts: list[dict[str, np.ndarray]], num_kept: int = 0) -> Moments:
-        """Those of several processes, :meth:`arrays` of each, as if the features had come in that order.
+        """Join the :meth:`arrays` of several processes, as if the features had come in that order.
 
         Means ``[d]`` and scatters ``[d, d]``, as there.
         """
@@ -137,11 +137,11 @@ class Moments:
         return whole
 
     def kept(self) -> np.ndarray:
-        """The first features, as many as were to be kept, ``[k, ...]``."""
+        """The first features that were to be kept, ``[k, ...]``."""
         return np.concatenate(self._kept)
 
     def gaussian(self, unbiased: bool = False) -> Gaussian:
-        """The moments so far: covariance over ``n``, or over ``n - 1`` if ``unbiased`` (numpy.cov, pytorch-fid).
+        """Return the moments so far: covariance over ``n``, or over ``n - 1`` if ``unbiased`` (numpy.cov, pytorch-fid).
 
         Raises:
           ValueError: for fewer than two samples, or NaN or infinite values.
@@ -165,14 +165,14 @@ class FrechetTarget(NamedTuple):
 
     @classmethod
     def of(cls, samples: Array) -> FrechetTarget:
-        """The law of samples ``[m, ...]``, float64."""
+        """Make the target of samples ``[m, ...]``, float64."""
         centred, mean = _centred(np.asarray(samples, np.float64))
         # Y2: the samples themselves, or where they are many, the triangular factor of them.
         factor = centred if len(centred) <= centred.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
         return cls(mean, factor, float(np.sum(factor**2)))
 
     def distance(self, samples: Array) -> Array:
-        """The distance of samples ``[n, ...]``, in float64 for numpy arrays; JAX arrays can be differentiated."""
+        """Return the distance of samples ``[n, ...]``: float64 for numpy arrays; JAX arrays can be differentiated."""
         xp = jnp if isinstance(samples, jax.Array) else np
         centred, mean = _centred(samples if xp is jnp else np.asarray(samples, np.float64))
         overlap = xp.linalg.svd(centred @ self.factor.T, compute_uv=False).sum()
@@ -181,7 +181,7 @@ class FrechetTarget(NamedTuple):
 
 
 def _centred(samples: Array) -> tuple[Array, Array]:
-    """``X`` with ``X^T X`` the covariance of the samples, and their mean."""
+    """Return ``X`` with ``X^T X`` the covariance of the samples, and their mean."""
     samples = samples.reshape(len(samples), -1)
     mean = samples.mean(axis=0)
     return (samples - mean) / np.sqrt(len(samples)), mean

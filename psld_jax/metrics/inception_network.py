@@ -38,7 +38,7 @@ class _Conv(NamedTuple):
 
 
 def _mean_pool(x: Array) -> Array:
-    """Means of 3 x 3 pixels, at the border of those that there are."""
+    """Take means of 3 x 3 pixels, at the border of fewer."""
     # Not count_include_pad=False: with jax_enable_x64 that gives float64.
     share = nnx.avg_pool(jnp.ones_like(x[:1, :, :, :1]), (3, 3), (1, 1), "SAME")
     return nnx.avg_pool(x, (3, 3), (1, 1), "SAME") / share
@@ -59,7 +59,7 @@ _Branch = tuple[_Step, ...]
 
 
 def _block_35(pool: int) -> tuple[_Branch, ...]:
-    """For maps of 35 x 35."""
+    """Build a block for maps of 35 x 35."""
     return (
         (_Conv("branch1x1", 64),),
         (_Conv("branch5x5_1", 48), _Conv("branch5x5_2", 64, (5, 5))),
@@ -73,7 +73,7 @@ def _block_35(pool: int) -> tuple[_Branch, ...]:
 
 
 def _block_17(width: int) -> tuple[_Branch, ...]:
-    """For maps of 17 x 17."""
+    """Build a block for maps of 17 x 17."""
     return (
         (_Conv("branch1x1", 192),),
         (
@@ -93,7 +93,7 @@ def _block_17(width: int) -> tuple[_Branch, ...]:
 
 
 def _block_8(pool: Callable[[Array], Array]) -> tuple[_Branch, ...]:
-    """For maps of 8 x 8."""
+    """Build a block for maps of 8 x 8."""
     return (
         (_Conv("branch1x1", 320),),
         (
@@ -200,21 +200,21 @@ class InceptionV3(nnx.Module):
         return x
 
     def __call__(self, images: Array) -> Array:
-        """``pool3``: means ``[n, 2048]`` of the last maps, for what :func:`resize` returned, ``[n, 299, 299, 3]``."""
+        """Return ``pool3``, means ``[n, 2048]`` of the last maps, of what :func:`resize` gave, ``[n, 299, 299, 3]``."""
         x = images
         for block, branches in _BLOCKS:
             x = jnp.concatenate([self._run(block, branch, x) for branch in branches], axis=-1)
         return x.mean(axis=(1, 2))
 
     def logits(self, pool3: Array, bias: bool = True) -> Array:
-        """Logits ``[n, 1008]`` of features ``[n, 2048]``; torch-fidelity's Inception Score is of those without bias."""
+        """Return logits ``[n, 1008]`` of features ``[n, 2048]``. Torch-fidelity's Inception Score omits the bias."""
         logits = jnp.matmul(pool3, self.fc.kernel[...], precision=jax.lax.Precision.HIGHEST)
         return logits + self.fc.bias[...] if bias else logits
 
 
 @functools.cache
 def _interpolation(size: int, how: str) -> np.ndarray:
-    """Weights ``[299, size]`` of bilinear interpolation along one axis.
+    """Return the weights ``[299, size]`` of bilinear interpolation along one axis.
 
     Output pixel ``i`` lies at ``s = i size / 299`` (``"tf1"``), or at ``s = (i + 1/2) size / 299 - 1/2``, but not
     before 0 (``"torch"``). It is ``(1 - f) x[l] + f x[min(l + 1, size - 1)]`` with ``l = floor(s)``, ``f = s - l``.
@@ -231,7 +231,7 @@ def _interpolation(size: int, how: str) -> np.ndarray:
 
 
 def resize(levels: Array, how: str = "tf1") -> Array:
-    """What the network takes, float32 ``[n, 299, 299, 3]``, of levels ``[n, H, W, C]`` from 0 to 255.
+    """Resize levels ``[n, H, W, C]`` from 0 to 255 to the input of the network, float32 ``[n, 299, 299, 3]``.
 
     Bilinear without antialiasing; grey images are repeated. Two protocols, whose distances are not comparable:
 

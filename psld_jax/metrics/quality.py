@@ -23,7 +23,7 @@ _BLOCK = 2**24
 
 
 def _matrix(values: Array, what: str) -> np.ndarray:
-    """``values`` as float64 ``[n, d]``; ``ValueError`` if they are not that, or not finite."""
+    """Return ``values`` as float64 ``[n, d]``; raise a ``ValueError`` if they are not that, or not finite."""
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"{what} must have shape [n, d], got {values.shape}")
@@ -40,7 +40,7 @@ def _matrices(a: Array, b: Array, what_a: str, what_b: str) -> tuple[np.ndarray,
 
 
 def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
-    """``exp(mean_x KL(p(y | x) | p(y)))``, with ``p(y)`` the mean of ``p(y | x)`` (Salimans et al., 2016).
+    """Inception Score ``exp(mean_x KL(p(y | x) | p(y)))``, ``p(y)`` the mean of ``p(y | x)`` (Salimans et al., 2016).
 
     Args:
       logits: ``[n, classes]``. Samples should come in random order: the parts are consecutive.
@@ -129,7 +129,7 @@ def precision_recall(real: Array, generated: Array, k: int = 3) -> tuple[float, 
 
 
 def _share_inside(points: np.ndarray, centres: np.ndarray, k: int) -> float:
-    """The share of points in at least one of the balls around ``centres``."""
+    """Return the share of points in at least one of the balls around ``centres``."""
     # The smallest distance is that of a centre to itself.
     radii = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _squared_distances(centres, centres)])
     inside = [(distances <= radii).any(axis=1) for distances in _squared_distances(points, centres)]
@@ -137,7 +137,7 @@ def _share_inside(points: np.ndarray, centres: np.ndarray, k: int) -> float:
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
-    """Squared distances ``[rows, m]`` of a few rows of ``a [n, d]`` at a time to all of ``b [m, d]``."""
+    """Yield squared distances ``[rows, m]`` of a few rows of ``a [n, d]`` at a time to all of ``b [m, d]``."""
     rows, norms = max(1, _BLOCK // len(b)), np.sum(b**2, axis=1)
     for start in range(0, len(a), rows):
         part = a[start : start + rows]
@@ -149,7 +149,7 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def read_statistics(path: str | os.PathLike[str], dims: int = 2048) -> Gaussian:
-    """Mean and covariance in a .npz with keys ``mu`` and ``sigma``: EDM's reference files, pytorch-fid's, and ours.
+    """Read mean and covariance from a .npz with ``mu`` and ``sigma``, as EDM, pytorch-fid and this package write.
 
     Args:
       path: the file; nothing in it is executed.

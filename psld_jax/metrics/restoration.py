@@ -1,4 +1,4 @@
-"""How close restored images are to the true ones, image by image: PSNR and SSIM; float64, on the host."""
+"""Measures of how close restored images are to the true ones: PSNR and SSIM for each image, float64 on the host."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def ssim(images: Array, truth: Array, *, data_range: float = 2.0, window: int = 
 
 
 def _pair(images: Array, truth: Array, data_range: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both as float64 of one shape, and the range."""
+    """Return both as float64 of one shape, and the range."""
     span = check_number("data_range", data_range, 0, strict=True)
     try:
         a, b = np.asarray(images, np.float64), np.asarray(truth, np.float64)
