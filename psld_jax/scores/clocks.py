@@ -1,4 +1,4 @@
-"""From the time of a diffusion to what a network was told in training: thousandths, a level's number, a noise level."""
+"""Clocks: what a network is told for the time of a diffusion, such as thousandths or a level's number."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ CLOCKS = ("t", "999 t", "index", "sigma", "log sigma / 4")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearClock:
-    """``rate t + offset``."""
+    """The clock ``rate t + offset``."""
 
     rate: Array
     offset: Array
 
     def __call__(self, t: Array) -> Array:
-        """The network's time, any shape and dtype, that of ``t``."""
+        """Return the network's time for ``t`` of any shape and dtype; same shape and dtype."""
         return jnp.asarray(self.rate, t.dtype) * t + jnp.asarray(self.offset, t.dtype)
 
 
 def clock(times: str | Callable[[Array], Array] | None, sde: LinearSDE) -> Any:
-    """The network's own clock: a function of the diffusion's time, any shape; ``None`` for that time itself.
+    """Make the network's clock: a function of the diffusion's time, any shape; ``None`` for that time itself.
 
     - ``"t"``: from 0 to 1;
     - ``"999 t"``: score_sde_pytorch's networks of VP;
@@ -74,19 +74,19 @@ def clock(times: str | Callable[[Array], Array] | None, sde: LinearSDE) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DiscreteTimes:
-    """Time of a diffusion to the index of a discrete schedule; make it with :func:`discrete_times`."""
+    """The clock that gives the index of a discrete schedule; make it with :func:`discrete_times`."""
 
     log_snr: TimeFunction
     levels: Array
 
     def __call__(self, t: Array) -> Array:
-        """Index, a real number, of the same noise level as at ``t``; any shape."""
+        """Return the index, a real number, of the same noise level as at ``t``; any shape."""
         levels = jnp.asarray(self.levels, t.dtype)
         return jnp.interp(-self.log_snr(t), levels, jnp.arange(len(levels), dtype=t.dtype))
 
 
 def discrete_times(alphas_cumprod: Sequence[float], sde: LinearSDE) -> DiscreteTimes:
-    """For a network trained on levels ``alpha_bar_0 > alpha_bar_1 > ...``: the index with the noise of time ``t``.
+    """Make the clock of a network trained on levels ``alpha_bar_0 > alpha_bar_1 > ...``: the index with that noise.
 
     ``log SNR = log alpha_bar / (1 - alpha_bar)`` is the same; between two levels the index is interpolated, and outside
     of them it is the first or the last. :class:`psld_jax.sde.Discrete` is the diffusion that has these levels itself.

@@ -1,4 +1,4 @@
-"""From a network of a family (:mod:`psld_jax.models.families`) to an ``eps_fn`` on states."""
+"""Making an ``eps_fn`` on states of a network of a family (:mod:`psld_jax.models.families`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FamilyNetwork:
     labels: Any = None
 
     def __call__(self, images: Array, times: Array) -> Array:
-        """``[n, H, W, C]`` and ``[n]`` to ``[n, H, W, C]``, in the dtype of the images."""
+        """Run the network: ``[n, H, W, C]`` and ``[n]`` to ``[n, H, W, C]``, in the dtype of the images."""
         net: Any = nnx.merge(self.graph, self.state)
 
         def run(images: Array, times: Array, labels: Array | None) -> Array:
@@ -64,15 +64,15 @@ class FamilyScore:
     needs_labels: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def with_labels(self, labels: Array) -> FamilyScore:
-        """The same for samples of these classes, integers ``[n]``, or whatever labels the network takes."""
+        """Return the same score for samples of these classes, integers ``[n]``, or other labels that it takes."""
         return dataclasses.replace(self, network=dataclasses.replace(self.network, labels=jnp.asarray(labels)))
 
     def bind(self, eps_fn: Any, own: dict[str, Array]) -> Any:
-        """Another ``eps_fn`` with the classes ``own["labels"]``, integers ``[n]``: guidance of strength 1."""
+        """Return another ``eps_fn`` with the classes ``own["labels"]``, integers ``[n]``: guidance of strength 1."""
         return eps_fn.with_labels(own["labels"])
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """What the network predicts at ``(z, t)``, for a state of one array ``[n, H, W, C]`` and scalar ``t``.
+        """Return what the network predicts at ``(z, t)``, for a state of one array ``[n, H, W, C]`` and scalar ``t``.
 
         Same structure and dtype. Of more channels than the image, the first are taken: behind them is a learned
         variance.
@@ -88,12 +88,12 @@ class FamilyScore:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IndexClock:
-    """The number of a level of a schedule of ``steps``, at time ``t``: ``steps t - 1``, a real number."""
+    """The clock that gives the number of a level in a schedule of ``steps``: ``steps t - 1``, a real number."""
 
     steps: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, t: Array) -> Array:
-        """``t``, of any shape, to an array of the same shape."""
+        """Map ``t``, of any shape, to an array of the same shape."""
         index = self.steps * t - 1
         level = jnp.round(index)
         # The time of a level is a rounded number. The network is told of that level, not of one a little beside it.
@@ -129,7 +129,7 @@ def family(net: nnx.Module, sde: LinearSDE, options: Options, *, tile: int | Non
 
 
 def told(clock: str, sde: OneBlock, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a network of that clock is told at times ``t [n]``, and what its input is multiplied by, ``[n]`` each.
+    """Return what a network of that clock is told at times ``t [n]``, and the factor of its input, ``[n]`` each.
 
     The same as :func:`family` does, on the host in float64, for training.
 
@@ -150,7 +150,7 @@ def _without(clock: str, sde: LinearSDE) -> str:
 
 
 def _clock(name: str, sde: OneBlock) -> Any:
-    """From the time of the diffusion to that of the network."""
+    """Return the function from the time of the diffusion to that of the network."""
     if name == "time":
         return jax.tree_util.Partial(jnp.asarray)
     if name == "sigma" and isinstance(sde, EDM):

@@ -1,4 +1,4 @@
-"""From any function that predicts noise, data, a score or a velocity to an ``eps_fn`` on states."""
+"""Making an ``eps_fn`` on states of any function that predicts noise, data, a score or a velocity."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class FunctionScore:
     labels: Any = None
 
     def with_labels(self, labels: Array) -> FunctionScore:
-        """The same for samples of these classes, integers ``[n]``."""
+        """Return the same score for samples of these classes, integers ``[n]``."""
         return dataclasses.replace(self, labels=jnp.asarray(labels, jnp.int32))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
+        """Return ``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
 
         Raises:
           ValueError: when it is traced, if the function returns another shape, or no array.
@@ -79,7 +79,7 @@ class FunctionScore:
 
 
 def _checked(out: Any) -> Any:
-    """``out`` if it is an array, or a ``ValueError`` that says what it is and how to get at the array in it."""
+    """Return ``out`` if it is an array; else a ``ValueError`` says what it is and how to get at the array in it."""
     if isinstance(out, dict):
         keys = ", ".join(map(repr, out))
         raise ValueError(f"the network returns a dictionary with {keys}: wrap it in a function that returns the array")
@@ -145,7 +145,7 @@ def function(
 
 
 def _conversion(sde: LinearSDE, predicts: str, t: Array) -> np.ndarray:
-    """``[U, V] [..., K, K + J]``: what ``sde`` says that a network predicts is ``U z + V out``."""
+    """Return ``[U, V] [..., K, K + J]``: what ``sde`` says that a network predicts is ``U z + V out``."""
     if isinstance(sde, OneBlock):
         return np.concatenate(sde.predicting(predicts).converted(t, sde.prediction), axis=-1)
     factor, mu = sde.factor(t), sde.mean(t)

@@ -42,7 +42,7 @@ class MixtureScore:
     residual: bool = dataclasses.field(metadata={"static": True}, default=True)
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t)`` for a state with leaves ``[n, *shape]`` and scalar ``t``; same structure and dtype.
+        """Return ``eps(z, t)`` for a state with leaves ``[n, *shape]`` and scalar ``t``; same structure and dtype.
 
         Raises:
           ValueError: when it is traced, for a state of other blocks or shapes.
@@ -73,7 +73,7 @@ class MixtureScore:
 
 
 def _posterior_mean(score: MixtureScore, a: Array, precision: Array) -> Array:
-    """``sum_i w_i x_i`` with ``w_i`` proportional to ``exp(<a, x_i> - precision |x_i|^2 / 2)``, ``a [n, d]``.
+    """Return ``sum_i w_i x_i`` with ``w_i`` proportional to ``exp(<a, x_i> - precision |x_i|^2 / 2)``, ``a [n, d]``.
 
     One pass over the data by blocks with a running maximum, so memory is ``n`` times one block.
     """
@@ -99,7 +99,7 @@ def _posterior_mean(score: MixtureScore, a: Array, precision: Array) -> Array:
 def mixture(
     data: Array, bandwidth: float, sde: LinearSDE, *, t_min: float = MIN_TIME, data_block: int = 8192
 ) -> MixtureScore:
-    """Exact ``eps_fn`` of the data set smoothed with a Gaussian, for any K-block SDE.
+    """Make the exact ``eps_fn`` of the data set smoothed with a Gaussian, for any K-block SDE.
 
     For data ``x_i`` and bandwidth ``h`` the law of ``z_t`` is the mixture of ``N(mu_t x_i, S_t)`` with
     ``S_t = Sigma_t + h^2 mu_t mu_t^T`` for each pixel. With ``xhat = E[x_i | z]``,

@@ -1,4 +1,4 @@
-"""From a network on images to an ``eps_fn`` on states."""
+"""Making an ``eps_fn`` on states of a network on images."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class NetworkScore:
     labels: Any = None
 
     def with_labels(self, labels: Array) -> NetworkScore:
-        """The same for samples of these classes, integers ``[n]``."""
+        """Return the same score for samples of these classes, integers ``[n]``."""
         return dataclasses.replace(self, labels=jnp.asarray(labels, jnp.int32))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype."""
+        """Return ``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype."""
         dtype = z[0].dtype
         t = jnp.asarray(t, dtype)
         fed = z if self.inputs is None else blocks.apply(self.inputs(t), z)
@@ -61,7 +61,7 @@ class NetworkScore:
 
 
 def in_tiles(run: Callable[..., Array], tile: int, *arrays: Array | None) -> Array:
-    """``run(*arrays)`` of arrays ``[n, ...]`` over ``tile`` samples at a time, the last ones padded; 0: over all.
+    """Run ``run(*arrays)`` on ``tile`` samples of arrays ``[n, ...]`` at a time, the last ones padded; 0: on all.
 
     ``None`` among the arrays is passed on; the result is ``[n, ...]``.
     """
@@ -78,7 +78,7 @@ def in_tiles(run: Callable[..., Array], tile: int, *arrays: Array | None) -> Arr
 
 
 def predicted_blocks(sde: LinearSDE, in_ch: int, out_ch: int) -> tuple[int, ...]:
-    """Which blocks of eps a network of ``in_ch`` and ``out_ch`` channels predicts for ``sde``.
+    """Return which blocks of eps a network of ``in_ch`` and ``out_ch`` channels predicts for ``sde``.
 
     All of them; or, preconditioned, one that stands for all; or half of them, where the diffusion needs the score of
     one block only (momentum for ``gamma = 0`` and a lower factor, position for ``nu = 0`` and an upper one).
@@ -112,7 +112,7 @@ _CPU_TILE = 8
 
 
 def tile_size(tile: int | None) -> int:
-    """The tile that was asked for, or the default of this machine: 8 on a CPU, 0 (all) elsewhere.
+    """Return the tile that was asked for, or the default of this machine: 8 on a CPU, 0 (all) elsewhere.
 
     Raises:
       ValueError: for a negative one.
@@ -155,7 +155,7 @@ class NetworkLogits:
     graph: Any = dataclasses.field(metadata={"static": True})
 
     def __call__(self, z: blocks.State, t: Array) -> Array:
-        """Logits of ``p(y | z, t)``, float32 ``[n, n_classes]``, for a state of arrays ``[n, H, W, C]``."""
+        """Return logits of ``p(y | z, t)``, float32 ``[n, n_classes]``, for a state of arrays ``[n, H, W, C]``."""
         return nnx.merge(self.graph, self.state)(jnp.concatenate(z, axis=-1), t)
 
 
