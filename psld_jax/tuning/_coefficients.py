@@ -1,4 +1,4 @@
-"""What of a table is learned: a vector of numbers that is added to its coefficients, so that zero is the table."""
+"""The part of a table that is learned: a vector of numbers that is added to the coefficients of a given table."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Coefficients:
         self.rows = np.array([row for row, _ in self._moves])
 
     def _all_moves(self, free: set[str], history: int, consistent: bool) -> Iterator[tuple[int, list[Any]]]:
-        """For each number the row, and ``(field, index, factor)`` of the coefficients that it is added to."""
+        """Return for each number its row, and ``(field, index, factor)`` of the coefficients that it is added to."""
         table, k = self._table, self._table.num_blocks
         used = np.flatnonzero(np.abs(table.U).sum(axis=(0, 2)) + np.abs(table.V).sum(axis=(0, 2)))
         every = [(a, b) for a in range(k) for b in range(k)]
@@ -79,7 +79,7 @@ class Coefficients:
                 yield from ((row, [("R", (a, b), 1.0)]) for a, b in every if table.R[row, a, b] != 0)
 
     def table(self, theta: Array) -> Tableau:
-        """The table for ``theta``, float64 ``[size]``; times that are told to the network stay within (0, 1]."""
+        """Return the table for ``theta``, float64 ``[size]``. Times that the network is told stay within (0, 1]."""
         fields = {name: v.copy() for name, v in self._table.rows().items() if v is not None}
         for value, (row, entries) in zip(np.asarray(theta, np.float64), self._moves, strict=True):
             for name, index, factor in entries:
@@ -88,7 +88,7 @@ class Coefficients:
         return dataclasses.replace(self._table, **fields)
 
     def directions(self, theta: Array, numbers: Sequence[int], width: int) -> dict[str, np.ndarray]:
-        """By how much these numbers, all of one row, move its coefficients: fields ``[width, ...]``, zero beyond.
+        """Return how these numbers, all of one row, move its coefficients: fields ``[width, ...]``, zero beyond.
 
         Float32. A time beyond the bounds of :meth:`table` does not move.
         """
@@ -104,7 +104,7 @@ class Coefficients:
 
 
 def with_more_rows(table: Tableau, nfe: int) -> Tableau:
-    """The same sampler with ``nfe`` evaluations: those that it lacks come first, and nothing depends on them.
+    """Return the same sampler with ``nfe`` evaluations. The added ones come first, and nothing depends on them.
 
     Each repeats the first evaluation and leaves the state as it is, so that only learning makes something of them.
     """

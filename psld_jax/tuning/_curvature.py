@@ -1,4 +1,4 @@
-"""How the samples move with the coefficients of a table: loss, gradient and curvature by forward mode.
+"""Loss, gradient and curvature of the samples as functions of a table's coefficients, by forward mode.
 
 The loss is that of the tuner (``_evaluate.Score.loss``) in its logarithm, with a weight for the distance:
 
@@ -39,7 +39,7 @@ _COLUMNS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What is made small, and what it is made of.
+    """The loss that learning makes small, and its parts.
 
     Attributes:
       error: of features or pixels to the fine solution's, root mean square; ``None`` for a stochastic sampler.
@@ -53,12 +53,12 @@ class Loss:
 
     @property
     def value(self) -> float:
-        """The loss; infinite where the samples are not finite."""
+        """Return the loss, which is infinite where the samples are not finite."""
         return self._with(self.weight)
 
     @property
     def selection(self) -> float:
-        """What chooses among iterations: the loss, with a weight of the distance of at least 1."""
+        """The loss that chooses among iterations: in it the distance has a weight of at least 1."""
         return self._with(max(self.weight, 1.0))
 
     def _with(self, weight: float) -> float:
@@ -129,7 +129,7 @@ class Objective:
         return keys, moved(eps_fn, table, z_T, of(goal), cov, jnp.asarray(self._soft, jnp.float32), of)
 
     def loss(self, x: np.ndarray) -> Loss:
-        """The loss of :meth:`samples`, ``[n, H, W, C]``."""
+        """Return the loss of :meth:`samples`, ``[n, H, W, C]``."""
         evaluator, n = self._evaluator, self._n
         if not np.isfinite(x).all():
             return Loss(np.inf, Score(np.inf, np.inf, evaluator.floor(n)), self.weight)
@@ -143,7 +143,7 @@ class Objective:
         return np.asarray(self._features(np.clip(x, -1, 1)), np.float64)
 
     def normal_equations(self, theta: Array, x: np.ndarray, parts: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Curvature ``[p, p]`` and gradient ``[p]`` of the loss at ``theta``, from its samples ``x`` in these batches.
+        """Return curvature ``[p, p]`` and gradient ``[p]`` of the loss at ``theta``, from samples ``x`` in batches.
 
         Float64. Batch ``i`` holds samples ``i batch_size`` and the following. Both are zero where the distance alone is
         made small and is within the noise.
@@ -183,14 +183,14 @@ class Objective:
         return curvature * whole, gradient * whole
 
     def _weighted_error(self, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """Slope of ``log mean |x - x*|^2`` and its curvature, one number."""
+        """Return the slope of ``log mean |x - x*|^2``, and its curvature, one number."""
         exact = self._evaluator.exact(self._n)
         apart = self._of(x) - self._of(exact) if self._error == "features" else x.astype(np.float64) - exact
         weight = 2.0 / (apart.size * np.mean(apart**2))
         return weight * apart, float(weight)
 
     def _weighted_distance(self, x: np.ndarray) -> tuple[np.ndarray, float] | None:
-        """The same of ``weight log excess(distance)`` in the features, ``None`` where it is within the noise."""
+        """Return slope and curvature of ``weight log excess(distance)`` in the features; ``None`` within the noise."""
         target, floor = self._evaluator.target(), self._evaluator.floor(self._n)
         value, slope = jax.value_and_grad(target.distance)(jnp.asarray(self._of(x), jnp.float32))
         above = float(value) - floor
@@ -200,7 +200,7 @@ class Objective:
         return weight * np.asarray(slope, np.float64), 2.0 * weight / self._n
 
     def _pushed(self, jacobian: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """A Jacobian ``[p, n, H, W, C]`` of pixels as one of features, ``[p, n, d]``."""
+        """Turn a Jacobian ``[p, n, H, W, C]`` of pixels into one of features, ``[p, n, d]``."""
         if self._features.name == "pixels":
             return jacobian * (np.abs(x) <= 1)  # what is clipped does not move
         parts = np.split(jacobian, range(_COLUMNS, len(jacobian), _COLUMNS))
@@ -209,7 +209,7 @@ class Objective:
 
 @xla.jit
 def _carry_before(eps_fn, rows, k, z_T, keys):
-    """State and history before row ``k``."""
+    """Return state and history before row ``k``."""
     draw = draws(keys, None)
 
     def body(i: Array, carry: Any) -> Any:
@@ -220,7 +220,7 @@ def _carry_before(eps_fn, rows, k, z_T, keys):
 
 @xla.jit
 def _columns(eps_fn, rows, k, count, carry, tangents, keys):
-    """How ``x`` moves with the coefficients of row ``k``, for each of ``tangents`` ``[c, ...]``: ``[c, n, ...]``."""
+    """Return how ``x`` moves with row ``k``, for each of ``tangents`` ``[c, ...]``: ``[c, n, ...]``."""
     draw = draws(keys, None)
     own = {name: values[k] for name, values in rows.items()}
     free = {name: own[name] for name in tangents}

@@ -1,4 +1,4 @@
-"""What the tuner looks at: the error of a sampler to the exact ODE solution, and the distance of its samples."""
+"""The measures of the tuner: the error of a sampler to the exact ODE solution, and the distance of its samples."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """What is made small: the distance, or for a deterministic sampler ``rmse^2 excess``.
+        """The number that the tuner makes small: the distance, or for a deterministic sampler ``rmse^2 excess``.
 
         The error alone would take a blurred image, the mean of all that are possible, for the best at few evaluations;
         the distance alone, near its floor, is noise. In the product a change counts by its ratio.
@@ -57,7 +57,7 @@ class Score:
 
 
 def excess(distance: Array, floor: Array) -> Array:
-    """What a distance is above ``floor``, but no less than is noise; scalars, or equal shapes."""
+    """Return a distance less its ``floor``, but not less than its noise; scalars, or equal shapes."""
     above, noise = distance - floor, _NOISE * floor
     return above * (above > noise) + noise * (above <= noise)
 
@@ -68,7 +68,7 @@ def _check(images: np.ndarray) -> None:
 
 
 class Evaluator:
-    """Runs samplers from one fixed set of noise, and compares what comes out at the end, denoised if they denoise.
+    """Runs samplers from one fixed set of noise, and compares their samples, denoised if the samplers denoise.
 
     Args:
       model: from ``psld_jax.load``.
@@ -99,7 +99,7 @@ class Evaluator:
         self.target = functools.cache(lambda: self._make_target(target, jax.random.key(seed)))
 
     def with_seed(self, seed: int) -> Evaluator:
-        """The same with other noise; the target is shared."""
+        """Return the same evaluator with other noise. The target is shared."""
         other = copy.copy(self)
         other._draw(seed)
         return other
@@ -111,14 +111,14 @@ class Evaluator:
         self._floors: dict[int, float] = {}
 
     def __call__(self, setting: Setting, nfe: int, n: int, paired: bool = True) -> Score:
-        """The score of ``n`` samples with a budget of ``nfe`` evaluations; without an error, if not ``paired``."""
+        """Return the score of ``n`` samples with ``nfe`` evaluations, without an error if not ``paired``."""
         table = self._table(setting, nfe)
         return self.judge(
             np.concatenate([self.run(table, start) for start in range(0, n, self.batch_size)])[:n], paired
         )
 
     def judge(self, x: np.ndarray, paired: bool = True) -> Score:
-        """The score of samples from the first ``n`` noises, ``[n, H, W, C]``."""
+        """Return the score of samples from the first ``n`` noises, ``[n, H, W, C]``."""
         n, finite = len(x), np.isfinite(x).all()
         distance = self._distance(x) if finite else np.inf
         rmse = np.inf if paired else None
@@ -127,7 +127,7 @@ class Evaluator:
         return Score(rmse, distance, self.floor(n))
 
     def run(self, table: Tableau, start: int) -> np.ndarray:
-        """``x`` of a batch of samples, from number ``start`` on, ``[batch_size, H, W, C]``."""
+        """Return ``x`` of a batch of samples, from number ``start`` on, ``[batch_size, H, W, C]``."""
         return self._run(table, start, self._key)
 
     def run_from(self, table: Tableau, z_T: Any, keys: Any) -> np.ndarray:
@@ -135,12 +135,12 @@ class Evaluator:
         return np.asarray(sample(self.model.eps_fn, table, z_T, keys)[0])
 
     def start(self, start: int) -> tuple[Any, Any]:
-        """Keys and noise of that batch."""
+        """Return keys and noise of that batch."""
         keys = random.sample_keys(self._key, np.arange(start, start + self.batch_size))
         return keys, self._prior(keys)
 
     def exact(self, n: int) -> np.ndarray:
-        """``x`` at the end of the fine solution from the first ``n`` noises, ``[n, H, W, C]``."""
+        """Return ``x`` at the end of the fine solution from the first ``n`` noises, ``[n, H, W, C]``."""
         missing = range(len(self._exact), n, self.batch_size)
         if missing:
             table = self._table(FINE, FINE_NFE)
@@ -158,13 +158,13 @@ class Evaluator:
         return metrics.FrechetTarget.of(self.features(images))
 
     def floor(self, n: int) -> float:
-        """The distance of ``n`` samples of the fine solution."""
+        """Return the distance of ``n`` samples of the fine solution."""
         if n not in self._floors:
             self._floors[n] = self._distance(self.exact(n))
         return self._floors[n]
 
     def noise(self) -> Any:
-        """The first ``batch_size`` noises, a state."""
+        """The first ``batch_size`` noises, as a state."""
         return self._prior(random.sample_keys(self._key, np.arange(self.batch_size)))
 
     def _distance(self, x: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""A time grid, and lambda, by gradient: what the samples lack, differentiated through the scan.
+"""Finding a time grid, and lambda, by the gradient of the loss of the samples, differentiated through the scan.
 
 Reverse mode gives the gradient with respect to every entry of the table, in one backward pass whatever their number.
 The table is made on the host, from coefficients that are exact to 1e-12, so that central differences give its
@@ -39,7 +39,7 @@ _HOPELESS = 1e3
 
 
 def refine(setting: Setting, evaluator: Evaluator, nfe: int, steps: int = 20) -> Setting:
-    """``setting`` of a deterministic sampler with the grid (and ``lam``) that minimise ``Score.loss``, by L-BFGS.
+    """Improve ``setting`` of a deterministic sampler: find the grid (and ``lam``) with the least loss, by L-BFGS.
 
     Args:
       setting: the start.
@@ -122,7 +122,7 @@ class Objective:
         return float(loss), np.array([*(by_time @ velocity for velocity in moved), *by_value])
 
     def setting(self, theta: np.ndarray) -> Setting:
-        """The setting that ``theta`` stands for.
+        """Return the setting that ``theta`` stands for.
 
         ``theta`` is a vector ``[p]``.
         """
@@ -144,13 +144,13 @@ class Objective:
 
 
 def _floats(table: Tableau) -> dict[str, np.ndarray]:
-    """The coefficients of a table: its floating rows."""
+    """Return the coefficients of a table: its floating rows."""
     return {k: v for k, v in table.rows().items() if v is not None and np.issubdtype(v.dtype, np.floating)}
 
 
 @functools.partial(xla.jit, static_argnames="features")
 def _loss_and_slopes(rows, eps_fn, table, z_T, exact, target, floor, features):
-    """The logarithm of ``Score.loss`` of the samples, and its derivatives with respect to every coefficient."""
+    """Return the logarithm of ``Score.loss`` of the samples, and its derivatives by every coefficient."""
 
     def loss(rows: dict[str, Array]) -> Array:
         x = sample(eps_fn, dataclasses.replace(table, **rows), z_T, remat=True)[0]

@@ -1,4 +1,4 @@
-"""The search: many settings on few samples, the best on more, and then each of their parts by itself."""
+"""The tuner's search: it tries many settings on few samples, the best on more, then each part by itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Trial = Callable[[Setting, int], Score]
 
 
 def applicable(names: Iterable[str], sde: LinearSDE) -> tuple[str, ...]:
-    """The canonical names of those samplers that work for ``sde``; ``("all",)`` means every one.
+    """Return the canonical names of the samplers that work for ``sde``; ``("all",)`` means every one.
 
     Raises:
       ValueError: for an unknown name, or if none is left.
@@ -53,7 +53,7 @@ def applicable(names: Iterable[str], sde: LinearSDE) -> tuple[str, ...]:
 
 
 def space(sampler: str) -> list[Setting]:
-    """Every combination of a grid and listed values of the hyper-parameters that ``sampler`` has.
+    """Return every combination of a grid and listed values of the hyper-parameters that ``sampler`` has.
 
     A deterministic sampler stays one: noise of its own has no place in the error to the ODE.
     """
@@ -68,7 +68,7 @@ def space(sampler: str) -> list[Setting]:
 
 
 def _valid(setting: Setting) -> bool:
-    """Not all values go with all samplers: ancestral sampling has no third order."""
+    """Tell whether these values go with the sampler: ancestral sampling has no third order."""
     try:
         setting.integrator()
     except ValueError:
@@ -86,7 +86,7 @@ def search(
     inherited: Iterable[Setting] = (),
     grids: Sequence[tuple[float, ...]] = (),
 ) -> Setting:
-    """The best setting of ``sampler``: successive halving (Jamieson & Talwalkar, 2016), then one part after the other.
+    """Find the best setting of ``sampler``: successive halving (Jamieson & Talwalkar, 2016), then part by part.
 
     Args:
       sampler: canonical name.
@@ -118,7 +118,7 @@ def _with(setting: Setting, name: str, value: Any) -> Setting:
 
 
 def _alternatives(setting: Setting, part: str, grids: Sequence[tuple[float, ...]]) -> Iterator[Setting]:
-    """The setting with other values of one part."""
+    """Return the setting with other values of one part."""
     if part == "grid":
         yield from (dataclasses.replace(setting, grid=grid, rho=rho) for grid, rho in GRIDS)
         yield from (dataclasses.replace(setting, grid=times) for times in grids)
@@ -127,7 +127,7 @@ def _alternatives(setting: Setting, part: str, grids: Sequence[tuple[float, ...]
 
 
 def _numbers(setting: Setting, part: str, trial: Trial, num_samples: int, iterations: int = 6) -> Iterator[Setting]:
-    """The setting with the best number that Brent's method finds between the neighbours of the one it has."""
+    """Return the setting with the best number that Brent's method finds between the neighbours of the present one."""
     values, now = np.array(VALUES[part]), setting.hyper[part]
     low, high = values[values < now].max(initial=values[0]), values[values > now].min(initial=values[-1])
 

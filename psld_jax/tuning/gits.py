@@ -1,4 +1,4 @@
-"""Time grids by dynamic programming, from where a fine solution goes (Chen et al., 2024: GITS)."""
+"""Time grids by dynamic programming on the trajectory of a fine solution (Chen et al., 2024: GITS)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RHO, _MOST = 7.0, 200.0
 
 
 def candidates(sde: LinearSDE, count: int, t_end: float | None = None) -> np.ndarray:
-    """The times of the fine solution, from 1 to ``t_end``, float64 ``[count + 1]``."""
+    """Return the times of the fine solution, from 1 to ``t_end``, float64 ``[count + 1]``."""
     t_end = sde.t_end if t_end is None else t_end
     ends = min(float(sde.sigma(np.float64(1.0))), _MOST), float(sde.sigma(np.float64(t_end)))
     levels = np.linspace(ends[0] ** (1 / _RHO), ends[1] ** (1 / _RHO), count + 1) ** _RHO
@@ -37,7 +37,7 @@ def candidates(sde: LinearSDE, count: int, t_end: float | None = None) -> np.nda
 
 
 def step_errors(model: Model, times: Array, n: int = 64, seed: int = 0) -> np.ndarray:
-    """Error of one first-order step between any two of the times of a fine solution, ``[N + 1, N + 1]``, float64.
+    """Return errors of one first-order step between any two times of a fine solution, float64 ``[N + 1, N + 1]``.
 
     Entry ``[i, j]``, ``j > i``, is the root mean square over ``n`` samples of what the step from the fine solution at
     ``times[i]``, exact for a constant ``E[x_0 | z]`` (Euler in ``sigma``), misses it by at ``times[j]``, in the
@@ -70,7 +70,7 @@ _evaluate = xla.jit(lambda eps_fn, z, t: eps_fn(z, t))
 
 
 def cheapest(costs: Array, n_steps: int, growth: float = 1.15) -> list[int]:
-    """Indices ``[n_steps + 1]`` of the cheapest way from first to last in so many steps.
+    """Return the indices ``[n_steps + 1]`` of the cheapest way from first to last in so many steps.
 
     ``costs`` is ``[N + 1, N + 1]``; each step makes those after it ``growth`` times as dear. By dynamic programming
     over the number of steps that are left.

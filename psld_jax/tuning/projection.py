@@ -1,4 +1,4 @@
-"""Weights by which the two outputs of a network give x_0, fitted to its errors."""
+"""Weights by which the two outputs of a network give ``x_0``, fitted to the errors of the network."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def fit_projection(
 
 @jax.jit
 def _estimates(eps_fn, matrices, z, t):
-    """What each block says of ``x_0``."""
+    """Return what each block says of ``x_0``."""
     skip, gain = matrices
     return blocks.add(blocks.apply(skip, z), blocks.apply(gain, eps_fn(z, t)))

@@ -43,7 +43,7 @@ _FINE_STEPS = 60
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The best setting of one sampler for one budget, and how it did.
+    """The best setting of one sampler for one budget, with its measures.
 
     Attributes:
       nfe: the budget.
@@ -56,12 +56,12 @@ class Row:
     score: Score
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that JSON can hold; it names the file of a learned solver, see :meth:`Tuning.write`."""
+        """Return a dict that JSON can hold. It names the file of a learned solver, see :meth:`Tuning.write`."""
         return {"nfe": self.nfe, "setting": _named(self.setting), **dataclasses.asdict(self.score)}
 
 
 def _named(setting: Setting) -> dict[str, Any]:
-    """A setting for JSON, with the name of its solver's file in place of the solver."""
+    """Write a setting as JSON, with the name of its solver's file in place of the solver."""
     if setting.solver is None:
         return setting.to_json()
     return {**setting.to_json(), "solver": f"solver_{setting.solver.nfe}.json"}
@@ -81,7 +81,7 @@ class Tuning:
 
     @property
     def best(self) -> tuple[Tuned, ...]:
-        """For every budget the setting whose samples had the smallest distance, and the solver that was learned for it.
+        """For every budget the setting whose samples had the smallest distance, and the solver learned for it.
 
         ``sampler="auto"`` chooses from these; ``dataclasses.replace(model, tuned=tuning.best)`` is a model that uses
         them. A learned solver serves its own budget alone, so the setting that was tuned stays beside it.
@@ -94,7 +94,7 @@ class Tuning:
 
     @property
     def described(self) -> list[dict[str, Any]]:
-        """What :attr:`best` holds, for JSON, with the names of solvers' files."""
+        """Return what :attr:`best` holds, for JSON, with the names of solvers' files."""
         return [{"nfe": tuned.nfe, "setting": _named(tuned.setting)} for tuned in self.best]
 
     def write(self, path: Path) -> None:
@@ -121,7 +121,7 @@ def _budgets(nfe: Any) -> set[int]:
 
 
 def _checked_learning(learning: Any, batch: int) -> dict[str, Any]:
-    """Options of :func:`psld_jax.learn`, complete; by default four batches of the tuner's size."""
+    """Return complete options of :func:`psld_jax.learn`; by default four batches of the tuner's size."""
     check_kind("learning", learning, (dict, type(None)), "a dict of options of psld_jax.learn, or None")
     names = [field.name for field in dataclasses.fields(Options)]
     for name in learning or {}:
@@ -211,7 +211,7 @@ def tune(
     costs = functools.cache(lambda: step_errors(model, fine, batch, seed))
 
     def chosen_grids(name: str, budget: int) -> list[tuple[float, ...]]:
-        """The grid by dynamic programming, unless the fine solution has not so many steps."""
+        """Return the grid by dynamic programming, unless the fine solution has fewer steps."""
         integrator = integrators.get(name)
         n_steps = (budget - bool(denoise) - integrator.nfe_once) // integrator.nfe_per_step
         if n_steps > _FINE_STEPS:
