@@ -31,13 +31,13 @@ class ThirdOrderState(NamedTuple):
 
 
 def like(template: State, blocks: Any) -> State:
-    """``blocks``, shaped as they are, in a tuple of the same type as ``template`` (named tuples included)."""
+    """Put ``blocks`` of any shapes into a tuple of the same type as ``template`` (named tuples included)."""
     blocks = tuple(blocks)
     return type(template)(*blocks) if hasattr(template, "_fields") else blocks
 
 
 def apply(matrix: Array, state: State) -> State:
-    """``out_k = sum_l matrix[k, l] state_l`` over every leaf.
+    """Apply a matrix to a state: ``out_k = sum_l matrix[k, l] state_l`` over every leaf.
 
     ``matrix`` is ``[K', K]``, or ``[n, K', K]`` with one matrix for each entry of the leaves' leading axis.
     """
@@ -54,10 +54,10 @@ def apply(matrix: Array, state: State) -> State:
 
 
 def add(*states: State) -> State:
-    """Sum of states, leaf by leaf: the same shapes, or shapes that broadcast."""
+    """Add states, leaf by leaf: the same shapes, or shapes that broadcast."""
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *states)
 
 
 def as_pytree(fn: Any) -> Any:
-    """``fn`` for use as an argument of ``jax.jit``: a plain function becomes a static ``Partial``, a pytree stays."""
+    """Make ``fn`` an argument for ``jax.jit``: a plain function becomes a static ``Partial``, a pytree stays."""
     return jax.tree_util.Partial(fn) if jax.tree_util.all_leaves([fn]) else fn

@@ -107,7 +107,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _with_paths(argv: list[str]) -> list[str]:
-    """The arguments with the file of the configuration in place of its name, which ml_collections does not know.
+    """Replace the name of a configuration in the arguments by its file, since ml_collections knows no names.
 
     ``ValueError`` for what is neither, where ml_collections would tell it in four lines, later.
     """
@@ -129,14 +129,14 @@ def _path(config: str) -> str:
 
 
 def _flag(message: str) -> str:
-    """What absl says of a flag's value, without Python's own words for it."""
+    """Return what absl says of a flag's value, without Python's own words for it."""
     match = re.fullmatch(r"flag --([\w.]+)=(.*?): (.*)", message, re.DOTALL)
     told = [kind for words, kind in _FLAG_KINDS.items() if match is not None and words in match[3]]
     return f"--{match[1]}={match[2]!r} must be {told[0]}" if match is not None and told else message
 
 
 def _last_of_each(argv: list[str]) -> list[str]:
-    """The arguments without a field of the configuration that is set again later.
+    """Return the arguments without a field of the configuration that is set again later.
 
     ml_collections joins the values of a tuple that is set twice; for every other field the last one counts.
     """
@@ -154,7 +154,7 @@ def _last_of_each(argv: list[str]) -> list[str]:
 
 
 def _quiet() -> None:
-    """Leave out what Orbax tells: every array read, and for a full disk what became of each of its threads."""
+    """Silence Orbax, which logs every array read, and for a full disk the end of each of its threads."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

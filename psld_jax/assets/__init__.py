@@ -18,22 +18,22 @@ DIGITS_SAMPLERS = Path(__file__).parent / "digits_samplers.json"
 
 
 def network(name: str) -> Path:
-    """The directory of a trained network."""
+    """Return the directory of a trained network."""
     return Path(__file__).parent / name
 
 
 def judge(name: str) -> Path:
-    """The weights of a classifier of clean images."""
+    """Return the file with the weights of a classifier of clean images."""
     return Path(__file__).parent / f"{name}_judge.npz"
 
 
 def statistics(name: str) -> Path:
-    """Mean and covariance of the features of a :func:`judge` over its 60,000 training images."""
+    """Return the file with mean and covariance of the features of a :func:`judge` over its 60,000 training images."""
     return Path(__file__).parent / f"{name}_statistics.npz"
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """The 1,797 handwritten digits (UCI): images float32 ``[1797, 8, 8, 1]`` in [-1, 1], labels int ``[1797]``."""
+    """Load 1,797 handwritten digits (UCI): images float32 ``[1797, 8, 8, 1]`` in [-1, 1], labels int ``[1797]``."""
     with resources.files("psld_jax.assets").joinpath("digits.npz").open("rb") as file, np.load(file) as archive:
         images, labels = archive["images"], archive["labels"]
     return (images[..., None].astype(np.float32) / 8 - 1), labels.astype(np.int64)
