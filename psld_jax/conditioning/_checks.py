@@ -1,4 +1,4 @@
-"""Checks of conditions: what belongs together, and what fits a model; each raises a ``ValueError`` of one line."""
+"""Checks of conditions: whether they belong together and fit a model. Each raises a ``ValueError`` of one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WHOLE = (0.0, 1.0)
 
 
 def check_pairs(s: Any) -> None:
-    """Check that of two fields of conditions ``s`` that belong together both are given.
+    """Check that conditions ``s`` have both of two fields that belong together.
 
     Raises:
       ValueError: for one without the other, or two that exclude each other.
@@ -88,7 +88,7 @@ def check_clip(s: Any) -> None:
 
 
 def check_negative(negative: Any, model: Model, labelled: bool) -> None:
-    """Check that a worse model is of the same images, diffusion and prediction as ``model``.
+    """Check that a worse model has the same images, diffusion and prediction as ``model``.
 
     Raises:
       ValueError: if it is not.
@@ -109,7 +109,7 @@ def check_negative(negative: Any, model: Model, labelled: bool) -> None:
 
 
 def check_classifier(classifier: Any, model: Model) -> None:
-    """Check that a classifier is of the diffusion and the images of ``model``.
+    """Check that a classifier belongs to the diffusion and the images of ``model``.
 
     Raises:
       ValueError: if it is not.

@@ -1,4 +1,4 @@
-"""How an operator acts on its singular vectors: what a function of its singular values makes of images.
+"""The singular vectors and values of operators, and functions of these values applied to images.
 
 ``H = U S V^T``. A *mode* is a column of ``V``; modes with a singular value of 0 are the null space.
 """
@@ -19,7 +19,7 @@ _ROUNDING = 1e-3
 
 
 def convolution_matrix(kernel: Array, size: int) -> np.ndarray:
-    """``[size, size]``: convolution of a row of that many pixels with ``kernel [2 r + 1]``; beyond the edge is zero."""
+    """Return the convolution of ``size`` pixels with ``kernel [2 r + 1]``, ``[size, size]``; outside is zero."""
     taps = np.asarray(kernel, np.float64)
     offset = np.arange(size)[None] - np.arange(size)[:, None] + len(taps) // 2
     inside = (offset >= 0) & (offset < len(taps))
@@ -29,7 +29,7 @@ def convolution_matrix(kernel: Array, size: int) -> np.ndarray:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Flat:
-    """An operator all of whose singular values are 0 or the same: its modes are the range of its projection.
+    """The modes of an operator all of whose singular values are 0 or the same: the range of its projection.
 
     Attributes:
       operator: it has ``projection(images)``.
@@ -40,15 +40,15 @@ class Flat:
     value: Array
 
     def singular_values(self) -> np.ndarray:
-        """The one that is not 0, float64 ``[m]`` with ``m = 1``."""
+        """Return the only singular value that is not 0, float64 ``[m]`` with ``m = 1``."""
         return np.atleast_1d(np.asarray(self.value, np.float64))
 
     def response(self, levels: np.ndarray) -> np.ndarray:
-        """What is mixed of functions at ``levels [L]``, float64 ``[L]`` with ``L = 1``: all of the only one."""
+        """Return the response to functions at ``levels [L]``, float64 ``[L]`` with ``L = 1``: all of the only one."""
         return np.ones((len(levels),))
 
     def mixed(self, parts: Array, response: Array) -> Array:
-        """``sum_l response_l projection(parts_l)``, ``[L, n, H, W, C]`` to ``[n, H, W, C]``."""
+        """Return ``sum_l response_l projection(parts_l)``, ``[L, n, H, W, C]`` to ``[n, H, W, C]``."""
         return self.operator.projection(jnp.tensordot(response.astype(parts.dtype), parts, 1))
 
 
@@ -68,22 +68,22 @@ class Separable:
 
     @classmethod
     def of(cls, a: np.ndarray, b: np.ndarray, cutoff: float) -> Separable:
-        """Those of ``A [H, H]`` and ``B [W, W]``, by two decompositions on the host in float64."""
+        """Make the modes of ``A [H, H]`` and ``B [W, W]``, by two decompositions on the host in float64."""
         (ua, sa, va), (ub, sb, vb) = np.linalg.svd(a), np.linalg.svd(b)
         return cls((ua, sa, va.T), (ub, sb, vb.T), cutoff)
 
     def _grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """``[H, W]``: all singular values, and which of them count."""
+        """Return all singular values, ``[H, W]``, and which of them count."""
         values = np.outer(self.left[1], self.right[1])
         return values, values > self.cutoff * values.max()
 
     def singular_values(self) -> np.ndarray:
-        """Those that are not 0, ``[m]``."""
+        """Return the singular values that are not 0, ``[m]``."""
         values, counts = self._grid()
         return values[counts]
 
     def response(self, levels: np.ndarray) -> np.ndarray:
-        """``[L, H, W]``: what a mode takes of a function that is known at rising ``levels [L]`` of singular values.
+        """Return what modes take of functions known at rising ``levels [L]`` of singular values, ``[L, H, W]``.
 
         Linear in the logarithm of the singular value; below the lowest level nothing.
         """
@@ -93,19 +93,19 @@ class Separable:
         return np.where(counts & (values >= levels[0] * (1 - 1e-9)), hats, 0.0)
 
     def mixed(self, parts: Array, response: Array) -> Array:
-        """``V (sum_l response_l V^T parts_l)``, ``[L, n, H, W, C]`` to ``[n, H, W, C]``."""
+        """Return ``V (sum_l response_l V^T parts_l)``, ``[L, n, H, W, C]`` to ``[n, H, W, C]``."""
         va, vb = (jnp.asarray(side[2], parts.dtype) for side in (self.left, self.right))
         modes = jnp.einsum("ia,jb,lnijc,lab->nabc", va, vb, parts, response.astype(parts.dtype), precision="highest")
         return jnp.einsum("ia,jb,nabc->nijc", va, vb, modes, precision="highest")
 
     def pinv(self, measurement: Array) -> Array:
-        """``V S^+ U^T y`` for ``[n, H, W, C]``."""
+        """Return ``V S^+ U^T y`` for ``[n, H, W, C]``."""
         values, counts = self._grid()
         inverse = np.where(counts, 1 / np.where(counts, values, 1.0), 0.0)
         return self._through(measurement, inverse, self.left[0], self.right[0])
 
     def projection(self, images: Array) -> Array:
-        """``V S^+ S V^T x`` for images ``[n, H, W, C]``."""
+        """Return ``V S^+ S V^T x`` for images ``[n, H, W, C]``."""
         return self._through(images, self._grid()[1].astype(np.float64), self.left[2], self.right[2])
 
     def _through(self, images: Array, gains: np.ndarray, a: np.ndarray, b: np.ndarray) -> Array:
@@ -120,7 +120,7 @@ class Separable:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """``H^+ H`` as data of a program; :func:`projection_of` makes it.
+    """The projection ``H^+ H`` as data of a program; :func:`projection_of` makes it.
 
     Attributes:
       modes: of the operator.
@@ -131,12 +131,12 @@ class Projection:
     response: Array
 
     def __call__(self, images: Array) -> Array:
-        """``H^+ H x`` of images ``[n, H, W, C]``; same shape and dtype."""
+        """Return ``H^+ H x`` of images ``[n, H, W, C]``; same shape and dtype."""
         return self.modes.mixed(images[None], jnp.asarray(self.response))
 
 
 def projection_of(operator: Any, image_shape: tuple[int, ...]) -> Projection:
-    """The projection on what an operator sees of images ``[H, W, C]``.
+    """Make the projection on what an operator sees of images ``[H, W, C]``.
 
     Raises:
       ValueError: as :func:`modes_of`.
@@ -146,7 +146,7 @@ def projection_of(operator: Any, image_shape: tuple[int, ...]) -> Projection:
 
 
 def modes_of(operator: Any, image_shape: tuple[int, ...]) -> Any:
-    """The modes of an operator for images ``[H, W, C]``.
+    """Make the modes of an operator for images ``[H, W, C]``.
 
     An operator without ``modes(image_shape)`` must have ``pinv`` and ``projection``, and one singular value besides 0:
     ``H^T H = s^2 H^+ H``, which is tried on noise.

@@ -1,4 +1,4 @@
-"""Conditions that are checked for one model: what a program takes of them, and what they cost."""
+"""Conditions that were checked for one model: what a program takes of them, and what they cost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WEIGHT = 4.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """Conditions as data of a program, so that other ones of the same kind do not compile again.
+    """Conditions as data of a program, so that others of the same kind do not compile again.
 
     Attributes:
       guides: guidance, to be bound to a network one around the other.
@@ -45,7 +45,7 @@ class Conditions:
     pull: Pull | None = None
 
     def eps_fn(self, eps_fn: Any, own: dict[str, Array]) -> Any:
-        """The ``eps_fn`` of the conditional law for samples with these arrays.
+        """Return the ``eps_fn`` of the conditional law for samples with these arrays.
 
         ``own`` is from :meth:`Bound.arrays`; labels ``[n]``, measurements ``[n, ...]``.
         """
@@ -54,19 +54,19 @@ class Conditions:
         return eps_fn
 
     def known_of(self, own: dict[str, Array]) -> Known | None:
-        """The known pixels of samples with these arrays.
+        """Return the known pixels of samples with these arrays.
 
         ``own`` is from :meth:`Bound.arrays`; images and masks ``[n, H, W, C]``, of masks also 1 for C.
         """
         return None if self.known is None else self.known.of(own["known"], own["mask"])
 
     def pull_of(self, own: dict[str, Array]) -> Pull | None:
-        """The pull of measurements on samples with these arrays, ``own["pinv"]`` of them ``[n, H, W, C]``."""
+        """Return the pull of measurements on samples with these arrays, ``own["pinv"]`` of them ``[n, H, W, C]``."""
         return None if self.pull is None else self.pull.of(own["pinv"])
 
 
 class Evaluations(NamedTuple):
-    """What one sample costs.
+    """The evaluations that one sample costs.
 
     Attributes:
       forward: evaluations of the network, and of a worse one that it is guided away from; they count as the NFE.
@@ -96,7 +96,7 @@ class Bound:
                 raise ValueError(f"{name} holds {count} entries for {n} samples; give 1 or {n}")
 
     def arrays(self, indices: Array) -> dict[str, Array]:
-        """What samples number ``indices [n]`` have of their own: labels, measurements, known pixels, masks."""
+        """Return what samples number ``indices [n]`` have of their own: labels, measurements, known pixels, masks."""
         s = self.steering
         values = {"labels": s.label, "measurement": s.measurement, "known": s.known}
         own = {name: _take(np.atleast_1d(value), indices) for name, value in values.items() if value is not None}
@@ -106,12 +106,12 @@ class Bound:
 
     @functools.cached_property
     def _pinv(self) -> np.ndarray:
-        """``H^+ y`` of all measurements."""
+        """Return ``H^+ y`` of all measurements."""
         operator: Any = self.steering.operator
         return np.asarray(operator.pinv(self.steering.measurement))
 
     def start(self, indices: Array) -> np.ndarray:
-        """The images ``[n, H, W, C]`` that samples number ``indices [n]`` start from, if they start late."""
+        """Return the images ``[n, H, W, C]`` that samples number ``indices [n]`` start from, if they start late."""
         return _take(self._first_guess, indices)
 
     @functools.cached_property
@@ -120,7 +120,7 @@ class Bound:
         return np.asarray(first_guess(s.operator, self._pinv, s.noise_std, data_std))
 
     def conditions(self, table: Tableau | None, integrator: Integrator | None = None) -> Conditions:
-        """What a program needs of these conditions, without the arrays that samples have of their own.
+        """Return what a program needs of these conditions, without the arrays that samples have of their own.
 
         ``table`` is that of ``integrator``, ``None`` for an adaptive solver, which has no known pixels.
 
@@ -163,12 +163,12 @@ class Bound:
         return Conditions(tuple(guides), known, pull)
 
     def about(self) -> dict[str, Any]:
-        """The conditions for a report; of arrays only a check sum."""
+        """Describe the conditions for a report, with a check sum in place of arrays."""
         values = {field.name: getattr(self.steering, field.name) for field in dataclasses.fields(self.steering)}
         return {name: _describe(value) for name, value in values.items() if value is not None}
 
     def running(self, table: Tableau) -> Tableau:
-        """The table that is run in place of ``table``: the same, or with momentum.
+        """Return the table that is run in place of ``table``: the same, or with momentum.
 
         Raises:
           ValueError: for a table that momentum does not go with.
@@ -176,7 +176,7 @@ class Bound:
         return with_momentum(table, self.steering.momentum, self.steering.momentum_decay)
 
     def evaluations(self, table: Tableau) -> Evaluations:
-        """What a sample costs: guidance that mixes takes two evaluations where it acts, others run backward there.
+        """Count the evaluations of a sample: guidance takes two where it acts if it mixes, else a backward pass.
 
         Raises:
           ValueError: for a table that ``guidance_rule="cfg++"`` or momentum does not go with.
@@ -197,7 +197,7 @@ class Bound:
 
     @property
     def evaluations_at_once(self) -> int:
-        """The most evaluations that one time takes: what each counts as where an adaptive solver chooses the times."""
+        """Largest number of evaluations that one time takes. It counts where an adaptive solver chooses the times."""
         return 2 if self._mixes and self.steering.guidance != 1 else 1
 
     @property
@@ -213,11 +213,11 @@ class Bound:
         return 1.0 if s.weight is None else s.weight
 
     def _mixing(self, table: Tableau | None) -> Weight:
-        """The weight of two predictions that are mixed."""
+        """Return the weight of two predictions that are mixed."""
         return self._weight(self.steering.guidance, 1.0, table)
 
     def _adding(self, scale: float, table: Tableau | None) -> Weight:
-        """The weight of a gradient that is added."""
+        """Return the weight of a gradient that is added."""
         return self._weight(scale, 0.0, table)
 
     def _weight(self, scale: float, neutral: float, table: Tableau | None) -> Weight:
@@ -230,7 +230,7 @@ class Bound:
 
 
 def _take(values: Array, indices: Array) -> np.ndarray:
-    """Entries for samples number ``indices``; beyond the last one (a batch that is filled up) from the start again."""
+    """Take entries for samples number ``indices``; beyond the last (in a filled-up batch) from the start again."""
     values = np.asarray(values)
     return values[np.asarray(indices) % len(values)]
 

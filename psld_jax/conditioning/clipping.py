@@ -1,4 +1,4 @@
-"""Predicted images that are kept within the range of images, as the samplers of DDPM and Imagen do."""
+"""Clipping of predicted images to the range of images, as the samplers of DDPM and Imagen do."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Clipped:
         return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """What the network predicts, moved as little as makes its image the clipped one.
+        """Return what the network predicts, moved as little as makes its image the clipped one.
 
         For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
         """
@@ -72,7 +72,7 @@ def clipped(
     percentile: float | None = None,
     table: Tableau | None = None,
 ) -> Clipped:
-    """``eps_fn`` whose predicted image ``x_0`` lies in ``[-bound, bound]`` at every evaluation.
+    """Make an ``eps_fn`` whose predicted image ``x_0`` lies in ``[-bound, bound]`` at every evaluation.
 
     Few evaluations and strong guidance drive ``x_0`` beyond the range of images. ``E[x_0 | z] = U z + V out`` is
     clipped, and ``out + V^T (V V^T)^-1 (clip(x_0) - x_0)`` is the nearest prediction with that image. With one block

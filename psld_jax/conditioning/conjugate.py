@@ -1,4 +1,4 @@
-"""Conjugate integration of a measurement: its pull on the range of the operator, integrated exactly.
+"""Conjugate integration of a measurement: its pull on the range of the operator is integrated exactly.
 
 For ``y = H x_0 + noise_std n`` and ``p(x_0 | z)`` taken for ``N(D, r_t^2 I)``, ``D = E[x_0 | z]``, the posterior mean
 is, for each singular value ``s`` of ``H`` by itself,
@@ -69,15 +69,15 @@ class Pull:
     last: Array
 
     def of(self, target: Array) -> Pull:
-        """The same for these pseudo-inverses ``H^+ y``, ``[n, H, W, C]``."""
+        """Return the same pull for these pseudo-inverses ``H^+ y``, ``[n, H, W, C]``."""
         return dataclasses.replace(self, target=target)
 
     def at(self, row: Array) -> Pull:
-        """That of one row, a scalar number: ``weights [L, history, K]`` and ``last [L]``."""
+        """Return the pull of one row, a scalar number: ``weights [L, history, K]`` and ``last [L]``."""
         return dataclasses.replace(self, weights=jnp.asarray(self.weights)[row], last=jnp.asarray(self.last)[row])
 
     def __call__(self, z: blocks.State, history: tuple[blocks.State, ...]) -> blocks.State:
-        """The state after a row with its pull, of the state without it; of one row, :meth:`at`.
+        """Add the pull to the state after a row; the pull is that of one row, see :meth:`at`.
 
         Leaves ``[n, H, W, C]``, ``history`` the predictions with the newest first; same structure and dtype as ``z``.
         """
@@ -93,7 +93,7 @@ class Pull:
 
 
 def gain(sde: LinearSDE, noise_std: float, data_std: float = 1.0) -> Callable[[Array, float], np.ndarray]:
-    """``g(t, s) = r_t^2 s^2 / (r_t^2 s^2 + noise_std^2)`` of a singular value ``s``, as a function of times ``[...]``.
+    """Make ``g(t, s) = r_t^2 s^2 / (r_t^2 s^2 + noise_std^2)`` of a singular value ``s``, for times ``[...]``.
 
     ``r_t^-2 = data_std^-2 + mu^T Sigma^-1 mu``; a preconditioned ``sde`` knows its ``data_std``.
     """
@@ -107,7 +107,7 @@ def gain(sde: LinearSDE, noise_std: float, data_std: float = 1.0) -> Callable[[A
 
 
 def first_guess(operator: Any, pinv: Array, noise_std: float, data_std: float = 1.0) -> Array:
-    """The mean of ``x_0 ~ N(0, data_std^2 I)`` given a measurement, of ``pinv = H^+ y [n, H, W, C]``; same shape.
+    """Return the mean of ``x_0 ~ N(0, data_std^2 I)`` given ``pinv = H^+ y [n, H, W, C]``; same shape.
 
     ``s^2 / (s^2 + noise_std^2 / data_std^2)`` of it for each singular value, so that noise is not blown up.
 
@@ -133,7 +133,7 @@ def measurement_pull(
     weight: float = 1.0,
     data_std: float = 1.0,
 ) -> Pull:
-    """The pull of a measurement, for :func:`psld_jax.sample` with the same table: no further evaluation.
+    """Make the pull of a measurement, for :func:`psld_jax.sample` with the same table: no further evaluation.
 
     Args:
       sde: the diffusion.
@@ -174,7 +174,7 @@ def pull_law(
     weight: float,
     data_std: float = 1.0,
 ) -> Pull:
-    """:func:`measurement_pull` before it is known what was measured; :meth:`Pull.of` says so.
+    """Do what :func:`measurement_pull` does before the measurement is known; :meth:`Pull.of` adds it.
 
     ``image_shape`` is ``(H, W, C)``.
 
@@ -218,7 +218,7 @@ def pull_law(
 
 
 def _levels(values: np.ndarray, ratio: float) -> np.ndarray:
-    """Rising singular values at which weights are computed, ``[L]``; ``ratio`` is ``noise_std / data_std``."""
+    """Return rising singular values at which weights are computed, ``[L]``; ``ratio`` is ``noise_std / data_std``."""
     low = max(values.min(), ratio * np.sqrt(_NO_GAIN))
     if ratio == 0 or low >= values.max() / (1 + 1e-6):
         return np.array([values.min() if ratio == 0 else values.max()])

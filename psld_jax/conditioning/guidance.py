@@ -1,4 +1,4 @@
-"""Scores of conditional laws: an ``eps_fn`` plus the gradient of a log-likelihood, or two of them mixed.
+"""Guidance: an ``eps_fn`` plus the gradient of a log-likelihood, or a mixture of two of them.
 
 ``score(z | y) = score(z) + grad log p(y | z, t)`` (Bayes). A sampler asks for eps, so the gradient is written in eps:
 every integrator takes it, and nothing in the tables changes. Measurements are in
@@ -29,7 +29,7 @@ _NO_SIGNAL = 80.0**-2
 
 
 def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:
-    """``W_t [..., K, K]``: ``eps + W g`` is the eps of ``score + g``.
+    """Return ``W_t [..., K, K]`` such that ``eps + W g`` is the eps of ``score + g``.
 
     ``W = C^-1 = -L^T``. A preconditioned network predicts one block, and its score can only move along
     ``Sigma^-1 mu``, as the score of any law of ``x_0`` does (a condition moves ``E[x_0 | z]`` and nothing else): then
@@ -51,7 +51,7 @@ def gradient_matrix(sde: LinearSDE, t: Array) -> np.ndarray:
 def pushed(
     eps: blocks.State, gradient: blocks.State, matrix: Array, weight: Array, rescale: Array | None
 ) -> blocks.State:
-    """``eps + weight W g``, its standard deviation set to that of weight 1 as ``rescale`` says.
+    """Return ``eps + weight W g``, its standard deviation set to that of weight 1 as ``rescale`` says.
 
     Leaves ``[n, ...]``, a matrix ``[K, K]`` and a scalar weight; same structure and dtype.
     """
@@ -77,7 +77,7 @@ class ClassifierGuided:
         return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn), labels=own["labels"])
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + w(t) W_t grad_z log p(labels | z, t)``.
+        """Return ``eps(z, t) + w(t) W_t grad_z log p(labels | z, t)``.
 
         For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype. Where the weight is 0 the
         classifier is not asked.
@@ -107,7 +107,7 @@ def classifier_guided(
     *,
     rescale: float = 0.0,
 ) -> ClassifierGuided:
-    """``eps_fn`` of ``p(z | y)``, ``grad log p(z | y) = score + scale grad log p(y | z, t)``.
+    """Make the ``eps_fn`` of ``p(z | y)``, ``grad log p(z | y) = score + scale grad log p(y | z, t)``.
 
     One evaluation of the network and one forward and backward pass of the classifier.
 
@@ -131,7 +131,7 @@ def classifier_guided(
 
 
 def _mixed(positive: Any, negative: Any, weight: Weight, rescale: Array | None, z: blocks.State, t: Array) -> Any:
-    """``negative + w (positive - negative)``, or ``positive`` alone where the weight is 1; a state like ``z``."""
+    """Return ``negative + w (positive - negative)``, or ``positive`` where the weight is 1; a state like ``z``."""
     t = jnp.asarray(t, z[0].dtype)
     good, value = positive(z, t), weight(t)
 
@@ -158,7 +158,7 @@ class ClassifierFree:
         return dataclasses.replace(self, with_label=told, without=free)
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + w(t) (eps(z, t, label) - eps(z, t))``, or ``eps(z, t, label)`` where the weight is 1.
+        """Return ``eps(z, t) + w(t) (eps(z, t, label) - eps(z, t))``, or ``eps(z, t, label)`` where the weight is 1.
 
         For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
         """
@@ -173,7 +173,7 @@ def classifier_free(
     *,
     rescale: float = 0.0,
 ) -> Any:
-    """``eps_fn`` of ``p(z) (p(z | y) / p(z))^scale`` for a network that takes labels.
+    """Make the ``eps_fn`` of ``p(z) (p(z | y) / p(z))^scale`` for a network that takes labels.
 
     Two evaluations of the network, or one outside of ``interval`` and for scale 1.
 
@@ -210,7 +210,7 @@ class Autoguided:
     labelled: bool = dataclasses.field(metadata={"static": True})
 
     def bind(self, eps_fn: Any, own: dict[str, Array]) -> Autoguided:
-        """The same around another ``eps_fn``; both are told the classes ``own["labels"]``, integers ``[n]``, if any."""
+        """Wrap another ``eps_fn``; both are told the classes ``own["labels"]``, integers ``[n]``, if there are any."""
         good, bad = eps_fn, self.negative
         if "labels" in own:
             good = good.with_labels(own["labels"])
@@ -218,7 +218,7 @@ class Autoguided:
         return dataclasses.replace(self, eps_fn=blocks.as_pytree(good), negative=blocks.as_pytree(bad))
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``negative(z, t) + w(t) (eps(z, t) - negative(z, t))``, or ``eps(z, t)`` where the weight is 1.
+        """Return ``negative(z, t) + w(t) (eps(z, t) - negative(z, t))``, or ``eps(z, t)`` where the weight is 1.
 
         For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
         """
@@ -228,7 +228,7 @@ class Autoguided:
 def autoguided(
     eps_fn: Any, negative: Any, scale: float | Weight = 2.0, *, labels: Array | None = None, rescale: float = 0.0
 ) -> Autoguided:
-    """``eps_fn`` of a network guided away from a worse one: ``negative + scale (eps - negative)``.
+    """Make the ``eps_fn`` of a network guided away from a worse one: ``negative + scale (eps - negative)``.
 
     Karras et al., "Guiding a diffusion model with a bad version of itself", 2024. What both get wrong in the same
     direction, the worse one more, is extrapolated away. One evaluation of each network, or of the better one alone

@@ -1,4 +1,4 @@
-"""Known pixels: after every step they are replaced by a draw of the forward process from their true values.
+"""Inpainting: after every step, known pixels are replaced by a draw of the forward process from their true values.
 
 Lugmayr et al. (RePaint, 2022), section 4.1, here in phase space: position and momentum of a known pixel are replaced
 together. It is a constraint on the state, so it works with every table.
@@ -47,17 +47,17 @@ class Known:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the table that it was made for."""
+        """Number of steps of the table that it was made for."""
         return len(self.draws) - 1
 
     def of(self, x: Array, mask: Array) -> Known:
-        """The same for these images ``[n, H, W, C]`` and this mask of 0 and 1, ``[n or 1, H, W, C or 1]``."""
+        """Return the same for these images ``[n, H, W, C]`` and this mask of 0 and 1, ``[n or 1, H, W, C or 1]``."""
         return dataclasses.replace(self, x=x, mask=jnp.asarray(mask).astype(bool))
 
     def __call__(
         self, z: blocks.State, step: Array, draw: Callable[[Array, blocks.State], blocks.State]
     ) -> blocks.State:
-        """The state with known pixels as the forward process has them after ``step`` steps.
+        """Return the state with known pixels as the forward process has them after ``step`` steps.
 
         Leaves ``[n, H, W, C]``, a scalar ``step``; same structure and dtype.
         """
@@ -102,7 +102,7 @@ def known_pixels(
 
 
 def known_law(sde: LinearSDE, table: Tableau, *, fresh: bool = True, time: str = "current") -> Known:
-    """:func:`known_pixels` before it is known which pixels those are; :meth:`Known.of` says so.
+    """Do what :func:`known_pixels` does before the pixels are known; :meth:`Known.of` adds them.
 
     Raises:
       ValueError: for an unknown ``time``.
@@ -123,7 +123,7 @@ def known_law(sde: LinearSDE, table: Tableau, *, fresh: bool = True, time: str =
 
 
 def as_mask(mask: Array, shape: tuple[int, ...]) -> np.ndarray:
-    """``mask`` as ``[n or 1, H, W, C or 1]`` for images of ``shape [n, H, W, C]``; made of ``[H, W]`` too.
+    """Return ``mask``, also one ``[H, W]``, as ``[n or 1, H, W, C or 1]`` for images of ``shape [n, H, W, C]``.
 
     Raises:
       ValueError: as :func:`check_mask`.
@@ -142,7 +142,7 @@ def as_mask(mask: Array, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise a ``ValueError`` unless ``mask`` is of 0 and 1, and its shape that of the images, or 1 for n or C."""
+    """Raise a ``ValueError`` unless ``mask`` is of 0 and 1, and of the images' shape, ``[n or 1, H, W, C or 1]``."""
     allowed = [{size, 1} if axis in (0, len(shape) - 1) else {size} for axis, size in enumerate(shape)]
     if mask.ndim != len(shape) or any(size not in sizes for size, sizes in zip(mask.shape, allowed, strict=True)):
         raise ValueError(f"the mask has shape {mask.shape}, the images {shape}; n and C may be 1 in the mask")

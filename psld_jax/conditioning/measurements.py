@@ -1,4 +1,4 @@
-"""Guidance by a measurement of the data through the network: any operator, one evaluation and its backward pass."""
+"""Guidance by a measurement through the network: it takes any operator, and one evaluation with its backward pass."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class PosteriorGuided:
     iterations: int = dataclasses.field(metadata={"static": True})
 
     def bind(self, eps_fn: Any, own: dict[str, Array]) -> PosteriorGuided:
-        """The same around another ``eps_fn``, with the measurements ``own["measurement"]``, ``[n, ...]``."""
+        """Wrap another ``eps_fn``, with the measurements ``own["measurement"]``, ``[n, ...]``."""
         return dataclasses.replace(self, eps_fn=blocks.as_pytree(eps_fn), measurement=own["measurement"])
 
     def __call__(self, z: blocks.State, t: Array) -> blocks.State:
-        """``eps(z, t) + w(t) W_t grad_z log N(y; A x_0(z), Var)``, the variance held fixed.
+        """Return ``eps(z, t) + w(t) W_t grad_z log N(y; A x_0(z), Var)``, the variance held fixed.
 
         For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype. Where the weight is 0 the
         network has no backward pass.
@@ -61,9 +61,10 @@ class PosteriorGuided:
         return pushed(eps, gradient, self.gradient(t), weight, self.rescale)
 
     def parts(self, z: blocks.State, t: Array) -> tuple[blocks.State, blocks.State, Array]:
-        """``eps(z, t)``, ``grad_z log N(y; A x_0(z), Var)``, and that logarithm, ``[n]``, but for a function of ``t``.
+        """Return ``eps(z, t)``, ``grad_z log N(y; A x_0(z), Var)``, and that logarithm, ``[n]``.
 
-        For a state of arrays ``[n, H, W, C]`` and scalar ``t``; the first two like ``z``.
+        The logarithm lacks a function of ``t``. The arguments are a state of arrays ``[n, H, W, C]`` and
+        scalar ``t``; the first two results are like ``z``.
         """
         dtype = z[0].dtype
         matrices, variance = self.matrices(t), self.variance(t)
@@ -94,7 +95,7 @@ class PosteriorGuided:
 
 
 def _solve(covariance: Callable[[Array], Array], right: Array, iterations: int) -> Array:
-    """Conjugate gradients for every sample by itself, a fixed number: the operator has no inverse to be had."""
+    """Solve by a fixed number of conjugate gradients, for every sample by itself, where no inverse is known."""
 
     def dot(a: Array, b: Array) -> Array:
         return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
@@ -127,7 +128,7 @@ def posterior_guided(
     rescale: float = 0.0,
     outside: Callable[[Array], Array] | None = None,
 ) -> PosteriorGuided:
-    """``eps_fn`` of ``p(z | y)`` for ``y = A x_0 + noise_std n``.
+    """Make the ``eps_fn`` of ``p(z | y)`` for ``y = A x_0 + noise_std n``.
 
     ``p(x_0 | z)`` is taken for ``N(E[x_0 | z], r_t^2 I)``, ``r_t^-2 = data_std^-2 + mu^T Sigma^-1 mu``, and
     ``grad log p(y | z) = J^T A^T Var^-1 (y - A E[x_0 | z])`` with ``J`` the Jacobian of ``E[x_0 | z]``, through the

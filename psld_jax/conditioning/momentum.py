@@ -1,4 +1,4 @@
-"""Momentum guidance: predictions that are extrapolated away from the mean of those before them, in the table itself.
+"""Momentum guidance: the table extrapolates predictions away from the mean of those before them.
 
 A sampler combines predictions ``q_i`` of the network (eps, or ``E[x_0 | z]``, whichever it interpolates). Momentum
 guidance has
@@ -35,7 +35,7 @@ def check_momentum(momentum: float, decay: float) -> None:
 
 
 def with_momentum(table: Tableau, momentum: float, decay: float = 0.5) -> Tableau:
-    """The table of the same sampler with momentum guidance of weight ``w = momentum``; no further evaluation.
+    """Return the table of the same sampler with momentum guidance of weight ``w = momentum``; no further evaluation.
 
     Args:
       table: from :func:`psld_jax.tabulate`, without ``resample``.
@@ -54,7 +54,7 @@ def with_momentum(table: Tableau, momentum: float, decay: float = 0.5) -> Tablea
 
 
 def pull_with_momentum(pull: Pull, table: Tableau, momentum: float, decay: float = 0.5) -> Pull:
-    """The pull of a measurement on ``table``, for :func:`with_momentum` of it.
+    """Return the pull of a measurement on ``table``, for the table that :func:`with_momentum` makes of it.
 
     It is a sum of ``H^+ y - D_j``, and momentum acts on those as it acts on ``D_j``: its weights have the sum 1.
     """
@@ -65,7 +65,7 @@ def pull_with_momentum(pull: Pull, table: Tableau, momentum: float, decay: float
 
 
 def _spread(table: Tableau, weights: np.ndarray, momentum: float, decay: float) -> np.ndarray:
-    """Weights of ``q_{-j}``, ``[S, H + M, ...]``, from those of ``q'_{-j}``, ``[S, H, ...]``."""
+    """Return weights of ``q_{-j}``, ``[S, H + M, ...]``, from those of ``q'_{-j}``, ``[S, H, ...]``."""
     rows, depth = weights.shape[:2]
     out = np.zeros((rows, depth + PAST, *weights.shape[2:]))
     out[:, :depth] = weights

@@ -31,18 +31,18 @@ class Downsample:
     factor: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, images: Array) -> Array:
-        """Images ``[n, H, W, C]`` to ``[n, H / factor, W / factor, C]``; ``ValueError`` if it does not divide them."""
+        """Map images ``[n, H, W, C]`` to ``[n, H / factor, W / factor, C]``; ``ValueError`` if it does not divide."""
         (n, h, w, c), factor = images.shape, self.factor
         if h % factor or w % factor:
             raise ValueError(f"downsample factor={factor} does not divide images of {h} x {w} pixels")
         return images.reshape(n, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
 
     def pinv(self, measurement: Array) -> Array:
-        """``H^+ y``: every mean in all pixels that it was taken of, ``[n, h, w, C]`` to ``[n, h factor, ...]``."""
+        """Return ``H^+ y``: every mean in all pixels it was taken of, ``[n, h, w, C]`` to ``[n, h factor, ...]``."""
         return jnp.repeat(jnp.repeat(measurement, self.factor, axis=1), self.factor, axis=2)
 
     def projection(self, images: Array) -> Array:
-        """``H^+ H x``, images ``[n, H, W, C]`` of constant squares; ``ValueError`` if ``factor`` does not divide."""
+        """Return ``H^+ H x``, images ``[n, H, W, C]`` of constant squares; ``ValueError`` if it does not divide."""
         return self.pinv(self(images))
 
 
@@ -60,7 +60,7 @@ class Blur:
     cutoff: float = dataclasses.field(default=1e-3, metadata={"static": True})
 
     def __call__(self, images: Array) -> Array:
-        """Images ``[n, H, W, C]`` to images of the same shape; beyond the edge is zero."""
+        """Map images ``[n, H, W, C]`` to images of the same shape; beyond the edge is zero."""
         channels = images.shape[-1]
         kernels = self.kernel, self.kernel if self.across is None else self.across
         for kernel, shape in zip(kernels, ((-1, 1), (1, -1)), strict=True):
@@ -71,17 +71,17 @@ class Blur:
         return images
 
     def modes(self, image_shape: tuple[int, ...]) -> Separable:
-        """The singular vectors and values for images ``[H, W, ...]``: the outer product of those of two matrices."""
+        """Return singular vectors and values for images ``[H, W, ...]``: the outer product of those of two matrices."""
         across = self.kernel if self.across is None else self.across
         down, right = convolution_matrix(self.kernel, image_shape[0]), convolution_matrix(across, image_shape[1])
         return Separable.of(down, right, self.cutoff)
 
     def pinv(self, measurement: Array) -> Array:
-        """``H^+ y`` for ``[n, H, W, C]``, of singular values above ``cutoff`` times the largest; others count as 0."""
+        """Return ``H^+ y`` for ``[n, H, W, C]``. Singular values up to ``cutoff`` times the largest count as 0."""
         return self.modes(measurement.shape[1:]).pinv(measurement)
 
     def projection(self, images: Array) -> Array:
-        """``H^+ H x`` for images ``[n, H, W, C]``, with the ``cutoff`` of :meth:`pinv`."""
+        """Return ``H^+ H x`` for images ``[n, H, W, C]``, with the ``cutoff`` of :meth:`pinv`."""
         return self.modes(images.shape[1:]).projection(images)
 
 
@@ -93,16 +93,16 @@ class Mask:
     known: Array
 
     def __call__(self, images: Array) -> Array:
-        """Images ``[n, H, W, C]`` to images of the same shape."""
+        """Map images ``[n, H, W, C]`` to images of the same shape."""
         images = jnp.asarray(images)  # numpy's float64 would be asked of the mask where JAX has float32 alone
         return images * jnp.asarray(self.known, images.dtype)
 
     def pinv(self, measurement: Array) -> Array:
-        """``H^+ y``, ``[n, H, W, C]``: the same product."""
+        """Return ``H^+ y``, ``[n, H, W, C]``: the same product."""
         return self(measurement)
 
     def projection(self, images: Array) -> Array:
-        """``H^+ H x``, ``[n, H, W, C]``: the same product."""
+        """Return ``H^+ H x``, ``[n, H, W, C]``: the same product."""
         return self(images)
 
 
@@ -114,17 +114,17 @@ class Grayscale:
     channels: int = dataclasses.field(default=3, metadata={"static": True})
 
     def __call__(self, images: Array) -> Array:
-        """Images ``[n, H, W, channels]`` to ``[n, H, W, 1]``; ``ValueError`` for another number of channels."""
+        """Map images ``[n, H, W, channels]`` to ``[n, H, W, 1]``; ``ValueError`` for another number of channels."""
         if images.shape[-1] != self.channels:
             raise ValueError(f"grayscale channels={self.channels} does not fit images with {images.shape[-1]} channels")
         return images.mean(axis=-1, keepdims=True)
 
     def pinv(self, measurement: Array) -> Array:
-        """``H^+ y``: the mean in every channel, ``[n, H, W, 1]`` to ``[n, H, W, channels]``."""
+        """Return ``H^+ y``: the mean in every channel, ``[n, H, W, 1]`` to ``[n, H, W, channels]``."""
         return jnp.repeat(measurement, self.channels, axis=-1)
 
     def projection(self, images: Array) -> Array:
-        """``H^+ H x``, images ``[n, H, W, channels]`` whose channels are equal; ``ValueError`` for other channels."""
+        """Return ``H^+ H x``, images ``[n, H, W, channels]`` of equal channels; ``ValueError`` for other channels."""
         return self.pinv(self(images))
 
 
@@ -190,7 +190,7 @@ def grayscale(channels: int = 3) -> Grayscale:
 
 
 def by_name(name: str, *, factor: int = 4, std: float = 2.0, known: Array | None = None, channels: int = 3) -> Operator:
-    """An operator by its name, for the command line; ``known [H, W]`` or ``[1, H, W, C]`` is of ``"mask"``.
+    """Make an operator by its name, for the command line; ``known [H, W]`` or ``[1, H, W, C]`` is for ``"mask"``.
 
     Raises:
       ValueError: for an unknown name, or ``"mask"`` without a mask.
@@ -205,7 +205,7 @@ def by_name(name: str, *, factor: int = 4, std: float = 2.0, known: Array | None
 
 
 def half_mask(name: str, image_shape: tuple[int, ...]) -> np.ndarray:
-    """The mask ``[1, H, W, 1]`` of images of which that half, or the frame around the ``"center"``, is known (1).
+    """Make the mask ``[1, H, W, 1]`` of images of which that half, or the frame around ``"center"``, is known (1).
 
     Raises:
       ValueError: for another name than ``left``, ``right``, ``top``, ``bottom``, ``center``.

@@ -97,12 +97,12 @@ class Steering:
 
     @property
     def integrated(self) -> bool:
-        """Whether a measurement is part of the table."""
+        """Tells whether a measurement is part of the table."""
         return self.operator is not None and self.posterior == "conjugate"
 
     @property
     def by_gradient(self) -> bool:
-        """Whether a measurement acts through the gradient of the network, in part or as a whole."""
+        """Tells whether a measurement acts through the gradient of the network, in part or as a whole."""
         return self.operator is not None and (not self.integrated or self.null_weight > 0)
 
     def bind(self, model: Model) -> Bound:

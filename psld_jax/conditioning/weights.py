@@ -58,15 +58,15 @@ class Weight:
 
     @property
     def limited(self) -> bool:
-        """Whether it may be neutral at some times and not at others."""
+        """Tells whether the weight may be neutral at some times and not at others."""
         return self.interval is not None or self.curve is not None
 
     def __call__(self, t: Array) -> Array:
-        """The weight at ``t``, float32, any shape."""
+        """Return the weight at ``t``, float32, any shape."""
         return self._at(t, jnp)
 
     def on_host(self, t: np.ndarray) -> np.ndarray:
-        """The same numbers for ``t [n]``, on the host."""
+        """Return the same numbers for ``t [n]``, on the host."""
         return self._at(t, np)
 
     def _at(self, t: Array, xp: Any) -> Array:
@@ -80,7 +80,7 @@ class Weight:
         return xp.broadcast_to(value, t.shape)
 
     def acts(self, t: np.ndarray) -> np.ndarray:
-        """At which of the times ``t [n]`` the weight is not neutral, bool ``[n]``."""
+        """Tell at which of the times ``t [n]`` the weight is not neutral, bool ``[n]``."""
         return self.on_host(t) != np.float32(self.neutral)
 
 
@@ -92,7 +92,7 @@ def weight_of(
     schedule: Schedule = "constant",
     table: Tableau | None = None,
 ) -> Weight:
-    """``w(t) = neutral + (scale - neutral) schedule(t)`` in ``interval``, and ``neutral`` outside of it.
+    """Make ``w(t) = neutral + (scale - neutral) schedule(t)`` in ``interval``, and ``neutral`` outside of it.
 
     Args:
       scale: a number; a :class:`Weight` is returned as it is.
@@ -117,7 +117,7 @@ def weight_of(
 
 
 def check_interval(interval: Any) -> tuple[float, float]:
-    """``interval`` as two numbers; ``ValueError`` unless they are times ``0 <= low < high <= 1``."""
+    """Return ``interval`` as two numbers; raise a ``ValueError`` unless they are times ``0 <= low < high <= 1``."""
     try:
         known = np.shape(interval) == (2,) and 0 <= interval[0] < interval[1] <= 1
     except (TypeError, ValueError):
@@ -128,7 +128,7 @@ def check_interval(interval: Any) -> tuple[float, float]:
 
 
 def interval_of_sigmas(sde: LinearSDE, sigmas: Any) -> tuple[float, float]:
-    """The times ``(low, high)`` between which the noise level ``sde.sigma(t)`` lies between two ``sigmas``.
+    """Return the times ``(low, high)`` between which the noise level ``sde.sigma(t)`` lies between two ``sigmas``.
 
     A level below the lowest, 0 among them, is time 0; one above the highest, or infinity, is time 1.
 
@@ -152,7 +152,7 @@ def interval_of_sigmas(sde: LinearSDE, sigmas: Any) -> tuple[float, float]:
 
 
 def schedule_of(schedule: Any) -> Callable[[Any], Any]:
-    """The function that ``schedule`` names, or is; ``ValueError`` for anything else."""
+    """Return the function that ``schedule`` names, or is; raise a ``ValueError`` for anything else."""
     if callable(schedule):
         return schedule
     check_choice("schedule of guidance", schedule, SCHEDULES)
@@ -172,7 +172,7 @@ def _factors(schedule: Schedule, times: np.ndarray) -> np.ndarray:
 
 
 def _curve(times: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Times and factors, float32, rising and filled up; a time of the table finds its own factor, to the bit."""
+    """Return times and factors, float32, rising and filled up. A time of the table finds its own factor, to the bit."""
     times, first = np.unique(np.asarray(times, np.float32), return_index=True)
     factors = np.asarray(factors, np.float32)[first]
     # At least one entry lies behind the last time: at the very end a linear interpolation would round.
@@ -183,7 +183,7 @@ def _curve(times: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def in_image(sde: LinearSDE, table: Tableau) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of one block that use one prediction, as ``z <- a z + b x_0``: ``a, b``, float64 ``[nfe]``.
+    """Write rows of one block that use one prediction as ``z <- a z + b x_0``: ``a, b``, float64 ``[nfe]``.
 
     A row reads ``q = U z + V out`` and adds ``B q`` to ``A z``; of ``x_0 = u z + v out`` follow ``b = B V / v`` and
     ``a = A + B U - b u``.
@@ -195,7 +195,7 @@ def in_image(sde: LinearSDE, table: Tableau) -> tuple[np.ndarray, np.ndarray]:
 
 
 def renoised(sde: LinearSDE, table: Tableau, scale: float, neutral: float) -> Weight:
-    """The weights that make a sampler of DDIM one of CFG++ (Chung et al., 2024), with ``scale`` their ``lambda``.
+    """Return the weights that turn DDIM into CFG++ (Chung et al., 2024), with ``scale`` their ``lambda``.
 
     CFG++ takes the guided estimate of the data and the noise of the prediction without guidance,
 
@@ -238,13 +238,13 @@ def renoised(sde: LinearSDE, table: Tableau, scale: float, neutral: float) -> We
 
 
 def as_rescale(rescale: float) -> Array | None:
-    """``rescale`` as a scalar of a program, float32, ``None`` for 0; ``ValueError`` unless it is from 0 to 1."""
+    """Return ``rescale`` as a float32 scalar, ``None`` for 0; raise a ``ValueError`` unless it is from 0 to 1."""
     value = check_number("rescale", rescale, 0, 1)
     return jnp.asarray(value, jnp.float32) if value else None
 
 
 def rescaled(guided: blocks.State, plain: blocks.State, rescale: Array | None) -> blocks.State:
-    """``guided`` with part ``rescale`` of its standard deviation set to that of ``plain`` (Lin et al., 2024).
+    """Return ``guided`` with part ``rescale`` of its standard deviation set to that of ``plain`` (Lin et al., 2024).
 
     ``(rescale std(plain) / std(guided) + 1 - rescale) guided``, for each sample and block by itself: leaves
     ``[n, ...]``, same structure and dtype. What is 0 everywhere stays so.

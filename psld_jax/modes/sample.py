@@ -1,4 +1,4 @@
-"""``--mode sample``: samples, conditions, and images to files."""
+"""``--mode sample``: draw samples, with conditions if asked for, and write images to files."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _save_samples(model: build.Model, config: Any, sampler: Sampler, workdir: Pa
 
 
 def _trajectories(model: Any, config: Any, workdir: Path, setting: Setting) -> None:
-    """Trajectories of one pixel in phase space from the same noise, by the sampler of this run and two others."""
+    """Draw trajectories of one pixel in phase space from the same noise, by the sampler of this run and two others."""
     c, paths, times = config.sampler, {}, {}
     z_T = model.sde.prior_sample(jax.random.key(config.seed), (6, *model.image_shape))
     row, column = (size // 2 for size in model.image_shape[:2])

@@ -1,4 +1,4 @@
-"""Samples from a model: any sampler, any budget, every image a function of (seed, index)."""
+"""Drawing samples from a model by any sampler with any budget. Every image is a function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def resolve(
     usable: Callable[[Solver], bool] = lambda solver: False,
     **hyper: Any,
 ) -> Setting:
-    """The setting that these arguments of :func:`generate` mean for ``model``.
+    """Return the setting that these arguments of :func:`generate` mean for ``model``.
 
     ``sampler="auto"`` is what was learned for the budget or tuned for the nearest one, else a rule
     (``settings.choose``); of learned solvers only those that are ``usable``, by default none.
@@ -60,7 +60,7 @@ def resolve(
 
 
 def _learned(sampler: str, solver: Any, grid: Any, hyper: dict[str, Any]) -> Setting:
-    """The setting of a learned solver, or of the file that it is in."""
+    """Return the setting of a learned solver, or of the file that it is in."""
     if solver is None:
         raise ValueError(f"sampler={LEARNED!r} needs solver=..., a learned solver or the file of one")
     if sampler not in ("auto", LEARNED):
@@ -100,7 +100,7 @@ def prepare(
     max_steps: int = MAX_STEPS,
     **options: Any,
 ) -> Sampler:
-    """The :class:`Sampler` that these arguments of :func:`generate` mean for ``model``; checks all of them.
+    """Make the :class:`Sampler` that these arguments of :func:`generate` mean for ``model``, and check all of them.
 
     Raises:
       ValueError: for anything unknown or out of range, or a condition that the sampler or the model cannot take.
@@ -181,7 +181,7 @@ def _within_budget(
     denoise: bool | str,
     given: bool,
 ) -> tuple[Setting, Tableau]:
-    """The setting and its largest table whose evaluations, those of guidance included, ``nfe`` allows.
+    """Return the setting and the largest table whose evaluations, those of guidance included, ``nfe`` allows.
 
     All of the table, if its times were given.
     """
@@ -221,7 +221,7 @@ def generate_states(
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     **options: Any,
 ) -> tuple[blocks.State, np.ndarray]:
-    """Like :func:`generate`, but returns all K blocks, and the NFE of each sample ``[n]``.
+    """Draw samples like :func:`generate`, but return all K blocks, and the NFE of each sample ``[n]``.
 
     ``progress`` wraps the iterable of batches, e.g. ``rich.progress.track`` or ``tqdm.tqdm``. Where several processes
     run together, each must call it; each draws its share, and all get all samples.

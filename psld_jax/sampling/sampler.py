@@ -1,4 +1,4 @@
-"""A model with all that is chosen about its sampling: a function of keys, on every local device."""
+"""The prepared sampler: a model with all that is chosen about its sampling, as a function of keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ADAPTIVE = ("solver", "rtol", "atol", "denoise", "max_steps")
 
 
 def batch_shape(n: int, batch_size: int) -> int:
-    """Samples that a program draws at a time where ``n`` are wanted, at most ``batch_size``.
+    """Return how many samples a program draws at a time where ``n`` are wanted, at most ``batch_size``.
 
     A power of two up to 8 or a multiple of 8, so that few numbers of samples have a program of their own.
     """
@@ -38,14 +38,14 @@ def batch_shape(n: int, batch_size: int) -> int:
 
 
 def _solve_rows(eps_fn, conditions, rows, count, z_T, keys, arrays):
-    """A batch by the rows of a table: the samples, and the NFE of each."""
+    """Draw a batch by the rows of a table; return the samples, and the NFE of each."""
     eps_fn = conditions.eps_fn(eps_fn, arrays)
     z = run_rows(eps_fn, rows, count, z_T, keys, None, conditions.known_of(arrays), conditions.pull_of(arrays))
     return z, jnp.full(len(keys), count)
 
 
 def _solve_adaptively(eps_fn, conditions, problem, z_T, keys, arrays):
-    """A batch by an adaptive solver: the samples, the NFE of each, and the time that each has reached."""
+    """Draw a batch by an adaptive solver; return the samples, the NFE of each, and the time each has reached."""
     return solve_ode(problem, conditions.eps_fn(eps_fn, arrays), z_T)
 
 
@@ -54,7 +54,7 @@ _solve_batch = xla.jit(_solve_adaptively, "the adaptive solver")
 
 @functools.partial(xla.jit, what="the sampler for all devices", static_argnames=("work",))
 def _on_all_devices(work, shared, own):
-    """``work(*shared, *own)`` on every local device, each with its part of the samples."""
+    """Run ``work(*shared, *own)`` on every local device, each with its part of the samples."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
     mine, all_of_it = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
     specs = {"in_specs": (all_of_it, mine), "out_specs": mine, "check_vma": False}
@@ -80,7 +80,7 @@ class Sampler:
     steering: Bound | None = None
 
     def __call__(self, key: Array, indices: Array) -> tuple[blocks.State, Array]:
-        """Samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``; on all local devices.
+        """Draw samples number ``indices [n]`` of ``key``, a state, and the NFE of each, ``[n]``, on all local devices.
 
         Raises:
           ValueError: for a tolerance that an adaptive solver cannot meet.
@@ -104,11 +104,11 @@ class Sampler:
         return jax.tree.map(lambda leaf: leaf[: len(indices)], z), counts[: len(indices)]
 
     def lowered(self, n: int) -> Any:
-        """The program of a batch of ``n``, as ``jax.jit(...).lower`` gives it; what it needs is known without a run."""
+        """Lower the program of a batch of ``n``, as ``jax.jit(...).lower`` does, to know its needs without a run."""
         return jax.jit(self.work, compiler_options=xla.options()).lower(*self.arguments(n))
 
     def arguments(self, n: int) -> tuple[Any, ...]:
-        """What :attr:`work` takes for samples 0 to ``n - 1`` of seed 0, arrays ``[n, ...]`` among it."""
+        """Return what :attr:`work` takes for samples 0 to ``n - 1`` of seed 0, with arrays ``[n, ...]``."""
         return *self._shared, *self._own(jax.random.key(0), np.arange(n))
 
     @property
@@ -125,13 +125,13 @@ class Sampler:
 
     @functools.cached_property
     def _running(self) -> Any:
-        """The table with what the conditions change of it."""
+        """Return the table with the changes that the conditions make."""
         assert self.table is not None
         return self.table if self.steering is None else self.steering.running(self.table)
 
     @functools.cached_property
     def _shared(self) -> tuple[Any, ...]:
-        """What all devices take: network, conditions, and the table or the solve."""
+        """Return what all devices take: network, conditions, and the table or the solve."""
         known, pull = padded_known(self._conditions.known), padded_pull(self._conditions.pull)
         conditions = dataclasses.replace(self._conditions, known=known, pull=pull)
         eps_fn = blocks.as_pytree(self.model.eps_fn)
@@ -142,7 +142,7 @@ class Sampler:
         return eps_fn, conditions, problem
 
     def _own(self, key: Array, indices: np.ndarray) -> tuple[Any, ...]:
-        """What samples number ``indices [n]`` have of their own: start, key, and arrays of the conditions."""
+        """Return what samples number ``indices [n]`` have of their own: start, key, and arrays of the conditions."""
         keys = random.sample_keys(key, indices)
         z_T = self.model.sde.prior_sample(keys, (len(indices), *self.model.image_shape))
         if self.steering is None:
@@ -156,12 +156,12 @@ class Sampler:
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations of a sample; ``None`` for an adaptive solver."""
+        """Number of network evaluations of a sample; ``None`` for an adaptive solver."""
         return None if self.table is None else self.evaluations.forward
 
     @functools.cached_property
     def evaluations(self) -> Evaluations:
-        """What a sample costs, forward and backward apart.
+        """Evaluations that a sample costs, forward and backward apart.
 
         Raises:
           ValueError: for an adaptive solver, whose evaluations are known after the run alone.
@@ -171,7 +171,7 @@ class Sampler:
         return Evaluations(self.table.nfe, 0, 0) if self.steering is None else self.steering.evaluations(self.table)
 
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, blocks.State, np.ndarray]]:
-        """Samples of these numbers and ``seed`` in batches: number of the first, and those of :meth:`batch`.
+        """Draw samples of these numbers and ``seed`` in batches; yield the first number and :meth:`batch` of each.
 
         ``size`` at a time, leaves ``[size, H, W, C]`` and NFE ``[size]``; the last batch fewer.
         """
@@ -179,7 +179,7 @@ class Sampler:
             yield start, *self.batch(seed, range(start, min(start + size, numbers.stop)), size)
 
     def batch(self, seed: int, numbers: range, size: int) -> tuple[blocks.State, np.ndarray]:
-        """Samples of these numbers, a state of numpy arrays, and the NFE of each.
+        """Draw samples of these numbers; return a state of numpy arrays, and the NFE of each.
 
         Leaves ``[n, H, W, C]``, NFE ``[n]``. They are filled up to ``size`` with those that follow: one shape, so one
         program and the same bits.
@@ -196,7 +196,7 @@ class Sampler:
         check: bool = True,
         progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     ) -> tuple[blocks.State, np.ndarray]:
-        """Samples 0 to ``n - 1`` of ``seed``, a state with leaves ``[n, H, W, C]``, and the NFE of each, ``[n]``.
+        """Draw samples 0 to ``n - 1`` of ``seed``: a state with leaves ``[n, H, W, C]``, and the NFE of each, ``[n]``.
 
         See :func:`psld_jax.generate_states`.
 
@@ -224,7 +224,7 @@ class Sampler:
         return state, whole["counts"]
 
     def draw(self, seed: int, numbers: range, size: int) -> np.ndarray:
-        """Images of :meth:`batch`, float32 ``[n, H, W, C]`` in [-1, 1].
+        """Draw the images of :meth:`batch`, float32 ``[n, H, W, C]`` in [-1, 1].
 
         Raises:
           NotFinite: as :meth:`check`.
@@ -250,7 +250,7 @@ class Sampler:
         )
 
     def about(self) -> dict[str, Any]:
-        """What the samples of a key depend on, besides the model, as JSON can hold it."""
+        """Return what the samples of a key depend on, besides the model, as JSON can hold it."""
         table = None if self.table is None else {"times": self.table.times.tolist()}
         setting = None if self.setting is None else self.setting.to_json()
         steering = None if self.steering is None else self.steering.about()

@@ -61,7 +61,7 @@ class Learned:
 
     @property
     def better(self) -> bool:
-        """Whether the solver has the smaller ``Score.loss``."""
+        """Tells whether the solver has the smaller ``Score.loss``."""
         return self.after.loss < self.before.loss
 
 
@@ -179,7 +179,7 @@ def learn(
 
 
 def _starts(model: Model, nfe: int, start: Any) -> list[Setting]:
-    """The settings to start from."""
+    """Return the settings to start from."""
     if start is None:
         return [choose(model.sde, model.tuned, nfe, lambda solver: False)]
     starts = [start] if isinstance(start, Setting) else start
@@ -247,7 +247,7 @@ class _Run:
         )
 
     def learned(self) -> tuple[np.ndarray, int]:
-        """The best numbers, and the iterations that it took."""
+        """Return the best numbers, and the iterations that it took."""
         point = self._kept(-1, lambda: self._point(np.zeros(self.coefficients.size), _DAMPING))
         best, progress, since = point, point.other, 0
         for i in range(self._iterations):
@@ -260,12 +260,12 @@ class _Run:
         return np.array(best.theta), self._iterations
 
     def _kept(self, number: int, make: Callable[[], _Point]) -> _Point:
-        """The point with that number: from the journal, or made and written down."""
+        """Return the point with that number: from the journal, or made and written down."""
         key = ["learn", self._setting.to_json(), number]
         return _Point(**self._journal.get(key, lambda: dataclasses.asdict(make())))
 
     def _step(self, point: _Point, number: int) -> _Point:
-        """The next point: where no step makes the loss smaller, the same with more damping, for other batches."""
+        """Make the next point. If no step lowers the loss, it is the same with more damping, for other batches."""
         objective, theta = self._train, np.array(point.theta)
         parts = [(number * self._few + i) % self._batches for i in range(self._few)]
         curvature, gradient = objective.normal_equations(theta, objective.samples(theta), parts)
@@ -286,7 +286,7 @@ class _Run:
         return dataclasses.replace(point, damping=damping, line="no step made the loss smaller")
 
     def _longer(self, theta: np.ndarray, step: np.ndarray, loss: Loss) -> tuple[np.ndarray, Loss]:
-        """The step, doubled as long as the loss falls, and the loss after it.
+        """Double the step as long as the loss falls; return it, and the loss after it.
 
         The curvature of a distance is an upper bound, which makes steps short; a try costs little beside a Jacobian.
         """
