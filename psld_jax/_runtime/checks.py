@@ -1,4 +1,4 @@
-"""Checks of values that enter or leave the package: they report what is not finite, or cannot be meant."""
+"""Checks of values that enter or leave the package: they report what is not finite or out of range."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def count_not_finite(arrays: Iterable[Array]) -> int:
     """Count the entries of the leading axis of arrays ``[n, ...]`` with a NaN or infinite value in any of them."""
     bad: set[Any] = set()
     for array in map(np.asarray, arrays):
-        # One sum tells of a whole array, and is finite but where something is not.
+        # One sum checks a whole array: it is finite unless an entry is not.
         if not np.isfinite(np.sum(array, dtype=np.float64)):
             bad |= set(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
     return len(bad)

@@ -145,7 +145,7 @@ def _spline(fn: Function, low: float, high: float, rtol: float) -> tuple[np.ndar
         nodes *= 2
 
 
-# Of a cell: where a cubic polynomial is told the function, and where it is compared.
+# In a cell, a cubic polynomial takes the function's values at the first points, and is compared at the second.
 _TOLD = np.array([0.0, 0.25, 0.75, 1.0])
 _ASKED = np.array([0.1, 0.5, 0.9])
 _TO_COEFFICIENTS = np.linalg.inv(np.vander(_TOLD, 4))

@@ -1,7 +1,7 @@
 """Work on many devices and processes: one mesh over all of them, and the few messages that processes exchange.
 
-The same code runs in one process, JAX's default, where nothing is said. Training is one program on the devices of all
-processes; samples are drawn by each process on devices of its own, since they need nothing of each other.
+The same code runs in one process, which is JAX's default and needs no setup. Training is one program on the devices of
+all processes. Samples need nothing of each other, so each process draws its part on its own devices.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def start(coordinator: str, num_processes: int | None = None, process_id: int | 
     """Join the other processes. Call it before anything is computed.
 
     Args:
-      coordinator: ``HOST:PORT`` of process 0, the same for all; ``"auto"`` where SLURM, Open MPI or a TPU tells.
+      coordinator: ``HOST:PORT`` of process 0, the same for all; ``"auto"`` if SLURM, Open MPI or a TPU tells it.
       num_processes, process_id: how many there are, and which this is, from 0; not for ``"auto"``.
 
     Raises:

@@ -51,7 +51,7 @@ def shown(value: Any, most: int = 80) -> str:
 def why(error: BaseException) -> str:
     """Return the message of another library's error in the words of this one.
 
-    Without addresses in memory, and without advice on arguments that cannot be given here.
+    The result has no addresses in memory, and no advice on arguments that cannot be given here.
     """
     text = _ADDRESS.sub("", " ".join(str(error).split()))
     if "allow_pickle" in text:  # numpy advises to execute what the file says

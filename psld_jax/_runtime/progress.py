@@ -30,7 +30,7 @@ class Bar:
     """A context for a loop of known or unknown length, which shows how far the loop is.
 
     Args:
-      console: what it is told to.
+      console: where it is shown.
       description: what is done.
       total: how many items there are; ``None`` if that is not known.
     """

@@ -1,8 +1,8 @@
 """3x3 convolutions of float32 on a CPU in half to a third of the time, by Winograd's F(4x4, 3x3).
 
-``winograd.cc`` has the method. It is compiled for the machine that it runs on, when the first program with such a
-convolution is, and kept; where there is no C++ compiler, and in all other programs, XLA convolves. The result differs
-from XLA's by what sums in another order differ by: 1e-6 of its size, for 4e-7.
+``winograd.cc`` has the method. It is compiled for the machine that it runs on, together with the first program that has
+such a convolution, and it is kept. XLA convolves where there is no C++ compiler, and in all other programs. The result
+differs from XLA's because sums have another order: the error is 1e-6 of the size of the result, where XLA's is 4e-7.
 
 ``PSLD_JAX_WINOGRAD`` in the environment says whether it is used: ``auto`` (as above, the default; a warning says why
 if not), ``off``, or ``on``, with which it is an error if it cannot be.

@@ -1,4 +1,4 @@
-"""What a pickle of a checkpoint may name, and the inert descriptions that stand for it."""
+"""The names that a checkpoint's pickle may mention, and the inert descriptions that stand for them."""
 
 from __future__ import annotations
 

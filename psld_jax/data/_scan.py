@@ -61,7 +61,7 @@ def scan(
     """Find the images, splits and classes of a tree.
 
     Hidden files and those of operating systems are no images, and a directory without images is no class. A single
-    directory around everything is looked through. Splits are told whatever their capitals.
+    directory around everything is looked through. Names of splits may have any capitals.
 
     Args:
       files: names relative to the tree's root, with slashes.
@@ -145,7 +145,7 @@ def _labels(
     same = Counter(name.casefold() for name in classes)
     for name in classes:
         alike = [other for other in classes if other.casefold() == name.casefold()]
-        # Letters are told apart by their capitals; splits that never have both mean the same.
+        # Classes may differ by capitals alone, if one split has both. Otherwise they were meant to be the same.
         if same[name.casefold()] > 1 and not any(found.issuperset(alike) for found in by_place):
             raise ValueError(f"{where}: the splits write the class {' and '.join(alike)} differently; rename one")
     number = {name: i for i, name in enumerate(classes)}

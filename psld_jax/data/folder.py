@@ -29,8 +29,8 @@ class CorruptImage(ValueError):
 def read_folder(path: Path, split: str, labels: bool) -> Source:
     """Find all image files below a directory or in a zip archive, sorted by relative path. Nothing is decoded yet.
 
-    Labels are those of a ``dataset.json`` (EDM, StyleGAN), or the names of subdirectories. :mod:`psld_jax.data.source`
-    has what is said of the files that were left out.
+    Labels are those of a ``dataset.json`` (EDM, StyleGAN), or the names of subdirectories. Files that were left out are
+    described in :class:`psld_jax.data.source.Source`.
 
     Raises:
       ValueError: with the place, if it is neither, holds no images, or no classes though labels are needed.

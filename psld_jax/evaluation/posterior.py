@@ -1,4 +1,4 @@
-"""The exact posterior of a smoothed data set under a linear measurement: what solvers of inverse problems should give.
+"""The exact posterior of a smoothed data set under a linear measurement, to judge solvers of inverse problems by.
 
 For the mixture ``sum_i N(x_i, h^2 I) / N`` and ``y = H x + noise_std n``, the posterior is a mixture with weights
 proportional to ``N(y; H x_i, S)``, ``S = h^2 H H^T + noise_std^2 I``, and components of mean

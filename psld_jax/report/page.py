@@ -42,7 +42,7 @@ def page(
     Args:
       title, lead: text.
       sections: HTML.
-      scripts: files of this room that it needs beside the common one.
+      scripts: files of this folder that the part needs beside the common one.
       refresh: seconds after which a browser opens it again; ``None`` for a page that is final.
     """
     links = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in sections)

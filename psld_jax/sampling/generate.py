@@ -183,7 +183,7 @@ def _within_budget(
 ) -> tuple[Setting, Tableau]:
     """Return the setting and the largest table whose evaluations, those of guidance included, ``nfe`` allows.
 
-    All of the table, if its times were given.
+    If its times were given, it is the whole table.
     """
     options: dict[str, Any] = {"t_end": t_end, "denoise": denoise}
     if bound is None:

@@ -1,4 +1,4 @@
-"""The path of Karras et al. (2022): noise of every size on data that stay as they are."""
+"""The path of Karras et al. (2022): noise is added to data whose size stays the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diffusions by name: what ``config.sde.name`` may be, and the fields of ``config.sde``."""
+"""Diffusions by name: the values of ``config.sde.name``, and the fields of ``config.sde``."""
 
 from __future__ import annotations
 
