@@ -4,8 +4,8 @@
 such a convolution, and it is kept. XLA convolves where there is no C++ compiler, and in all other programs. The result
 differs from XLA's because sums have another order: the error is 1e-6 of the size of the result, where XLA's is 4e-7.
 
-``PSLD_JAX_WINOGRAD`` in the environment says whether it is used: ``auto`` (as above, the default; a warning says why
-if not), ``off``, or ``on``, with which it is an error if it cannot be.
+``PSLD_JAX_WINOGRAD`` in the environment says whether it is used. ``auto``, the default, uses it as above, and warns
+with the reason where it cannot. ``off`` does not use it. With ``on`` it is an error if it cannot be used.
 """
 
 from __future__ import annotations

@@ -230,9 +230,9 @@ def autoguided(
 ) -> Autoguided:
     """Make the ``eps_fn`` of a network guided away from a worse one: ``negative + scale (eps - negative)``.
 
-    Karras et al., "Guiding a diffusion model with a bad version of itself", 2024. What both get wrong in the same
-    direction, the worse one more, is extrapolated away. One evaluation of each network, or of the better one alone
-    where the scale is 1.
+    Karras et al., "Guiding a diffusion model with a bad version of itself", 2024. Both networks err in the same
+    direction, and the worse one errs more, so the difference points to the truth. This takes one evaluation of each
+    network, or of the better one alone where the scale is 1.
 
     Args:
       eps_fn: of the network.

@@ -182,8 +182,9 @@ def register(
 
     A multistep method is ``fn(sde, t, s, past, *, ...)``, see :meth:`Integrator.stages`; one that asks for its
     :class:`Place` in the run has ``place`` as its last argument before the hyper-parameters. ``order`` may be a
-    function of the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case. ``source`` is who
-    it is of. ``once`` counts, from the hyper-parameters, evaluations that are made once a run and not in every step.
+    function of the hyper-parameters. ``aliases`` are acronyms; :func:`get` accepts them in any case. ``source`` has
+    its authors and year. ``once`` counts, from the hyper-parameters, evaluations that are made once a run and not in
+    every step.
     ``before_last(sde, t, place, hyper)`` is for methods that do something before the denoising step, see
     :meth:`Integrator.approach`.
 

@@ -151,7 +151,7 @@ def tabulate(
       grid: descending forward times ``[N + 1]`` in ``(0, 1]``.
       denoise: add the final step of :func:`denoising`; ``"euler"`` or ``"exponential"`` says which.
       resample: take every stretch of the grid so many times, the forward process leading back to its start in between
-        (RePaint, Lugmayr et al., 2022): what was made up has time to agree with what is known. NFE grow as much.
+        (RePaint, Lugmayr et al., 2022). So unknown pixels can come to agree with known ones. NFE grow as much.
       jump: steps in a stretch.
 
     Raises:
@@ -190,8 +190,8 @@ def _forward_stage(sde: LinearSDE, s: float, t: float) -> Stage:
 def denoising(sde: LinearSDE, t_end: float, stochastic: bool, how: bool | str = True) -> Tableau:
     """Make the final step alone, from ``t_end`` to 0 without noise, 1 evaluation; see ``baselines.last_stage``.
 
-    Euler's, the original's, uses the drift of the reverse SDE after stochastic samplers, of the probability-flow ODE
-    after deterministic ones.
+    The Euler step, which is the original's, uses the drift of the reverse SDE after stochastic samplers, and that of
+    the probability-flow ODE after deterministic ones.
     """
     stage = last_stage(sde, t_end, how, stochastic=stochastic)
     return _assemble([[stage]], np.array([t_end, 0.0]), sde.num_blocks)

@@ -39,10 +39,10 @@ def resolve(
 ) -> Setting:
     """Return the setting that these arguments of :func:`generate` mean for ``model``.
 
-    ``sampler="auto"`` is what was learned for the budget or tuned for the nearest one, else a rule
-    (``settings.choose``); of learned solvers only those that are ``usable``, by default none.
-    ``grid="auto"`` is the grid that was tuned with it, and that of the diffusion for a sampler that is named
-    (``sde.grid``: ``"quadratic"`` for PSLD and VP).
+    ``sampler="auto"`` takes the solver that was learned for the budget, else the setting that was tuned for the nearest
+    budget, else a rule (``settings.choose``). Only learned solvers that are ``usable`` count, by default none.
+    ``grid="auto"`` takes the grid that was tuned with that setting. For a sampler that is given by name it is the grid
+    of the diffusion (``sde.grid``: ``"quadratic"`` for PSLD and VP).
 
     Raises:
       ValueError: for hyper-parameters beside ``sampler="auto"``, or a solver beside another sampler or a grid; what is
@@ -236,8 +236,8 @@ def generate_states(
 def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
     """Draw images from a model, float32 ``[n, H, W, C]`` in [-1, 1].
 
-    Image ``i`` is a function of ``(seed, i)``, whatever ``n``, ``batch_size`` and number of devices. Its noise is
-    so to the bit; products of matrices may round differently in batches of another shape.
+    Image ``i`` is a function of ``(seed, i)``, whatever ``n``, ``batch_size`` and number of devices. Its noise is the
+    same to the bit. Products of matrices may round differently in batches of another shape.
 
     Args:
       model: from ``psld_jax.load``.

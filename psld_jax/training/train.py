@@ -112,7 +112,7 @@ def train(
 
     Leaves ``checkpoints/``, ``metrics.jsonl``, ``samples/``, ``loss.png``, and with ``config.train.tensorboard``
     ``tensorboard/``. SIGTERM and Ctrl-C save and return; ``psld_jax.load(workdir)`` opens the latest checkpoint.
-    ``tell`` hears how far it is, as ``training.watch.Monitor`` says.
+    ``tell`` is called with the progress, see ``training.watch.Monitor``.
 
     Returns:
       A summary: steps, what stopped it, losses, images per second, hours.

@@ -90,8 +90,8 @@ def learn(
 ) -> Learned:
     """Learn the coefficients of a solver of ``nfe`` evaluations, from the best setting that is known.
 
-    From the same noise its samples are to come to where a fine solution of the probability-flow ODE does. The error to
-    it is made small, and the Frechet distance beside it, if it is given a weight. Of all iterations, that with the
+    Its samples should end where a fine solution of the probability-flow ODE ends from the same noise. Learning makes
+    the error to it small, and also the Frechet distance, if that has a weight. Of all iterations, that with the
     smallest ``error^2 excess(distance)^max(1, weight)`` on noise of its own is taken: the error alone would prefer
     blurred images. A stochastic sampler has no error: there the distance alone is made small, until it is within the
     noise of the fine solution's. That noise falls with ``num_samples``.
@@ -121,7 +121,7 @@ def learn(
       iterations: at most so many.
       target, features, t_end, denoise, seed: as for :func:`psld_jax.tune`; images ``[m, H, W, C]`` in [-1, 1].
       log: a file of JSON lines with every iteration; a killed run that is started again goes on from there.
-      report: called with a line for people after every iteration.
+      report: called with a line of text after every iteration.
 
     Raises:
       ValueError: for arguments out of range, an adaptive start, or a log of something else.

@@ -150,10 +150,11 @@ def tune(
 ) -> Tuning:
     """Choose the grid and hyper-parameters of every sampler, and the best sampler, for every budget.
 
-    A deterministic sampler is to come close to a fine solution of the probability-flow ODE from the same noise, and to
-    the law of ``target``; a stochastic one to the latter (``evaluate.Score``): first by a search (``search.search``),
-    among whose grids is that of dynamic programming (``gits.gits_grid``), then, for a deterministic sampler, by
-    gradient (``gradient.refine``). Between samplers the distance decides, of twice as many samples from other noise.
+    A deterministic sampler should come close to a fine solution of the probability-flow ODE from the same noise, and to
+    the law of ``target``. A stochastic one should come close to that law (``evaluate.Score``). A search comes first
+    (``search.search``); one of its grids is that of dynamic programming (``gits.gits_grid``). A deterministic sampler
+    is then improved by gradient (``gradient.refine``). Between samplers the distance of twice as many samples from other
+    noise decides.
     For each sampler and budget this costs about ``num_samples (candidates / 2 + 14 + gradient_steps)`` samples.
 
     Args:
@@ -172,7 +173,7 @@ def tune(
       learning: options of :func:`psld_jax.learn` such as ``num_samples`` and ``iterations``.
       log: a file of JSON lines with every run; a killed tuning that is started again does not repeat what it holds.
       report: called with every row as it is found.
-      progress: called with a line for people after every run, which tells the best so far, and every iteration of
+      progress: called with a line of text after every run, which tells the best so far, and every iteration of
         learning.
 
     Raises:
