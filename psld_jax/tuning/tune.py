@@ -152,9 +152,9 @@ def tune(
 
     A deterministic sampler should come close to a fine solution of the probability-flow ODE from the same noise, and to
     the law of ``target``. A stochastic one should come close to that law (``evaluate.Score``). A search comes first
-    (``search.search``); one of its grids is that of dynamic programming (``gits.gits_grid``). A deterministic sampler
-    is then improved by gradient (``gradient.refine``). Between samplers the distance of twice as many samples from other
-    noise decides.
+    (``search.search``). One of its grids is that of dynamic programming (``gits.gits_grid``). After it, a deterministic
+    sampler is improved by gradient (``gradient.refine``). Between samplers the distance of twice as many samples from
+    other noise decides.
     For each sampler and budget this costs about ``num_samples (candidates / 2 + 14 + gradient_steps)`` samples.
 
     Args:
