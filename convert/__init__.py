@@ -1,4 +1,4 @@
-"""Converting PyTorch checkpoints of NCSN++, without PyTorch and without executing anything from the file."""
+"""Converting PyTorch checkpoints without PyTorch and without executing anything from the file."""
 
 from psld_jax.checkpoints.directory import read_converted, read_index
 from psld_jax.checkpoints.reader import Checkpoint, Tensor, read_checkpoint

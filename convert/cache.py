@@ -1,4 +1,4 @@
-"""Checkpoints of other libraries that are opened as they are: converted once, and kept by their content."""
+"""A cache of converted checkpoints, so that those of other libraries can be opened as they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READ = (".json", ".safetensors", ".bin")
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether it is a file, or a directory that some origin recognises and that is not one of this package."""
+    """Tell whether it is a file, or a directory that some origin recognises and that is not one of this package."""
     if path.is_file():
         return True
     if not path.is_dir() or (path / "index.json").is_file():
@@ -36,7 +36,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Path:
-    """The directory that ``path`` is converted to, in the user's cache; it is made if it is not there.
+    """Return the directory that ``path`` is converted to, in the user's cache. It is made if it is not there.
 
     Args:
       path: a file or directory that :func:`convert` takes.
@@ -62,7 +62,7 @@ def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Pa
 
 
 def _files(path: Path) -> list[Path]:
-    """What a conversion may read beside a file of weights, or in a directory; nothing for a file that stands alone."""
+    """Return what a conversion may read beside a file of weights, or in a directory; nothing for a file alone."""
     if path.is_file() and path.suffix not in (".safetensors", ".bin"):
         return []
     root = path if path.is_dir() else path.parent

@@ -21,7 +21,7 @@ ACCEPTS = "checkpoint_*.pth of nv-tlabs/CLD-SGM"
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is a file of ``torch.save`` with a model that has no table of noise levels, and averages in a list.
+    """Tell whether it is a file of ``torch.save`` with averages in a list and a model without a table of noise levels.
 
     Raises:
       ValueError: for a file of that kind that cannot be read.
@@ -33,7 +33,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The network of the file, as NCSN++ with the diffusion ``cld``, or ``vpsde`` if it takes no velocity.
+    """Read the network of the file as NCSN++ with the diffusion ``cld``, or ``vpsde`` if it takes no velocity.
 
     The configuration is not in the file: it is that of ``asked``, such as ``cld_cifar10``, and must fit the file.
 
@@ -91,7 +91,7 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
 
 
 def _split(source: Checkpoint) -> dict[str, dict[str, mapping.Tensor]]:
-    """The tensors of the two networks by name. Averages lack the frequencies, which never change."""
+    """Return the tensors of the two networks by name. Averages lack the frequencies, which never change."""
     found: dict[str, dict[str, mapping.Tensor]] = {"online": {}, "ema": {}}
     for name, tensor in source.items():
         prefix, rest = naming.split(name)
@@ -100,7 +100,7 @@ def _split(source: Checkpoint) -> dict[str, dict[str, mapping.Tensor]]:
 
 
 def _structure(found: dict[str, dict[str, mapping.Tensor]]) -> Structure:
-    """What the shapes tell; the network is given the time itself."""
+    """Infer the structure from the shapes. The network is given the time itself."""
     structure = infer({name: tensor.shape for name, tensor in found["online"].items()})
     if structure.n_classes is not None:
         raise ValueError("its network is a classifier, which CLD-SGM has none of")

@@ -1,4 +1,4 @@
-"""The configuration of a conversion: given, or built from the file and ``--set``; checked against the file."""
+"""The configuration of a conversion. It is given, or built from the file and ``--set``, and checked with the file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES = {False: "ncsnpp", True: "ncsnpp_clf"}
 
 
 def network(config: Any) -> tuple[NCSNppConfig, int | None]:
-    """The network that ``config.model`` describes, and the number of classes if it is a classifier.
+    """Return the network that ``config.model`` describes, and the number of classes if it is a classifier.
 
     Raises:
       ValueError: if ``config.model.name`` is neither ``ncsnpp`` nor ``ncsnpp_clf``, or for values out of range.
@@ -33,7 +33,7 @@ def network(config: Any) -> tuple[NCSNppConfig, int | None]:
 
 
 def resolve(name: str, overrides: Sequence[str], structure: Structure) -> Any:
-    """The configuration by name or path (or ``auto``) with overrides ``field=value``, in agreement with the file.
+    """Return the configuration by name or path (or ``auto``) with overrides ``field=value``, checked with the file.
 
     Args:
       name: of a configuration; ``auto`` takes from the file what it tells.
@@ -63,7 +63,7 @@ def resolve(name: str, overrides: Sequence[str], structure: Structure) -> Any:
 
 
 def option(overrides: Sequence[str], field: str) -> Any:
-    """The value that the overrides ``field=value`` give a field; ``None`` if they do not.
+    """Return the value that the overrides ``field=value`` give a field, or ``None``.
 
     Raises:
       ValueError: for an override that is none.
@@ -82,7 +82,7 @@ def _parse(override: str) -> tuple[str, Any]:
 
 
 def _cast(config: Any, field: str, value: Any) -> Any:
-    """The value in the type that the field has."""
+    """Return the value in the type of the field."""
     section = field.rpartition(".")[0]
     section = section if section in _SECTIONS else ""  # options of a network that has a section are not all listed
     known = [name for name in build.fields(config) if name not in _SECTIONS and name.count(".") == 1]
@@ -113,7 +113,7 @@ def _update(config: Any, section: str, values: dict[str, Any]) -> None:
 
 
 def set_fields(config: Any, values: dict[str, Any]) -> Any:
-    """A locked copy of a configuration with fields, by dotted name, of these values; lists become tuples.
+    """Return a locked copy of a configuration with these values of fields, by dotted name. Lists become tuples.
 
     Raises:
       ValueError: for a field that does not exist, with the nearest that does.
@@ -135,7 +135,7 @@ def set_fields(config: Any, values: dict[str, Any]) -> Any:
 
 
 def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
-    """A locked copy of a configuration with the overrides ``field=value``, as the command line gives them.
+    """Return a locked copy of a configuration with the overrides ``field=value`` of the command line.
 
     Raises:
       ValueError: for an unknown field or a value of the wrong type.

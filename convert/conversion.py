@@ -104,7 +104,7 @@ def write(
 
 
 def configuration(converted: Converted) -> Any:
-    """The complete configuration, locked, of what was read.
+    """Return the complete configuration, locked, of what was read.
 
     Raises:
       ValueError: for a field that does not exist, or a value of the wrong type.
@@ -127,7 +127,7 @@ def configuration(converted: Converted) -> Any:
 
 
 def digest(path: Path, files: Sequence[Path] = ()) -> str:
-    """SHA-256 of a file; of several, of their names and digests in order.
+    """Return the SHA-256 of a file; of several, that of their names and digests in order.
 
     Raises:
       OSError: if one cannot be read.

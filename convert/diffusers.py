@@ -1,4 +1,4 @@
-"""Directories of diffusers with a ``UNet2DModel``: alone, beside its scheduler, or in the folders of a pipeline."""
+"""Reading directories of diffusers with a ``UNet2DModel``: alone, beside its scheduler, or in a pipeline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OLD_NAME = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(we
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is such a directory, or a file of weights with its ``config.json`` beside it.
+    """Tell whether it is such a directory, or a file of weights with its ``config.json`` beside it.
 
     Raises:
       ValueError: for a ``config.json`` that cannot be read.
@@ -51,7 +51,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The network, and the diffusion of its scheduler.
+    """Read the network, and the diffusion of its scheduler.
 
     Raises:
       ValueError: for a model or a scheduler that is not supported, by name; for weights that are damaged, not finite,
@@ -124,7 +124,7 @@ def _told(sde: Mapping[str, Any]) -> str:
 
 
 def _unet(root: Path) -> tuple[Path, str]:
-    """The folder of the network, and the name of its class."""
+    """Return the folder of the network, and the name of its class."""
     index = root / "model_index.json"
     unet = root if (root / "config.json").is_file() else root / "unet"
     if (unet / "config.json").is_file():
@@ -162,7 +162,7 @@ _OWN = ("predicts", "clock", "dtype", "mid_block")
 
 
 def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The options of a ``config.json``, and the names of those that ``UNet2DModel`` does not have."""
+    """Read the options of a ``config.json``, and the names of those that ``UNet2DModel`` does not have."""
     options: dict[str, Any] = {}
     unknown = []
     if type(layers := stored.get("layers_per_block")) is int and layers > _MAX_LAYERS:
@@ -209,7 +209,7 @@ def _value(key: str, value: Any, default: Any) -> Any:
 
 
 def _open(unet: Path, path: Path, stack: contextlib.ExitStack) -> tuple[list[Path], dict[str, mapping.Tensor], str]:
-    """Files of weights, the tensors in them by name, and whether they are averages: ``online``, or ``ema`` by name."""
+    """Open files of weights: their tensors by name, and whether they are averages (``online`` or ``ema``)."""
     file = path if path.is_file() else _choose(unet)
     weights = "online"
     if not file.name.endswith(".index.json"):
@@ -234,7 +234,7 @@ def _open(unet: Path, path: Path, stack: contextlib.ExitStack) -> tuple[list[Pat
 
 
 def _choose(unet: Path) -> Path:
-    """The file of weights in a folder: the plain one before a variant, ``.safetensors`` before ``.bin``."""
+    """Choose the file of weights in a folder: the plain one before a variant, ``.safetensors`` before ``.bin``."""
     for end in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"):
         plain = unet / f"{_WEIGHTS}{end}"
         if plain.is_file():
@@ -250,7 +250,7 @@ def _choose(unet: Path) -> Path:
 
 
 def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping.Tensor], bool]:
-    """The tensors by name without a wrapper's prefix, and whether they are averages.
+    """Return the tensors by name without a wrapper's prefix, and whether they are averages.
 
     Where there are both, the averages are taken. Counters and measures keep their whole names.
     """
@@ -268,7 +268,7 @@ def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping
 
 
 def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict[str, mapping.Tensor], list[str]]:
-    """The tensors by today's names, and the names of counters and measures, which are left out."""
+    """Return the tensors by today's names, and the names of counters and measures, which are left out."""
     renamed: dict[str, mapping.Tensor] = {}
     left_out = []
     for name, tensor in tensors.items():
@@ -284,7 +284,7 @@ def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict
 
 
 def _clip_note(scheduler: dict[str, Any]) -> str:
-    """How to clip as the scheduler does."""
+    """Say how to clip as the scheduler does."""
     wanted = f"config.steer.clip={float(scheduler.get('clip_sample_range') or 1.0):g}"
     if scheduler.get("_class_name") == "DDIMScheduler":
         wanted += " and config.steer.clip_noise=old"

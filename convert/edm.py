@@ -1,4 +1,4 @@
-"""EDM's networks: ``network-snapshot-*.pkl``, released ``edm-*.pkl``, ``training-state-*.pt`` (Karras et al., 2022)."""
+"""Reading EDM's ``network-snapshot-*.pkl``, ``edm-*.pkl``, ``training-state-*.pt`` (Karras et al., 2022)."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ _MAX_ITEMS = 4096
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is a pickle of persistent objects."""
+    """Tell whether it is a pickle of persistent objects."""
     return path.is_file() and is_persistent(path)
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The network of the file, as the family ``edm``: the average, or that in training in the state of a training run.
+    """Read the network of the file as the family ``edm``: the average, or the one in training of a training state.
 
     Nothing in the file is executed. Its configuration is taken from the arguments and attributes of its objects, and
     compared with what the objects say of their parts.
@@ -112,7 +112,7 @@ def _convert(file: PersistentPickle, asked: str | None) -> Converted:
 
 
 def _network(content: Any) -> tuple[Record, str, list[str]]:
-    """The preconditioned network in a file, which set of weights it has, and the names of what stands beside it."""
+    """Return the preconditioned network in a file, its set of weights, and the names of what stands beside it."""
     beside: list[str] = []
     where = "ema"
     if type(content) is dict:
@@ -128,7 +128,7 @@ def _network(content: Any) -> tuple[Record, str, list[str]]:
 
 
 def configuration(network: Record) -> EDMConfig:
-    """The options of a preconditioned network, from its arguments and attributes.
+    """Return the options of a preconditioned network, from its arguments and attributes.
 
     Raises:
       ValueError: for another network inside, values of a wrong type or out of range, or parts that these options do
@@ -182,7 +182,7 @@ def _records(network: Record) -> dict[str, Record]:
 
 
 def _channels_per_head(inner: Record) -> int:
-    """What the blocks were made with; the original's default is 64."""
+    """Return the channels per head that the blocks were made with. The original's default is 64."""
     for _, record in walk(inner):
         if record.kind == "UNetBlock":
             arguments = record.state.get("_init_kwargs")
@@ -191,7 +191,7 @@ def _channels_per_head(inner: Record) -> int:
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
-    """The value in the type of the option."""
+    """Return the value in the type of the option."""
     if kind is tuple and type(value) in (list, tuple) and len(value) <= _MAX_ITEMS:
         return tuple(_typed(name, item, float if type(item) is float else int) for item in value)
     if kind is float and type(value) in (int, float) and abs(value) < 2**63 or value in (math.inf,):
@@ -221,7 +221,7 @@ def _check_parts(records: dict[str, Record], config: EDMConfig) -> None:
 def _weights(
     file: PersistentPickle, network: Record, config: EDMConfig
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """The arrays as a nested dict, where each came from, and what is to be said."""
+    """Return the arrays as a nested dict, where each came from, and notes for the user."""
     parameters, buffers = _tensors(network, "_parameters"), _tensors(network, "_buffers")
     expected = {array.source: array for array in source_arrays(config)}
     found = parameters | {name: ref for name, ref in buffers.items() if name in expected}
@@ -270,7 +270,7 @@ def _values(file: PersistentPickle, array: SourceArray, ref: TensorRef) -> np.nd
 
 
 def _tensors(network: Record, kind: str) -> dict[str, TensorRef]:
-    """The parameters or buffers of a network by name; those that are ``None`` are left out."""
+    """Return the parameters or buffers of a network by name, without those that are ``None``."""
     found: dict[str, TensorRef] = {}
     for name, record in _records(network).items():
         tensors = record.state.get(kind, {})
@@ -287,7 +287,7 @@ def _tensors(network: Record, kind: str) -> dict[str, TensorRef]:
 
 
 def state_dict(config: EDMConfig, weights: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The state dict that the original's network loads, of weights as :class:`Converted` has them; float32.
+    """Make the float32 state dict that the original's network loads, of weights as :class:`Converted` has them.
 
     Names are those of the preconditioned network, such as ``model.enc.32x32_conv.weight``, shaped ``[out, in, 3, 3]``.
     Filters of resampling are among them.

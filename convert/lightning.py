@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch Lightning that the authors of PSLD wrote, and bare state dicts of NCSN++."""
+"""Reading PyTorch Lightning checkpoints of the authors of PSLD, and bare state dicts of NCSN++."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ACCEPTS = "a state dict of NCSN++ or its classifier, of PyTorch Lightning or tor
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is a file of ``torch.save`` with weights named ``all_modules.*``, in a state dict.
+    """Tell whether it is a file of ``torch.save`` with weights named ``all_modules.*``, in a state dict.
 
     Raises:
       ValueError: for a file of that kind that cannot be read.
@@ -27,7 +27,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The network and the diffusion of the configuration, checked against the file; see ``convert.ncsnpp.read``.
+    """Read network and diffusion of the configuration, checked with the file; see ``convert.ncsnpp.read``.
 
     Raises:
       ValueError: as that function does, or for a file that cannot be read.

@@ -1,4 +1,4 @@
-"""Which tensor of the file fills which parameter of the network.
+"""The matching of tensors in a file to parameters of a network.
 
 The correspondence of names and layouts is :func:`psld_jax.models.source_parameters`; here both sides are counted.
 """
@@ -23,21 +23,21 @@ class Tensor(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name there."""
+        """Name of the tensor in the file."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As saved."""
+        """Shape as saved."""
         ...
 
     @property
     def dtype(self) -> np.dtype:
-        """As saved."""
+        """Dtype as saved."""
         ...
 
     def read(self) -> np.ndarray:
-        """Its values, of its shape."""
+        """Read the values of the tensor, in its shape."""
         ...
 
 
@@ -46,7 +46,7 @@ _ACCEPTED = ("score_fn.", "clf_fn.", "module.", "", "ema_score_fn.", "ema.")
 
 
 def networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
-    """The tensors by name without prefix, of the ``online`` and, if there is one, the ``ema`` network.
+    """Return the tensors by name without prefix, of the ``online`` and, if there is one, the ``ema`` network.
 
     Counters and measures, which belong to no network, are not among them: ``psld_jax.convert.naming.is_buffer``.
 
@@ -80,7 +80,7 @@ def networks(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
 
 
 def match(tensors: Mapping[str, Tensor], parameters: Sequence[SourceParameter]) -> list[tuple[Tensor, SourceParameter]]:
-    """Pairs in the order of the network: every tensor once, every parameter once.
+    """Pair tensors and parameters in the order of the network. Each occurs once.
 
     Raises:
       ValueError: listing names and shapes on both sides, unless the correspondence is complete.
@@ -121,7 +121,7 @@ def _listing(what: str, items: list[str]) -> str:
 
 
 def fill(pairs: Iterable[tuple[Tensor, SourceParameter]]) -> dict[str, object]:
-    """The parameters as a nested dict of float32 arrays; one tensor at a time is read from the file.
+    """Return the parameters as a nested dict of float32 arrays. One tensor at a time is read from the file.
 
     Raises:
       ValueError: naming the first tensor with a value that is not finite.
@@ -141,7 +141,7 @@ def fill(pairs: Iterable[tuple[Tensor, SourceParameter]]) -> dict[str, object]:
 
 
 def described(pairs: Iterable[tuple[Tensor, SourceParameter]]) -> dict[str, dict[str, object]]:
-    """By path, the name, shape and dtype of each parameter's tensor in the file."""
+    """Return name, shape and dtype of each parameter's tensor in the file, by path."""
     return {
         "/".join(parameter.path): {
             "source": tensor.name,

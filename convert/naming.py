@@ -1,4 +1,4 @@
-"""Names of weights in a state dict: what wrappers put before them, and what is no weight at all."""
+"""Names of weights in a state dict: the prefixes of wrappers, and entries that are no weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MEASURE = re.compile(r"(^|[._])(fid|kid|metrics?|inception|lpips|loss|accuracy)
 
 
 def split(name: str) -> tuple[str, str]:
-    """The prefix, with its last dot, and the rest: ``("module.score_fn.", "all_modules.0.weight")``."""
+    """Split a name into prefix, with its last dot, and rest: ``("module.score_fn.", "all_modules.0.weight")``."""
     words = name.split(".")
     count = 0
     while count < len(words) - 1 and words[count] in ONLINE + EMA:
@@ -22,10 +22,10 @@ def split(name: str) -> tuple[str, str]:
 
 
 def is_average(prefix: str) -> bool:
-    """Whether a prefix is that of an average of the weights."""
+    """Tell whether a prefix is that of an average of the weights."""
     return any(word in EMA for word in prefix.split("."))
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor that belongs to no network may be left out: a counter, or a part of what measures."""
+    """Tell whether a tensor that belongs to no network may be left out: a counter, or a part of a measure."""
     return _WEIGHT.fullmatch(name) is None or _MEASURE.search(name) is not None

@@ -1,4 +1,4 @@
-"""NCSN++ and its classifier from the state dicts of the authors' trainers: what several origins share."""
+"""Reading NCSN++ and its classifier from the state dicts of the authors' trainers, for several origins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = ("ema", "online", "both")
 
 
 def read(origin: str, source: Checkpoint, asked: Asked, **known: Any) -> Converted:
-    """What a state dict of NCSN++ holds.
+    """Read a state dict of NCSN++.
 
     Args:
       origin: its name.
@@ -69,7 +69,7 @@ def read(origin: str, source: Checkpoint, asked: Asked, **known: Any) -> Convert
 
 
 def choose(weights: str | None, found: list[str], classifier: bool) -> list[str]:
-    """The sets of weights to convert, the EMA first.
+    """Return the sets of weights to convert, the EMA first.
 
     Raises:
       ValueError: for an unknown choice, or weights that the file does not have.

@@ -15,7 +15,7 @@ from psld_jax._runtime.errors import check_choice
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What the user says about a file, for what the file cannot tell.
+    """What the user says about a file, where the file itself does not tell.
 
     Attributes:
       config: name or path of a configuration, empty or ``auto`` if none is given.
@@ -30,7 +30,7 @@ class Asked:
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None
 
     def tracked(self, items: Iterable[Any], label: str) -> Iterable[Any]:
-        """The items, through ``progress`` if there is one."""
+        """Go through the items, with ``progress`` if there is one."""
         return items if self.progress is None else self.progress(items, label)
 
 
@@ -73,7 +73,7 @@ class Converted:
 
 
 def origins() -> dict[str, ModuleType]:
-    """The modules of this package that read files, by name.
+    """Return the modules of this package that read files, by name.
 
     Each has ``NAME``; ``ACCEPTS``, a phrase that says what it reads; ``recognises(path) -> bool``, which looks at no
     more than it needs and raises ``ValueError`` for a file of its kind that is damaged; and
@@ -86,7 +86,7 @@ def origins() -> dict[str, ModuleType]:
 
 
 def recognise(path: Path, name: str = "") -> ModuleType:
-    """The one origin of a file or directory, or that of this name.
+    """Return the one origin of a file or directory, or the origin of this name.
 
     Raises:
       FileNotFoundError: if there is no such file or directory.

@@ -54,7 +54,7 @@ _MAX_STEPS = 100_000
 
 
 def diffusion(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
-    """The diffusion of a ``scheduler_config.json``, what its network predicts, and the clock that it goes by.
+    """Return the diffusion of a ``scheduler_config.json``, what its network predicts, and the network's clock.
 
     Raises:
       ValueError: for another scheduler or prediction, or numbers that are no schedule.
@@ -75,7 +75,7 @@ def diffusion(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
 
 
 def alphas_cumprod(scheduler: Mapping[str, Any]) -> np.ndarray:
-    """The levels that the scheduler of this configuration holds, float32 ``[N]``.
+    """Return the levels that the scheduler of this configuration holds, float32 ``[N]``.
 
     To the bit, but where they are rescaled to zero terminal SNR: PyTorch's square root rounds in a way of its own,
     which leaves differences of 1e-5.
@@ -96,7 +96,7 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> np.ndarray:
 
 
 def _products(alphas: np.ndarray) -> np.ndarray:
-    """Running products, rounded to float32 one by one, as PyTorch takes them."""
+    """Return running products, rounded to float32 one by one, as PyTorch takes them."""
     return np.cumprod(alphas.astype(np.float64)).astype(np.float32)
 
 
@@ -134,7 +134,7 @@ def _laplace(t: float) -> float:
 
 
 def _linspace(low: float, high: float, steps: int) -> np.ndarray:
-    """``torch.linspace`` in float32: from either end to the middle, each number rounded once."""
+    """Return ``torch.linspace`` in float32: from either end to the middle, each number rounded once."""
     first, last, i = np.float32(low), np.float32(high), np.arange(steps)
     step = np.float64((last - first) / np.float32(steps - 1))
     return np.where(i < steps // 2, first + step * i, last - step * (steps - 1 - i)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Checkpoints of score_sde_pytorch (Song et al., 2021): a model, and averages of its parameters in a list."""
+"""Reading checkpoints of score_sde_pytorch (Song et al., 2021): a model, and its averages in a list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ACCEPTS = "a checkpoint of score_sde_pytorch: optimizer, model with its table si
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is a file of ``torch.save`` with a model that has noise levels, and averages in a list.
+    """Tell whether it is a file of ``torch.save`` with a model that has noise levels, and averages in a list.
 
     Raises:
       ValueError: for a file of that kind that cannot be read.
@@ -26,7 +26,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The network, which is told ``999 t``, and its VP diffusion; see ``convert.ncsnpp.read``.
+    """Read the network, which is told ``999 t``, and its VP diffusion; see ``convert.ncsnpp.read``.
 
     Raises:
       ValueError: as that function does, for a file that cannot be read, or a VE network.

@@ -1,4 +1,4 @@
-"""What the names and shapes of a state dict tell about the configuration of NCSN++."""
+"""Inferring the configuration of NCSN++ from the names and shapes of a state dict."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _RANKS = {"Conv.weight": 4, "Conv2d.weight": 4, "Dense.weight": 2, "NIN.W": 2, "
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What a state dict implies.
+    """The fields of a configuration that a state dict implies.
 
     Attributes:
       n_classes: of a classifier; ``None`` for a score network.
@@ -56,7 +56,7 @@ class Structure:
     fixed: tuple[str, ...] = ("jitter", "mixed")
 
     def attn_resolutions(self, image_size: Any) -> tuple[int, ...]:
-        """The image sizes that have attention, for images of that size; the shorter side's, if it is a pair."""
+        """Return the image sizes that have attention, for images of that size; the shorter side's, if it is a pair."""
         return tuple(min(image_shape(image_size)) // 2**level for level in self.attention)
 
 
@@ -76,12 +76,12 @@ class _Module:
 
     @property
     def in_body(self) -> bool:
-        """Whether it belongs to a resolution, and not to the step between two."""
+        """Tell whether it belongs to a resolution, and not to the step between two."""
         return self.kind.startswith(("block", "attention")) and self.kind != "block step"
 
 
 def infer(shapes: Mapping[str, Shape]) -> Structure:
-    """The structure of one network.
+    """Infer the structure of one network.
 
     Args:
       shapes: shape by name, ``all_modules.<i>....``, without the prefix of the network.
@@ -158,7 +158,7 @@ def _block_fields(modules: list[_Module], steps: list[list[_Module]], levels: in
 
 
 def _input_fields(step: list[_Module], following: int) -> dict[str, Any]:
-    """From the first step down, and the channels that enter the block after it."""
+    """Infer fields from the first step down, and the channels that enter the block after it."""
     if len(step) == 1:
         return {"progressive_input": "none"}
     if step[1].kind != "combine":
@@ -168,7 +168,7 @@ def _input_fields(step: list[_Module], following: int) -> dict[str, Any]:
 
 
 def _output_fields(steps: list[list[_Module]], levels: int, in_ch: int) -> dict[str, Any]:
-    """From the first step up and the end. With one level, ``output_skip`` is the same network as ``none``."""
+    """Infer fields from the first step up and the end. With one level, ``output_skip`` equals ``none``."""
     end = steps[-1]
     if end[-1].kind != "conv":
         _fail(end[-1], "a last convolution")

@@ -1,4 +1,4 @@
-"""Weights of this package for other libraries: with the names that they read, and back again."""
+"""Writing weights of this package for other libraries, with the names that those read, and reading them back."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def write(
 
 
 def _first(place: Path) -> str:
-    """The weights that are taken by default."""
+    """Return the weights that are taken by default."""
     latest = saved.latest_training(place)
     if latest is not None:
         return saved.choose_weights(latest)
@@ -91,7 +91,7 @@ def _first(place: Path) -> str:
 
 
 def named(config: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a network, ``[...]`` each, in the original's names and layouts, float32, with its buffers."""
+    """Return the arrays of a network, ``[...]`` each, by the original's names and layouts, float32, with buffers."""
     flat = {
         tuple(path.split("/")): np.asarray(array, np.float32) for path, array in saved.flatten(dict(params)).items()
     }
@@ -102,7 +102,7 @@ def named(config: Any, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _parameters(config: Any) -> Any:
-    """The correspondence of names: each with ``source``, ``source_shape``, ``path``, ``convert`` and ``invert``."""
+    """Return the parameters with ``source``, ``source_shape``, ``path``, ``convert`` and ``invert``."""
     options = build.network_options(config)
     if config.model.name == "unet2d":
         return unet2d_source.source_parameters(options)
@@ -112,7 +112,7 @@ def _parameters(config: Any) -> Any:
 
 
 def _replace(file: Path, fill: Any) -> None:
-    """Let ``fill(path)`` write a temporary file that then takes the place of ``file``."""
+    """Let ``fill(path)`` write a temporary file, which then takes the place of ``file``."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         new = Path(folder) / file.name
         fill(new)
@@ -120,7 +120,7 @@ def _replace(file: Path, fill: Any) -> None:
 
 
 def diffusers_files(config: Any) -> dict[str, dict[str, Any]]:
-    """What stands beside the weights in a directory of diffusers: options of the network, and of its scheduler.
+    """Return what stands beside weights in a directory of diffusers: options of the network and its scheduler.
 
     Raises:
       ValueError: for a diffusion that diffusers has no scheduler for.
@@ -154,7 +154,7 @@ def diffusers_files(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is a file that :func:`write` wrote.
+    """Tell whether it is a file that :func:`write` wrote.
 
     Raises:
       ValueError: for a damaged ``.safetensors``.
@@ -166,7 +166,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Converted:
-    """The network of such a file, with its whole configuration.
+    """Read the network of such a file, with its whole configuration.
 
     Raises:
       ValueError: for a file that is damaged, or does not fit the configuration in it.
