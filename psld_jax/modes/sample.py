@@ -91,7 +91,7 @@ def _save_samples(model: build.Model, config: Any, sampler: Sampler, workdir: Pa
 def _trajectories(model: Any, config: Any, workdir: Path, setting: Setting) -> None:
     """Draw trajectories of one pixel in phase space from the same noise, by the sampler of this run and two others."""
     c, paths, times = config.sampler, {}, {}
-    z_T = model.sde.prior_sample(jax.random.key(config.seed), (6, *model.image_shape))
+    z_T = model.sde.prior_sample(jax.random.key(config.seed), (3, *model.image_shape))
     row, column = (size // 2 for size in model.image_shape[:2])
     options = {"grid": c.grid, "rho": c.rho}
     others = (resolve(model, n, c.nfe, **options, **build.sampler_hyper(config, n)) for n in ("RVV", "ddim"))
