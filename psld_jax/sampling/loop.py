@@ -148,13 +148,20 @@ def run_rows(
 
     Returns a state like ``z_T``, leaves ``[n, ...]``.
     """
+    return carry_after(eps_fn, rows, count, z_T, keys, noise, known, pull)[0]
+
+
+def carry_after(
+    eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any, noise: Any, known: Any, pull: Pull | None = None
+) -> Any:
+    """Return what :func:`run_rows` does, and the history of predictions beside it."""
     draw = draws(keys, noise)
 
     def body(i: Array, carry: Any) -> Any:
         row = {name: values[i] for name, values in rows.items()}
         return step_row(eps_fn, draw, known, carry, row, None if pull is None else pull.at(i))
 
-    return jax.lax.fori_loop(0, count, body, begin(rows, draw, known, z_T))[0]
+    return jax.lax.fori_loop(0, count, body, begin(rows, draw, known, z_T))
 
 
 _run = xla.jit(run_rows, "the sampler")

@@ -25,7 +25,7 @@ from psld_jax import blocks, metrics
 from psld_jax._runtime import xla
 from psld_jax._runtime.device import to_device
 from psld_jax.integrators.tableau import Tableau
-from psld_jax.sampling.loop import begin, draws, step_row
+from psld_jax.sampling.loop import carry_after, draws, step_row
 from psld_jax.sampling.rows import padded
 from psld_jax.tuning._coefficients import Coefficients
 from psld_jax.tuning._evaluate import Evaluator, Score, excess
@@ -164,7 +164,7 @@ class Objective:
             jacobian = np.zeros((size, *x[here].shape), np.float32)
             for k in np.unique(self.coefficients.rows):
                 mine = np.flatnonzero(self.coefficients.rows == k)
-                carry = _carry_before(eps_fn, rows, np.int32(k), z_T, keys)
+                carry = _carry_before(eps_fn, rows, np.int32(k), z_T, keys, None, None)
                 for few in np.split(mine, range(_COLUMNS, len(mine), _COLUMNS)):
                     tangents = self.coefficients.directions(theta, few.tolist(), _COLUMNS)
                     columns = _columns(eps_fn, rows, np.int32(k), count, carry, tangents, keys)
@@ -207,15 +207,8 @@ class Objective:
         return np.concatenate([_feature_columns(self._features, jnp.asarray(x), jnp.asarray(part)) for part in parts])
 
 
-@xla.jit
-def _carry_before(eps_fn, rows, k, z_T, keys):
-    """Return state and history before row ``k``."""
-    draw = draws(keys, None)
-
-    def body(i: Array, carry: Any) -> Any:
-        return step_row(eps_fn, draw, None, carry, {name: values[i] for name, values in rows.items()})
-
-    return jax.lax.fori_loop(0, k, body, begin(rows, draw, None, z_T))
+#: State and history before a row.
+_carry_before = xla.jit(carry_after)
 
 
 @xla.jit
