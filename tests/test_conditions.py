@@ -173,8 +173,24 @@ def test_labels_reach_the_network(key, labelled):
         dataclasses.replace(SMALL, noise_cond=False)
 
 
-def test_classifier_free_guidance(key, labelled):
-    eps_fn, sde, _ = labelled
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+    """An ``eps_fn`` that takes labels: each class has a shift of its own, and no label that of all."""
+
+    shift: jax.Array
+    of_class: jax.Array
+
+    def with_labels(self, labels):
+        return Shifted(self.of_class[labels].reshape(-1, 1, 1, 1), self.of_class)
+
+    def __call__(self, z, t):
+        return jax.tree.map(lambda leaf: 0.1 * leaf + t * self.shift, z)
+
+
+def test_classifier_free_guidance(key):
+    sde, of_class = pj.sde.PSLD(0.01, 4.01), jnp.array([1.0, -2.0, 4.0])
+    eps_fn = Shifted(of_class.mean(), of_class)
     z, labels = sde.prior_sample(key, (4, 8, 8, 1)), np.array([0, 1, 2, 1])
     told, free = call(eps_fn.with_labels(labels), z, 0.5)[0], call(eps_fn, z, 0.5)[0]
     guided = scores.classifier_free(eps_fn, labels, 2.5)

@@ -117,13 +117,14 @@ def test_the_gradient_through_features_is_that_of_the_loss(rng):
 
 
 def _learned(model, log=None, **options):
-    options = {"num_samples": 64, "batch_size": 32, "iterations": 3, "history": 2, **options}
+    # Batches as those of the evaluator share its programs.
+    options = {"num_samples": 32, "batch_size": 16, "iterations": 3, "history": 2, **options}
     return pj.learn(model, 4, MULTISTEP, log=log, **options)
 
 
 @pytest.mark.parametrize("name", ["model", pytest.param("vp", marks=pytest.mark.slow)])
 def test_learning_makes_the_error_smaller_on_noise_it_has_not_seen(name, request):
-    found = _learned(request.getfixturevalue(name), num_samples=32)
+    found = _learned(request.getfixturevalue(name))
     assert found.better and found.after.rmse < 0.9 * found.before.rmse
     assert found.solver.about["scores"]["after"]["rmse"] == found.after.rmse
     assert found.solver.nfe == 4 and found.size == found.solver.about["numbers"]
