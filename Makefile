@@ -25,7 +25,7 @@ test: lint
 	$(PYTEST)
 
 test-all: lint
-	$(PYTEST) -m "slow or not slow"
+	XLA_FLAGS= $(PYTEST) -m "slow or not slow"
 
 notebooks: .venv/.installed
 	$(BIN)/pip install --quiet --editable ".[notebooks]"
