@@ -229,22 +229,43 @@ class Laboratory:
             found.write(path)
         return build.tuned_rows(model, str(path))
 
+    def _jobs(self, name: str, seed: int, model: pj.Model) -> Iterator[Any]:
+        """Every sampler and budget, tuned."""
+        names, tuned = usable(model.sde, self.options.samplers), self.tuned(name, seed, model)
+        return evaluate.jobs(model, names, self.options.budgets, tuned, build.sampler_options(model.config))
+
+    def to_held_out(self, name: str, seed: int, best: Sequence[dict[str, Any]]) -> dict[int, float]:
+        """By budget, the distance of the best sampler's images to those held out, in features of the classifier.
+
+        A network that knows the training images by heart is near to them, and no nearer to these than they are.
+        """
+        o, model = self.options, self.trained(name, seed)
+        chosen = {(row["sampler"], row["budget"]) for row in best}
+        about = {"network": model.fingerprint, "images": o.data, "judge_epochs": o.judge_epochs, "to": "held out"}
+        cells = evaluate.evaluate(
+            (job for job in self._jobs(name, seed, model) if job[:2] in chosen),
+            _law(self.features["classifier"], self.others),
+            features=self.features["classifier"],
+            seeds=[o.sample_seeds - 1],
+            num_samples=o.samples,
+            batch_size=o.batch,
+            journal=Journal(self.place(name, seed) / "held_out.jsonl", about, "the laboratory"),
+            report=lambda cell: self.console.print(f"{name}-{seed}, to held-out images: {cell.describe()}"),
+        )
+        return {cell.budget: cell.distance for cell in cells}
+
     def cells(self, name: str, seed: int) -> list[evaluate.Cell]:
         """Every sampler, budget and seed of samples: distance in pixels, and in ``others`` that of the classifier."""
         o, model = self.options, self.trained(name, seed)
-        tuned = self.tuned(name, seed, model)
         judge, shape = self.features["classifier"], model.image_shape
 
         def classifier(pixels: np.ndarray) -> dict[str, float]:
             law = _law(judge, pixels.reshape(-1, *shape))
             return {"classifier": law.distance(self.laws["classifier"])}
 
-        jobs: Iterator[Any] = evaluate.jobs(
-            model, usable(model.sde, o.samplers), o.budgets, tuned, build.sampler_options(model.config)
-        )
         about = {"network": model.fingerprint, "images": self.options.data, "judge_epochs": o.judge_epochs}
         return evaluate.evaluate(
-            jobs,
+            self._jobs(name, seed, model),
             self.laws["pixels"],
             features=self.features["pixels"],
             seeds=range(o.sample_seeds),
@@ -281,12 +302,15 @@ class Laboratory:
 
     def run(self) -> None:
         """All of it; tables and figures are written anew after every network."""
-        real, rows, facts = self.real(), [], []
+        real, rows, facts, held_out = self.real(), [], [], {}
         about = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "path"}
         for name, seed in self.options.jobs():
-            rows += [{"network": name, "seed": seed, "cell": cell} for cell in self.cells(name, seed)]
+            mine = [{"network": name, "seed": seed, "cell": cell} for cell in self.cells(name, seed)]
+            best = list(laboratory_table.best(mine, "classifier"))
+            held_out[name, seed] = self.to_held_out(name, seed, best)
+            rows += mine
             facts.append(read_json(self.place(name, seed) / "network.json"))
-            laboratory_table.write(self.directory, rows, real, facts, about)
+            laboratory_table.write(self.directory, rows, real, facts, about, held_out)
         self.console.print((self.directory / "laboratory.md").read_text(encoding="utf-8"), markup=False)
 
 

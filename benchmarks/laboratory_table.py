@@ -151,6 +151,7 @@ def markdown(
     real: Sequence[dict[str, Any]],
     facts: Sequence[dict[str, Any]],
     about: dict[str, Any],
+    held_out: dict[tuple[str, int], dict[int, float]],
 ) -> str:
     """All of it as a page."""
     lines = ["# Laboratory", "", ", ".join(f"{name} {value}" for name, value in about.items()), ""]
@@ -175,6 +176,12 @@ def markdown(
             value = _with(row["distance"], row["spread"])
             lines.append(f"| `{row['network']}` | {row['budget']} | `{row['sampler']}` | {value} |")
         lines += ["", f"### The orderings of the paper, {features}", "", *_orderings(rows, features)]
+    lines += ["", "## To images that no network has seen", ""]
+    lines += ["Frechet distance, classifier, of each network's best sampler to the held-out images. Training images"]
+    lines += [f"have {real[-1]['classifier']:.3g}. A network that knows them by heart comes no nearer.", ""]
+    lines += ["| network | seed | NFE | distance |", "|---|---|---|---|"]
+    for (network, seed), values in held_out.items():
+        lines += [f"| `{network}` | {seed} | {budget} | {value:.3g} |" for budget, value in sorted(values.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -209,11 +216,15 @@ def write(
     real: Sequence[dict[str, Any]],
     facts: Sequence[dict[str, Any]],
     about: dict[str, Any],
+    held_out: dict[tuple[str, int], dict[int, float]],
 ) -> None:
     """Write ``laboratory.md``, ``laboratory.json``, a figure of each network and one of the best samplers of all."""
-    replace(directory / "laboratory.md", markdown(rows, real, facts, about))
+    replace(directory / "laboratory.md", markdown(rows, real, facts, about, held_out))
     tables = {features: summary(rows, features) for features in FEATURES}
     content = {"about": about, "real": list(real), "networks": list(facts), "tables": tables}
+    content["held_out"] = [
+        {"network": network, "seed": seed, "distances": values} for (network, seed), values in held_out.items()
+    ]
     replace(directory / "laboratory.json", json.dumps(content, indent=1) + "\n")
     floor = {"distance": _bias(real, "classifier")[0]}
     title = {"distance": "Frechet distance, features of the classifier"}

@@ -80,9 +80,10 @@ def test_the_best_sampler_is_judged_on_seeds_that_have_not_chosen_it():
     assert by_sampler["reduced_oba"]["distance"] == pytest.approx(8 / 3)
     assert by_sampler["sscs"]["distance"] is None and by_sampler["sscs"]["not_finite"] == 3
     real = [{"what": "training images, as many", "images": 100, "pixels": 0.5, "classifier": 0.25}]
-    page = laboratory_table.markdown(rows, real, [], {"samples": 100})
+    page = laboratory_table.markdown(rows, real, [], {"samples": 100}, {("vp", 0): {5: 1.25}})
     assert "not finite (3 of 300)" in page and "As many real images: 0.25 ± 0" in page
     assert "| ROBA beats SSCS | 50 | holds | - |" in page and "| ROBA beats EM | 50 | not run | - |" in page
+    assert "| `vp` | 0 | 5 | 1.25 |" in page
 
 
 @pytest.mark.parametrize(
