@@ -11,20 +11,15 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
 import jax
-import jaxlib
 import numpy as np
 import pytest
 
 import psld_jax as pj
 from psld_jax._runtime import xla
 
-# These tests compile more than they run, so XLA does not spend its time on fast code. The second option chooses the
-# older of its two code generators, which compiles faster; it has gone with jaxlib 0.12, and an option that XLA does not
-# know ends the process. Set XLA_FLAGS, also to nothing, to test the code that users get, as ``make test-all`` does.
-_QUICK = ["--xla_backend_optimization_level=0"]
-if jaxlib.__version__.startswith("0.10."):
-    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(_QUICK))
+# These tests compile more than they run, so LLVM does not spend its time on fast code. Set XLA_FLAGS, also to nothing,
+# to test the code that users get, as ``make test-all`` does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Tests come in random order, so that a program would be given back before its next use.
 MAX_PROGRAMS, xla.MAX_PROGRAMS = xla.MAX_PROGRAMS, 64

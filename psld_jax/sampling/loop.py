@@ -154,7 +154,7 @@ def run_rows(
 def carry_after(
     eps_fn: Any, rows: Any, count: Array, z_T: blocks.State, keys: Any, noise: Any, known: Any, pull: Pull | None = None
 ) -> Any:
-    """Return what :func:`run_rows` does, and the history of predictions beside it."""
+    """Return what :func:`run_rows` does, and the history of predictions beside it, states with leaves ``[n, ...]``."""
     draw = draws(keys, noise)
 
     def body(i: Array, carry: Any) -> Any:
