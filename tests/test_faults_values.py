@@ -220,7 +220,7 @@ def _cases():
                 yield pytest.param(call, argument, value, id=f"{name}-{argument}={value!r}")
 
 
-@pytest.mark.parametrize(("call", "argument", "value"), _cases())
+@pytest.mark.parametrize(("call", "argument", "value"), list(_cases()))
 def test_wrong_kinds_are_one_line(call, argument, value, digits_model):
     with pytest.raises(ValueError) as error:
         call(digits_model, **{argument: value})
