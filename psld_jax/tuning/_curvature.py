@@ -103,9 +103,10 @@ class Objective:
         return self._drawn(theta)[0]
 
     def _drawn(self, theta: Array) -> tuple[np.ndarray, list[Any]]:
-        """``x`` of all samples, and the states where their batches started; those of the last two ``theta`` are kept.
+        """Return ``x`` of all samples, and keys and states where their batches started.
 
-        A step begins at the last one, or at the one before, if a longer step was tried in vain.
+        Those of the last two ``theta`` are kept. A step begins at the last one, or at the one before, if a longer step
+        was tried in vain.
         """
         theta = np.asarray(theta, np.float64)
         key = theta.tobytes()
@@ -113,7 +114,7 @@ class Objective:
             table = self.coefficients.table(theta)
             starts = [self._start(table, start) for start in range(0, self._n, self._evaluator.batch_size)]
             x = np.concatenate([self._evaluator.run_from(table, z, keys) for keys, z in starts])
-            self._kept = {**dict(list(self._kept.items())[-1:]), key: (x, [z for _, z in starts])}
+            self._kept = {**dict(list(self._kept.items())[-1:]), key: (x, starts)}
         return self._kept[key]
 
     def _start(self, table: Tableau, start: int) -> tuple[Any, Any]:
@@ -154,13 +155,13 @@ class Objective:
         if error is None and distance is None:
             return np.zeros((size, size)), np.zeros(size)
         rows, count = padded(self.coefficients.table(theta), jnp.float32)
-        z_starts = self._drawn(theta)[1]
+        starts = self._drawn(theta)[1]
         eps_fn = blocks.as_pytree(evaluator.model.eps_fn)
         curvature, gradient = np.zeros((size, size)), np.zeros(size)
         for part in parts:
             start = part * evaluator.batch_size
             here = slice(start, start + evaluator.batch_size)
-            keys, z_T = evaluator.start(start)[0], z_starts[part]
+            keys, z_T = starts[part]
             jacobian = np.zeros((size, *x[here].shape), np.float32)
             for k in np.unique(self.coefficients.rows):
                 mine = np.flatnonzero(self.coefficients.rows == k)

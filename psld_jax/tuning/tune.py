@@ -21,10 +21,10 @@ from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.tuning._evaluate import Evaluator, Score
 from psld_jax.tuning._gradient import refine
+from psld_jax.tuning._options import Options
 from psld_jax.tuning._search import applicable, search
 from psld_jax.tuning.gits import candidates as fine_times
 from psld_jax.tuning.gits import cheapest, step_errors
-from psld_jax.tuning.learn import Options
 from psld_jax.tuning.learn import learn as learn_solver
 
 Array = Any
