@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import measure
-from benchmarks.laboratory_networks import BUDGETS, DATA, NETWORKS, SAMPLERS, Laboratory, Options
+from benchmarks.laboratory_hours import hours
+from benchmarks.laboratory_networks import BUDGETS, DATA, LEARNED, NETWORKS, SAMPLERS, Laboratory, Options
 from psld_jax import integrators
 from psld_jax._runtime.errors import check_counts, unknown
 
@@ -36,14 +37,17 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--sample-seeds", type=int, default=3, help="cells of a sampler and budget (3)")
     parser.add_argument("--batch", type=int, default=250, help="samples at a time (250)")
     parser.add_argument("--tune-samples", type=int, default=128, help="0: nothing is tuned (128)")
+    parser.add_argument(
+        "--learn-samples", type=int, default=768, help="a multiple of 64, for the sampler learned (768)"
+    )
     parser.add_argument("--hours", action="store_true", help="print the hours that it takes, and end")
     parser.add_argument("--small", action="store_true", help="one network, one seed, 500 samples: minutes")
     chosen = parser.parse_args(arguments)
     fixed, epochs, _ = DATA[chosen.data]
     if chosen.small:
         chosen.networks, chosen.seeds, chosen.steps = chosen.networks[:1], 1, 100
-        chosen.samplers, chosen.nfe = ["ddim", "reduced_oba", "predictor_corrector"], [5, 10]
-        chosen.samples, chosen.sample_seeds, chosen.tune_samples = 500, 2, 16
+        chosen.samplers, chosen.nfe = ["ddim", "reduced_oba", "predictor_corrector", LEARNED], [5, 10]
+        chosen.samples, chosen.sample_seeds, chosen.tune_samples, chosen.learn_samples = 500, 2, 16, 64
     try:
         counts = {name: getattr(chosen, name) for name in ("seeds", "steps", "sample_seeds", "batch", "width")}
         check_counts(**counts, **{f"nfe[{i}]": budget for i, budget in enumerate(chosen.nfe)})
@@ -51,6 +55,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
         check_counts(2, samples=chosen.samples)
         if chosen.tune_samples:
             check_counts(8, tune_samples=chosen.tune_samples)
+        if chosen.learn_samples < 64 or chosen.learn_samples % 64:
+            raise ValueError(f"learn-samples={chosen.learn_samples} must be a multiple of 64, 64 or more")
         for name in chosen.networks:
             if name not in NETWORKS:
                 raise unknown("network", name, NETWORKS)
@@ -60,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
             raise ValueError("mnist needs --path, the directory with the four IDX files")
         size = chosen.image_size or fixed["model.image_size"]
         check_counts(8, **{"image-size": size})
-        samplers = tuple(integrators.get(name).name for name in chosen.samplers)
+        samplers = tuple(name if name == LEARNED else integrators.get(name).name for name in chosen.samplers)
     except ValueError as error:
         parser.error(str(error))
     chosen.options = Options(
@@ -77,6 +83,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
         samples=chosen.samples,
         batch=chosen.batch,
         tune_samples=chosen.tune_samples,
+        learn_samples=chosen.learn_samples,
+        iterations=1 if chosen.small else 12,
         candidates=4 if chosen.small else 24,
         gradient_steps=0 if chosen.small else 20,
         judge_epochs=2 if chosen.small else epochs,
@@ -88,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Say what it takes, and do it."""
     chosen, console = parse(arguments), Console(width=150)
     laboratory = Laboratory(Path(chosen.output), chosen.options, console)
-    hours = laboratory.hours()
-    parts = ", ".join(f"{part} {value:.3g}" for part, value in hours.items())
-    console.print(f"about {sum(hours.values()):.3g} hours are left on this machine: {parts}", markup=False)
+    left = hours(laboratory)
+    parts = ", ".join(f"{part} {value:.3g}" for part, value in left.items())
+    console.print(f"about {sum(left.values()):.3g} hours are left on this machine: {parts}", markup=False)
     if not chosen.hours:
         laboratory.run()
 

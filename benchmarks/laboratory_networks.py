@@ -14,13 +14,14 @@ import numpy as np
 from rich.console import Console
 
 import psld_jax as pj
-from benchmarks import laboratory_table, measure
-from benchmarks.network import evaluation, training
+from benchmarks import laboratory_table
 from benchmarks.train_judge import train_judge
 from psld_jax import build, integrators, metrics, tuning
 from psld_jax._runtime.journal import Journal, check_same, make_directory, read_json, replace
 from psld_jax.data import Dataset, open_dataset
 from psld_jax.evaluation import evaluate
+from psld_jax.sampling.generate import prepare
+from psld_jax.sampling.settings import choose, read_tuned
 from psld_jax.training.train import train
 
 #: The network and its training, the same for all but for the width; with 16 channels 0.2 million parameters.
@@ -59,6 +60,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "flow": {"sde.name": "flow", "model.in_ch": 1, "model.out_ch": 1},
 }
 
+#: The name of the solvers that are learned for a network, one for each budget up to ``LAST_LEARNED``.
+LEARNED = "learned"
+
 #: Samplers that are compared; a network gets those that work for its diffusion.
 SAMPLERS = (
     *("euler_maruyama", "sscs", "ddim", "lambda_ddim_i", "lambda_ddim_ii"),
@@ -67,11 +71,16 @@ SAMPLERS = (
     *("naive_oba", "reduced_oba", "conjugate_oba"),
     *("predictor_corrector", "exponential_multistep", "ancestral"),
     *("unipc", "dpm_solver_pp_3m", "deis", "ipndm", "heun"),
+    LEARNED,
 )
 #: Unless told otherwise: 250, 500 and 1000 would take nine tenths of the time.
 BUDGETS = (5, 6, 8, 10, 15, 20, 35, 50, 100)
 #: Beyond it nothing is tuned: a setting for the nearest budget serves.
 LAST_TUNED = 100
+#: Above it little is left to learn, and learning takes long.
+LAST_LEARNED = 10
+#: How a solver is learned: predictions that a step combines, weight of the distance, batches of a Jacobian.
+LEARNING = {"history": 4, "distance": 1.0, "jacobian_batches": 3, "batch_size": 64}
 
 #: Data by name: how images are fitted, epochs of the judge, and by how many pixels its images are shifted.
 #: The digits have no test images of their own: a fifth is held out.
@@ -103,11 +112,17 @@ class Options:
     tune_samples: int
     candidates: int
     gradient_steps: int
+    learn_samples: int
+    iterations: int
     judge_epochs: int
 
     def jobs(self) -> list[tuple[str, int]]:
         """Networks and seeds; the first seed of all comes first."""
         return [(name, seed) for seed in range(self.seeds) for name in self.networks]
+
+    def to_learn(self) -> list[int]:
+        """Budgets for which a solver is learned."""
+        return [budget for budget in self.budgets if budget <= LAST_LEARNED] if LEARNED in self.samplers else []
 
 
 class Laboratory:
@@ -229,10 +244,40 @@ class Laboratory:
             found.write(path)
         return build.tuned_rows(model, str(path))
 
+    def learned(self, name: str, seed: int, model: pj.Model, budget: int) -> pj.Solver:
+        """The solver of a budget, learned from the best setting that was tuned, with the images held out as target.
+
+        The noises are those of tuning, which no sample of an evaluation has.
+        """
+        o, place = self.options, self.place(name, seed)
+        path, written = place / f"solver_{budget}.json", place / f"solver_{budget}_with.json"
+        about = {**LEARNING, "num_samples": o.learn_samples, "iterations": o.iterations}
+        if path.exists():
+            check_same(str(path), read_json(written), about)
+        else:
+            known = read_tuned(place / "tuned.json")[1] if o.tune_samples else ()
+            found = pj.learn(
+                model,
+                budget,
+                choose(model.sde, known, budget),
+                **about,
+                target=self.others,
+                features=self.features["classifier"],
+                seed=_TUNING_SEED,
+                log=place / f"learning_{budget}.jsonl",
+                report=lambda line: self.console.print(f"{name}-{seed}, {budget} NFE learned: {line}", markup=False),
+            )
+            replace(written, json.dumps(about) + "\n")
+            found.solver.write(path)
+        return pj.load_solver(path)
+
     def _jobs(self, name: str, seed: int, model: pj.Model) -> Iterator[Any]:
-        """Every sampler and budget, tuned."""
+        """Every sampler and budget, tuned; and the learned solvers."""
         names, tuned = usable(model.sde, self.options.samplers), self.tuned(name, seed, model)
-        return evaluate.jobs(model, names, self.options.budgets, tuned, build.sampler_options(model.config))
+        yield from evaluate.jobs(model, names, self.options.budgets, tuned, build.sampler_options(model.config))
+        for budget in self.options.to_learn():
+            solver = self.learned(name, seed, model, budget)
+            yield LEARNED, budget, prepare(model, nfe=budget, solver=solver)
 
     def to_held_out(self, name: str, seed: int, best: Sequence[dict[str, Any]]) -> dict[int, float]:
         """By budget, the distance of the best sampler's images to those held out, in features of the classifier.
@@ -277,29 +322,6 @@ class Laboratory:
             report=lambda cell: self.console.print(f"{name}-{seed}: {cell.describe()}"),
         )
 
-    def hours(self) -> dict[str, float]:
-        """What is left takes so long, by parts: measured from three steps, and evaluations of one batch."""
-        o, kinds, parts = self.options, {}, {"training": 0.0, "tuning": 0.0, "samples": 0.0}
-        for name, seed in o.jobs():
-            config = self.config(name, seed)
-            sde = build.build_sde(config)
-            if sde.num_blocks not in kinds:
-                kinds[sde.num_blocks] = _seconds(config, o.batch)
-            step, image = kinds[sde.num_blocks]
-            names = usable(sde, o.samplers)
-            place = self.place(name, seed)
-            if not (place / "network.json").exists():
-                parts["training"] += o.steps * step
-            if o.tune_samples and not (place / "tuned.json").exists():
-                # As tune() says; a gradient costs about two passes more.
-                runs = o.tune_samples * (o.candidates / 2 + 14 + 3 * o.gradient_steps)
-                parts["tuning"] += sum(b for b in o.budgets if b <= LAST_TUNED) * len(names) * runs * image
-            cells = place / "cells.jsonl"
-            whole = len(names) * len(o.budgets) * o.sample_seeds
-            left = whole - (len(cells.read_text().splitlines()) - 1 if cells.exists() else 0)
-            parts["samples"] += max(left, 0) / whole * len(names) * sum(o.budgets) * o.sample_seeds * o.samples * image
-        return {part: seconds / 3600 for part, seconds in parts.items()}
-
     def run(self) -> None:
         """All of it; tables and figures are written anew after every network."""
         real, rows, facts, held_out = self.real(), [], [], {}
@@ -315,8 +337,8 @@ class Laboratory:
 
 
 def usable(sde: Any, samplers: Sequence[str]) -> list[str]:
-    """Those of the samplers that work for a diffusion."""
-    return [name for name in samplers if integrators.get(name).applies_to(sde)]
+    """Those of the samplers that work for a diffusion; a solver that is learned is not among them."""
+    return [name for name in samplers if name != LEARNED and integrators.get(name).applies_to(sde)]
 
 
 def _law(features: metrics.Features, images: np.ndarray) -> metrics.Gaussian:
@@ -324,12 +346,3 @@ def _law(features: metrics.Features, images: np.ndarray) -> metrics.Gaussian:
     for part in np.array_split(images, -(-len(images) // 1024)):
         moments.add(features(part))
     return moments.gaussian()
-
-
-def _seconds(config: Any, batch: int) -> tuple[float, float]:
-    """Seconds of a step of training, and of one image through the network."""
-    step, _ = training(config, config.train.batch_size)
-    arguments = evaluation(config, batch)
-    program, _ = measure.compiled(lambda f, z, t: f(z, t), *arguments)
-    times = measure.by_turns({"step": step, "evaluation": lambda: program(*arguments)}, 3)
-    return float(np.median(times["step"])), float(np.median(times["evaluation"])) / batch
