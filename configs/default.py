@@ -237,6 +237,7 @@ def get_config() -> ConfigDict:
     config.tune.learning.jacobian_batches = 0  # batches of them in an iteration; 0: all
     config.tune.learning.iterations = 40
     config.tune.learning.free = ("tau", "A", "B")  # coefficients of a row: tau, A, B, P, U, V
+    config.tune.learning.steps = ()  # rows that are learned, 0 the first; () for all
     config.tune.learning.history = 4  # predictions that a row combines, up to 16
     config.tune.learning.consistent = False  # keep what a step does where the prediction is constant
     config.tune.learning.error = "pixels"  # of the error to the fine solution: pixels | features

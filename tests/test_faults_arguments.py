@@ -57,6 +57,7 @@ WRONG = {
     "distance": (*NUMBERS, -1.0),
     "soft": (*NUMBERS, -1.0, 2.0),
     "free": (None, "tau", (), (3,), ("none of these",)),
+    "steps": (None, "0", 3, (-1,), (2.5,), (99,)),
     "start": ("ddim", 3, (), (3,)),
     "learn": (None, "none of these", 3),
     "learning": ("x", {"nonsense": 1}, {"iterations": 0}, {"free": ()}),

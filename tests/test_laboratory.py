@@ -133,10 +133,10 @@ def test_the_smallest_laboratory_goes_on_where_it_was(tmp_path, capsys):
         for name in ("laboratory.md", "psld.png", "best.png", "judge.npz", "psld-0/tuned.json"):
             assert (tmp_path / name).is_file()
         cells = (tmp_path / "psld-0" / "cells.jsonl").read_text()
-        assert len(cells.splitlines()) == 1 + 3 * 2 * 2
+        assert len(cells.splitlines()) == 1 + 4 * 2 * 2
         # The last cell is lost, and done again; nothing else is.
         (tmp_path / "psld-0" / "cells.jsonl").write_text(cells[: cells.rindex("\n", 0, -1) + 1])
         laboratory.main(["digits", "--small", "--output", str(tmp_path)])
-        assert "training 0, tuning 0" in capsys.readouterr().out
+        assert "training 0, tuning 0, learning 0" in capsys.readouterr().out
         again = json.loads((tmp_path / "laboratory.json").read_text())["tables"]["classifier"]
         assert [row["distance"] for row in again] == [row["distance"] for row in table]

@@ -73,6 +73,17 @@ def test_a_consistent_solver_stays_exact_for_a_constant_prediction(model, rng):
     assert not np.allclose(moved.B[:, 0], table.B[:, 0])
 
 
+def test_some_steps_can_be_learned_alone(model, rng):
+    table = MULTISTEP.table(model.sde, 6)
+    every, some = (Coefficients(table, free=("tau", "B"), history=4, steps=steps) for steps in ((), (1, 4)))
+    assert set(some.rows) == {1, 4} and some.size == np.isin(every.rows, (1, 4)).sum()
+    theta = rng.standard_normal(every.size)
+    theta[~np.isin(every.rows, (1, 4))] = 0
+    for name, values in every.table(theta).rows().items():
+        if values is not None:
+            np.testing.assert_array_equal(getattr(some.table(theta[theta != 0]), name), values)
+
+
 @pytest.mark.parametrize("sampler", ["exponential_multistep", "ancestral", "reduced_oba"])
 def test_more_evaluations_change_nothing_until_they_are_learned(model, sampler, key):
     table = pj.Setting(sampler).table(model.sde, 5)
@@ -208,6 +219,8 @@ def _with_nan(model):
         ({"history": 0}, "history=0"),
         ({"distance": -1.0}, "distance=-1.0"),
         ({"soft": 2.0}, "soft=2.0"),
+        ({"steps": (4,)}, "rows 0 to 3"),
+        ({"steps": (-1,)}, "steps.0.=-1"),
         ({"iterations": 0}, "iterations=0"),
         ({"history": 40, "free": ("B",)}, "at most 16"),
     ],

@@ -31,7 +31,7 @@ _LEAST: dict[str, int] = {
     **dict.fromkeys(("train.warmup", "train.eval_every", "train.sample_every", "train.checkpoint_every"), 0),
     **dict.fromkeys(("train.keep_every", "train.eval_images", "evaluate.num_kept", "evaluate.num_reference"), 0),
     **dict.fromkeys(("model.n_classes", "model.num_labels", "model.edm.num_heads", "steer.labels"), 0),
-    **dict.fromkeys(("tune.gradient_steps", "tune.learning.jacobian_batches"), 0),
+    **dict.fromkeys(("tune.gradient_steps", "tune.learning.jacobian_batches", "tune.learning.steps"), 0),
     **dict.fromkeys((f"tune.learning.{name}" for name in ("num_samples", "batch_size", "iterations", "history")), 1),
 }
 

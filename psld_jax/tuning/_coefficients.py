@@ -32,6 +32,7 @@ class Coefficients:
     Args:
       table: where learning starts.
       free: which of these.
+      steps: of which rows; () for all.
       history: predictions that are combined; at least as many as the table combines.
       consistent: leave ``A`` and ``P``, and the sum of the weights ``B``, as they are: where the prediction is constant
         a step stays as exact as it was.
@@ -41,16 +42,30 @@ class Coefficients:
       rows: the row that each belongs to, ``[size]``.
 
     Raises:
-      ValueError: for an unknown coefficient, or nothing that could be learned.
+      ValueError: for an unknown coefficient, a row that is not there, or nothing that could be learned.
     """
 
-    def __init__(self, table: Tableau, *, free: Sequence[str], history: int, consistent: bool = False):
+    def __init__(
+        self,
+        table: Tableau,
+        *,
+        free: Sequence[str],
+        steps: Sequence[int] = (),
+        history: int,
+        consistent: bool = False,
+    ):
         for name in free:
             check_choice("free", name, FREE)
+        for step in steps:
+            if step >= table.nfe:
+                raise ValueError(
+                    f"steps={tuple(steps)} has {step}; {table.nfe} evaluations have rows 0 to {table.nfe - 1}"
+                )
         missing = max(0, min(history, table.nfe) - table.B.shape[1])
         b = np.pad(table.B, [(0, 0), (0, missing), (0, 0), (0, 0)])
         self._table = dataclasses.replace(table, B=b)
-        self._moves = list(self._all_moves(set(free), history, consistent))
+        moves = self._all_moves(set(free), history, consistent)
+        self._moves = [(row, entries) for row, entries in moves if not steps or row in steps]
         if not self._moves:
             raise ValueError(f"free={tuple(free)} leaves nothing to learn of this table")
         self.size = len(self._moves)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from psld_jax._runtime.checks import check_flag, check_number
-from psld_jax._runtime.errors import check_choice, check_counts
+from psld_jax._runtime.errors import check_choice, check_counts, shown
 from psld_jax.sampling.rows import HISTORIES
 from psld_jax.tuning._coefficients import FREE
 
@@ -18,12 +18,13 @@ class Options:
     """How :func:`learn` learns: its arguments of the same names, checked.
 
     Attributes:
-      free, history, consistent: what is learned of a table.
+      free, steps, history, consistent: what is learned of a table.
       error, distance, soft: the loss.
       num_samples, jacobian_batches, batch_size, iterations: how long, and on how many noises.
     """
 
     free: Sequence[str] = ("tau", "A", "B")
+    steps: Sequence[int] = ()
     history: int = 4
     consistent: bool = False
     error: str = "pixels"
@@ -48,5 +49,8 @@ class Options:
             raise ValueError(f"free={self.free!r} must name coefficients, e.g. ('tau', 'A', 'B')")
         for name in self.free:
             check_choice("free", name, FREE)
+        if isinstance(self.steps, str) or not isinstance(self.steps, Sequence):
+            raise ValueError(f"steps={shown(self.steps)} must be numbers of rows from 0 on, or () for all")
+        check_counts(0, **{f"steps[{i}]": step for i, step in enumerate(self.steps)})
         if self.num_samples % self.batch_size:
             raise ValueError(f"num_samples={self.num_samples} must be a multiple of batch_size={self.batch_size}")

@@ -71,6 +71,7 @@ def learn(
     start: Setting | Sequence[Setting] | None = None,
     *,
     free: Sequence[str] = ("tau", "A", "B"),
+    steps: Sequence[int] = (),
     history: int = 4,
     consistent: bool = False,
     error: str = "pixels",
@@ -106,6 +107,8 @@ def learn(
         gets further ones at its beginning, which have no effect until they are learned.
       free: what is learned of each row: ``"tau"``, the time that the network is told, ``"A"``, ``"B"``, ``"P"``,
         ``"U"``, ``"V"`` (see :class:`psld_jax.Tableau`), and for a stochastic sampler ``"R"``, the noise.
+      steps: numbers of the rows that are learned, 0 the first; () for all. With ``free=("B",)`` these are corrections
+        of some directions alone, as in PAS (Wang et al., 2024): a dozen numbers.
       history: predictions that a row combines, up to 16; more than 4 run in another program.
       consistent: keep what a step does where the prediction is constant; it then learns fewer numbers, and needs fewer
         samples.
@@ -134,6 +137,7 @@ def learn(
     check_kind("log", log, (str, os.PathLike, type(None)), "the path of a file, or None")
     options = Options(
         free=free,
+        steps=steps,
         history=history,
         consistent=consistent,
         error=error,
@@ -154,7 +158,8 @@ def learn(
         model, target=target, features=features, t_end=t_end, denoise=denoise, seed=seed, batch_size=batch_size
     )
     about = {"diffusion": repr(model.sde), "network": model.fingerprint, "nfe": nfe, "t_end": t_end, "denoise": denoise}
-    about |= {"features": features.name, "seed": seed, **dataclasses.asdict(options), "free": list(options.free)}
+    about |= {"features": features.name, "seed": seed, **dataclasses.asdict(options)}
+    about |= {"free": list(options.free), "steps": list(options.steps)}
     journal = Journal(log, about, "a learning")
     judge = evaluator.with_seed(seed + 3)
     found: list[Learned] = []
@@ -226,7 +231,7 @@ class _Run:
         table = with_more_rows(table, nfe)
         self.paired = table.num_draws == 0
         self.coefficients = Coefficients(
-            table, free=options.free, history=options.history, consistent=options.consistent
+            table, free=options.free, steps=options.steps, history=options.history, consistent=options.consistent
         )
         self._setting, self._journal, self._report = setting, journal, report
         self._iterations, self._batches = options.iterations, options.num_samples // options.batch_size
