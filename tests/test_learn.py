@@ -73,6 +73,18 @@ def test_a_consistent_solver_stays_exact_for_a_constant_prediction(model, rng):
     assert not np.allclose(moved.B[:, 0], table.B[:, 0])
 
 
+def test_an_update_before_the_evaluation_can_be_learned_where_there_is_none(model, key, rng):
+    table = MULTISTEP.table(model.sde, 5)
+    assert table.P is None
+    free = Coefficients(table, free=("P",), history=1)
+    assert free.size == 5 * 2**2
+    z_T = model.sde.prior_sample(key, (2, 8, 8, 1))
+    want = pj.sample(model.eps_fn, table, z_T)
+    np.testing.assert_array_equal(pj.sample(model.eps_fn, free.table(np.zeros(free.size)), z_T)[0], want[0])
+    theta = 0.1 * rng.standard_normal(free.size)
+    np.testing.assert_array_equal(free.table(theta).P, np.eye(2) + theta.reshape(5, 2, 2))
+
+
 def test_some_steps_can_be_learned_alone(model, rng):
     table = MULTISTEP.table(model.sde, 6)
     every, some = (Coefficients(table, free=("tau", "B"), history=4, steps=steps) for steps in ((), (1, 4)))

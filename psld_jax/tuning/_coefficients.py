@@ -24,7 +24,7 @@ class Coefficients:
     Row ``k`` may have
 
     - ``tau``: the time that the network is told, apart from that of the step; a number is a part of it,
-    - ``A``, ``P``: what the state is multiplied by, ``K^2`` numbers each,
+    - ``A``, ``P``: what the state is multiplied by after and before the evaluation, ``K^2`` numbers each,
     - ``U``, ``V``: what is read from the network, for the blocks of the prediction that the table uses,
     - ``B``: the weights of the last ``history`` predictions, ``K`` numbers for each block of one,
     - ``R``: the factor of the noise, where the table has some.
@@ -64,6 +64,8 @@ class Coefficients:
         missing = max(0, min(history, table.nfe) - table.B.shape[1])
         b = np.pad(table.B, [(0, 0), (0, missing), (0, 0), (0, 0)])
         self._table = dataclasses.replace(table, B=b)
+        if "P" in free and table.P is None:
+            self._table = _with_first_updates(self._table)
         moves = self._all_moves(set(free), history, consistent)
         self._moves = [(row, entries) for row, entries in moves if not steps or row in steps]
         if not self._moves:
@@ -116,6 +118,13 @@ class Coefficients:
                 beyond = name == "tau" and not MIN_TIME <= table.tau[row] * (1 + theta[number]) <= 1
                 out[name][(column, *index)] = 0.0 if beyond else factor
         return out
+
+
+def _with_first_updates(table: Tableau) -> Tableau:
+    """Return the same sampler with an update before each evaluation, which leaves the state as it is."""
+    n, k = table.nfe, table.num_blocks
+    before = {"P": np.tile(np.eye(k), (n, 1, 1)), "Rpre": np.zeros((n, k, k)), "pre_draw": np.full(n, -1)}
+    return dataclasses.replace(table, **before)
 
 
 def with_more_rows(table: Tableau, nfe: int) -> Tableau:
