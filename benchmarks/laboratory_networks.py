@@ -47,6 +47,14 @@ COMMON = {
 NETWORKS: dict[str, dict[str, Any]] = {
     "psld": {"sde.name": "psld", "model.in_ch": 2, "model.out_ch": 2},
     "psld_preconditioned": {"sde.name": "psld", "model.in_ch": 2, "model.out_ch": 1, "model.data_std": None},
+    # Trained at EDM's noise levels: against "edm" it differs in the path alone.
+    "psld_log_normal": {
+        "sde.name": "psld",
+        "model.in_ch": 2,
+        "model.out_ch": 1,
+        "model.data_std": None,
+        "train.noise": "log_normal",
+    },
     "cld": {"sde.name": "cld", "sde.mixed": True, "model.in_ch": 2, "model.out_ch": 1},
     "vp": {"sde.name": "vpsde", "sde.beta_min": 0.1, "sde.beta_max": 20.0, "model.in_ch": 1, "model.out_ch": 1},
     "edm": {
