@@ -1,8 +1,8 @@
 """Equal networks, every sampler at its best: python -m benchmarks.laboratory digits|mnist --output DIRECTORY [--help]
 
-Trains the same small network, with the same steps and seeds, for several diffusions; tunes samplers for each, on held-out
-images and noises of their own; and takes the Frechet distances of many samples. A killed run goes on where it was. The
-hours that it will take are measured and printed first; ``--hours`` prints them and ends.
+Trains the same small network, with the same steps and seeds, for several diffusions; tunes samplers for each, on
+held-out images and noises of their own; and takes the Frechet distances of many samples. A killed run goes on where it
+was. The hours that it will take are measured and printed first; ``--hours`` prints them and ends.
 """
 
 from __future__ import annotations
