@@ -98,6 +98,8 @@ def get_config() -> ConfigDict:
     config.train.objective = "hsm"  # hsm | dsm
     config.train.weighting = "fid"  # fid (for networks of EDM: as they have it) | nll
     config.train.noise = "time"  # noise levels in training: time (as times are drawn) | log_normal (EDM's)
+    config.train.noise_mean = -1.2  # of the logarithm of sigma, if it is log_normal
+    config.train.noise_std = 1.2
     config.train.norm = "l2"  # l2 | l1
     config.train.reduce_mean = True  # means over an image and over the batch, else sums
     config.train.t_min = 1e-5  # the earliest time that is drawn

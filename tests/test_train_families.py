@@ -40,12 +40,13 @@ def test_the_loss_is_that_of_edm(rng):
     )
 
 
-def test_noise_levels_are_log_normal():
-    loss = build.build_loss(edm_config())
+@pytest.mark.parametrize("mean, std", [(-1.2, 1.2), (-0.4, 1.0)])
+def test_noise_levels_are_log_normal(mean, std):
+    loss = build.build_loss(edm_config(**{"train.noise_mean": mean, "train.noise_std": std}))
     u = (np.arange(4000) + 0.5) / 4000
     log_sigma = np.log(80.0 * loss.times(u))
-    assert np.mean(log_sigma) == pytest.approx(-1.2, abs=0.01)  # quantiles at 4000 points
-    assert np.std(log_sigma) == pytest.approx(1.2, abs=0.01)
+    assert np.mean(log_sigma) == pytest.approx(mean, abs=0.01)  # quantiles at 4000 points
+    assert np.std(log_sigma) == pytest.approx(std, abs=0.01)
     assert np.all(np.isfinite(np.log(loss.times(np.array([1e-12, 1.0])))))
 
 

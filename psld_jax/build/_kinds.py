@@ -44,7 +44,7 @@ _NOT_NEGATIVE = (
 _POSITIVE = (
     *("model.bandwidth", "steer.blur", "steer.t_start", "sampler.rho", "sampler.rtol", "sampler.atol"),
     *("likelihood.rtol", "likelihood.atol", "interpolate.rtol", "interpolate.atol", "train.adam_eps"),
-    "atlas.tolerance",
+    *("train.noise_std", "atlas.tolerance"),
 )
 #: Numbers of which infinity is no bound.
 _UNBOUNDED = ("model.edm.sigma_max", "sampler.hyper.sigma_max", "sampler.hyper.S_max")

@@ -145,7 +145,7 @@ def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
         return losses.ClassifierLoss(sde, objective=c.objective, reduce_mean=c.reduce_mean)
     options = network_options(config)
     choices = {"objective": c.objective, "weighting": c.weighting, "norm": c.norm, "reduce_mean": c.reduce_mean}
-    choices["noise"] = c.noise
+    choices |= {"noise": c.noise, "log_sigma": (c.noise_mean, c.noise_std)}
     if m.name not in families.available():
         return losses.ScoreLoss(sde, m.in_ch, options.returned_ch, **choices)
     channels, weight = options.image_shape[-1], getattr(options, "level_weight", None)

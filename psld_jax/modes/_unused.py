@@ -74,6 +74,10 @@ NEEDS: dict[str, dict[str, tuple[Condition, ...]]] = {
     "train": {
         "train.lr_final": (_COSINE,),
         "train.ema_warmup": (_AVERAGE,),
+        **dict.fromkeys(
+            ("train.noise_mean", "train.noise_std"),
+            (("config.train.noise='log_normal'", lambda c: c.train.noise == "log_normal"),),
+        ),
     },
 }
 

@@ -18,6 +18,7 @@ import optax
 from scipy.special import ndtri
 
 from psld_jax import blocks
+from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_choice, unknown
 from psld_jax.scores.network import predicted_blocks
 from psld_jax.sde import Discrete, LinearSDE, OneBlock, cholesky
@@ -32,7 +33,7 @@ NORMS = ("l2", "l1")
 TIME_SAMPLINGS = ("uniform", "stratified")
 NOISE_LEVELS = ("time", "log_normal")
 #: Mean and standard deviation of log sigma in training (Karras et al., 2022, table 1).
-_LOG_SIGMA = (-1.2, 1.2)
+LOG_SIGMA = (-1.2, 1.2)
 
 
 def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str = "uniform") -> np.ndarray:
@@ -55,12 +56,14 @@ def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str 
     return u * (1 - t_min) + t_min
 
 
-def log_normal_times(u: np.ndarray, sde: LinearSDE) -> np.ndarray:
+def log_normal_times(
+    u: np.ndarray, sde: LinearSDE, mean: float = LOG_SIGMA[0], std: float = LOG_SIGMA[1]
+) -> np.ndarray:
     """Return times at which ``log sigma`` is normal, for uniform ``u [n]`` in (0, 1], float64 ``[n]``.
 
-    ``log sigma ~ N(-1.2, 1.2^2)`` (Karras et al., 2022, table 1), kept within the levels that ``sde`` has.
+    ``log sigma ~ N(mean, std^2)``, by default as Karras et al. (2022, table 1) have it, kept within the levels that
+    ``sde`` has.
     """
-    mean, std = _LOG_SIGMA
     sigma = np.exp(mean + std * ndtri(np.clip(u, 1e-12, 1 - 1e-12)))
     low, high = sde.sigma(np.array([1e-6, 1.0]))
     return sde.time(np.clip(sigma, low, high))
@@ -152,7 +155,8 @@ class ScoreLoss(_Perturbation):
         et al., 2021); for VP, a factor ``beta / std^2`` on the squared error of eps.
       norm: ``"l2"`` (squared error) or ``"l1"``.
       reduce_mean: take means, over the elements of a sample here and over the batch in training; else sums, in both.
-      noise: ``"time"``: the times are those drawn. ``"log_normal"``: they are drawn by :func:`log_normal_times`.
+      noise: ``"time"``: the times are those drawn. ``"log_normal"``: they are drawn by :func:`log_normal_times`, with
+        mean and standard deviation ``log_sigma``.
       told: from times ``[n]`` to what the network is told, and to what its input is multiplied by; ``None``: the times
         themselves, and 1.
       level_weight: from noise levels ``sigma [n]`` to ``W^2 [n]``, for a network that returns the image: without it the
@@ -174,12 +178,15 @@ class ScoreLoss(_Perturbation):
         norm: str = "l2",
         reduce_mean: bool = True,
         noise: str = "time",
+        log_sigma: tuple[float, float] = LOG_SIGMA,
         told: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
         level_weight: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         super().__init__(sde, objective)
         check_choice("loss weighting", weighting, WEIGHTINGS)
         check_choice("distribution of noise levels", noise, NOISE_LEVELS)
+        mean, std = log_sigma
+        self._log_sigma = check_number("mean of log sigma", mean), check_number("its deviation", std, 0, strict=True)
         self.noise, self.told, self.level_weight = noise, told, level_weight
         check_choice("loss norm", norm, NORMS)
         if (weighting, norm) == ("nll", "l1"):
@@ -195,7 +202,7 @@ class ScoreLoss(_Perturbation):
     def times(self, u: np.ndarray) -> np.ndarray:
         """The times, ``[n]``, that numbers ``u [n]`` from :func:`draw_times` stand for."""
         if self.noise == "log_normal":
-            return log_normal_times(u, self.sde)
+            return log_normal_times(u, self.sde, *self._log_sigma)
         # A discrete process is trained at its levels.
         return np.ceil(u * self.sde.num_steps) / self.sde.num_steps if isinstance(self.sde, Discrete) else u
 
