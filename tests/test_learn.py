@@ -231,7 +231,7 @@ def _with_nan(model):
         ({"history": 0}, "history=0"),
         ({"distance": -1.0}, "distance=-1.0"),
         ({"soft": 2.0}, "soft=2.0"),
-        ({"steps": (4,)}, "rows 0 to 3"),
+        ({"steps": (4,)}, "4 evaluations: 0 to 3"),
         ({"steps": (-1,)}, "steps.0.=-1"),
         ({"iterations": 0}, "iterations=0"),
         ({"history": 40, "free": ("B",)}, "at most 16"),

@@ -42,7 +42,7 @@ class Coefficients:
       rows: the row that each belongs to, ``[size]``.
 
     Raises:
-      ValueError: for an unknown coefficient, a row that is not there, or nothing that could be learned.
+      ValueError: for an unknown coefficient, or nothing that could be learned.
     """
 
     def __init__(
@@ -56,11 +56,6 @@ class Coefficients:
     ):
         for name in free:
             check_choice("free", name, FREE)
-        for step in steps:
-            if step >= table.nfe:
-                raise ValueError(
-                    f"steps={tuple(steps)} has {step}; {table.nfe} evaluations have rows 0 to {table.nfe - 1}"
-                )
         missing = max(0, min(history, table.nfe) - table.B.shape[1])
         b = np.pad(table.B, [(0, 0), (0, missing), (0, 0), (0, 0)])
         self._table = dataclasses.replace(table, B=b)

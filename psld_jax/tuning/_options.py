@@ -54,3 +54,8 @@ class Options:
         check_counts(0, **{f"steps[{i}]": step for i, step in enumerate(self.steps)})
         if self.num_samples % self.batch_size:
             raise ValueError(f"num_samples={self.num_samples} must be a multiple of batch_size={self.batch_size}")
+
+    def check_budget(self, nfe: int) -> None:
+        """Raise a ``ValueError`` unless a solver of ``nfe`` evaluations has the rows in ``steps``."""
+        if max(self.steps, default=0) >= nfe:
+            raise ValueError(f"steps={tuple(self.steps)} must be rows of {nfe} evaluations: 0 to {nfe - 1}")

@@ -148,6 +148,7 @@ def learn(
         batch_size=batch_size,
         iterations=iterations,
     )
+    options.check_budget(nfe)
     seed = check_seed(seed)
     if target is not None:
         target = as_pixels("target", target, model.image_shape)

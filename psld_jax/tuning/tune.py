@@ -120,13 +120,16 @@ def _budgets(nfe: Any) -> set[int]:
     return set(map(int, budgets))
 
 
-def _checked_learning(learning: Any, batch: int) -> dict[str, Any]:
+def _checked_learning(learning: Any, batch: int, budgets: Sequence[int]) -> dict[str, Any]:
     """Return complete options of :func:`psld_jax.learn`; by default four batches of the tuner's size."""
     check_kind("learning", learning, (dict, type(None)), "a dict of options of psld_jax.learn, or None")
     names = [field.name for field in dataclasses.fields(Options)]
     for name in learning or {}:
         check_choice("learning", name, names)
-    return dataclasses.asdict(Options(**{"batch_size": batch, "num_samples": 4 * batch, **(learning or {})}))
+    options = Options(**{"batch_size": batch, "num_samples": 4 * batch, **(learning or {})})
+    for budget in budgets:
+        options.check_budget(budget)
+    return dataclasses.asdict(options)
 
 
 def tune(
@@ -190,7 +193,7 @@ def tune(
     check_counts(candidates=candidates)
     check_counts(0, gradient_steps=gradient_steps)
     check_choice("learn", learn, LEARN)
-    learning = _checked_learning(learning, max(num_samples // 4, 1))
+    learning = _checked_learning(learning, max(num_samples // 4, 1), budgets)
     seed = check_seed(seed)
     if target is not None:
         target = as_pixels("target", target, model.image_shape)
