@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import measure
 from benchmarks.laboratory_hours import hours
-from benchmarks.laboratory_networks import BUDGETS, DATA, LEARNED, NETWORKS, SAMPLERS, Laboratory, Options
+from benchmarks.laboratory_networks import BUDGETS, DATA, LEARNED, LEARNING, NETWORKS, SAMPLERS, Laboratory, Options
 from psld_jax import integrators
 from psld_jax._runtime.errors import check_counts, unknown
 
@@ -55,8 +55,9 @@ def parse(arguments: Sequence[str] | None) -> Any:
         check_counts(2, samples=chosen.samples)
         if chosen.tune_samples:
             check_counts(8, tune_samples=chosen.tune_samples)
-        if chosen.learn_samples < 64 or chosen.learn_samples % 64:
-            raise ValueError(f"learn-samples={chosen.learn_samples} must be a multiple of 64, 64 or more")
+        part = LEARNING["batch_size"]
+        if chosen.learn_samples < part or chosen.learn_samples % part:
+            raise ValueError(f"learn-samples={chosen.learn_samples} must be a multiple of {part}, {part} or more")
         for name in chosen.networks:
             if name not in NETWORKS:
                 raise unknown("network", name, NETWORKS)

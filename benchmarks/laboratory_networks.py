@@ -43,18 +43,14 @@ COMMON = {
     "train.checkpoint_every": 1000,
 }
 
+_PRECONDITIONED = {"sde.name": "psld", "model.in_ch": 2, "model.out_ch": 1, "model.data_std": None}
+
 #: What differs: the diffusion, and channels by its blocks. ``None`` stands for the root mean square of the images.
 NETWORKS: dict[str, dict[str, Any]] = {
     "psld": {"sde.name": "psld", "model.in_ch": 2, "model.out_ch": 2},
-    "psld_preconditioned": {"sde.name": "psld", "model.in_ch": 2, "model.out_ch": 1, "model.data_std": None},
+    "psld_preconditioned": _PRECONDITIONED,
     # Trained at EDM's noise levels: against "edm" it differs in the path alone.
-    "psld_log_normal": {
-        "sde.name": "psld",
-        "model.in_ch": 2,
-        "model.out_ch": 1,
-        "model.data_std": None,
-        "train.noise": "log_normal",
-    },
+    "psld_log_normal": {**_PRECONDITIONED, "train.noise": "log_normal"},
     "cld": {"sde.name": "cld", "sde.mixed": True, "model.in_ch": 2, "model.out_ch": 1},
     "vp": {"sde.name": "vpsde", "sde.beta_min": 0.1, "sde.beta_max": 20.0, "model.in_ch": 1, "model.out_ch": 1},
     "edm": {
@@ -258,24 +254,24 @@ class Laboratory:
         The noises are those of tuning, which no sample of an evaluation has.
         """
         o, place = self.options, self.place(name, seed)
-        path, written = place / f"solver_{budget}.json", place / f"solver_{budget}_with.json"
-        about = {**LEARNING, "num_samples": o.learn_samples, "iterations": o.iterations}
+        path, about = place / f"solver_{budget}.json", {**LEARNING, "num_samples": o.learn_samples}
         if path.exists():
-            check_same(str(path), read_json(written), about)
+            known = pj.load_solver(path).about
+            check_same(str(path), {field: known.get(field) for field in about}, about)
         else:
-            known = read_tuned(place / "tuned.json")[1] if o.tune_samples else ()
+            tuned = read_tuned(place / "tuned.json")[1] if o.tune_samples else ()
             found = pj.learn(
                 model,
                 budget,
-                choose(model.sde, known, budget),
+                choose(model.sde, tuned, budget),
                 **about,
+                iterations=o.iterations,
                 target=self.others,
                 features=self.features["classifier"],
                 seed=_TUNING_SEED,
                 log=place / f"learning_{budget}.jsonl",
                 report=lambda line: self.console.print(f"{name}-{seed}, {budget} NFE learned: {line}", markup=False),
             )
-            replace(written, json.dumps(about) + "\n")
             found.solver.write(path)
         return pj.load_solver(path)
 

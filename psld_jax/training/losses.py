@@ -33,7 +33,7 @@ NORMS = ("l2", "l1")
 TIME_SAMPLINGS = ("uniform", "stratified")
 NOISE_LEVELS = ("time", "log_normal")
 #: Mean and standard deviation of log sigma in training (Karras et al., 2022, table 1).
-LOG_SIGMA = (-1.2, 1.2)
+_LOG_SIGMA = (-1.2, 1.2)
 
 
 def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str = "uniform") -> np.ndarray:
@@ -56,13 +56,10 @@ def draw_times(seed: int, step: int, n: int, t_min: float = 1e-5, sampling: str 
     return u * (1 - t_min) + t_min
 
 
-def log_normal_times(
-    u: np.ndarray, sde: LinearSDE, mean: float = LOG_SIGMA[0], std: float = LOG_SIGMA[1]
-) -> np.ndarray:
+def log_normal_times(u: np.ndarray, sde: LinearSDE, mean: float, std: float) -> np.ndarray:
     """Return times at which ``log sigma`` is normal, for uniform ``u [n]`` in (0, 1], float64 ``[n]``.
 
-    ``log sigma ~ N(mean, std^2)``, by default as Karras et al. (2022, table 1) have it, kept within the levels that
-    ``sde`` has.
+    ``log sigma ~ N(mean, std^2)`` (Karras et al., 2022), kept within the levels that ``sde`` has.
     """
     sigma = np.exp(mean + std * ndtri(np.clip(u, 1e-12, 1 - 1e-12)))
     low, high = sde.sigma(np.array([1e-6, 1.0]))
@@ -178,7 +175,7 @@ class ScoreLoss(_Perturbation):
         norm: str = "l2",
         reduce_mean: bool = True,
         noise: str = "time",
-        log_sigma: tuple[float, float] = LOG_SIGMA,
+        log_sigma: tuple[float, float] = _LOG_SIGMA,
         told: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
         level_weight: Callable[[np.ndarray], np.ndarray] | None = None,
     ):

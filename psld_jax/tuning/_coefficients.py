@@ -58,9 +58,8 @@ class Coefficients:
             check_choice("free", name, FREE)
         missing = max(0, min(history, table.nfe) - table.B.shape[1])
         b = np.pad(table.B, [(0, 0), (0, missing), (0, 0), (0, 0)])
-        self._table = dataclasses.replace(table, B=b)
-        if "P" in free and table.P is None:
-            self._table = _with_first_updates(self._table)
+        table = dataclasses.replace(table, B=b)
+        self._table = _with_first_updates(table) if "P" in free and table.P is None else table
         moves = self._all_moves(set(free), history, consistent)
         self._moves = [(row, entries) for row, entries in moves if not steps or row in steps]
         if not self._moves:

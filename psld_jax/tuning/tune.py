@@ -127,8 +127,7 @@ def _checked_learning(learning: Any, batch: int, budgets: Sequence[int]) -> dict
     for name in learning or {}:
         check_choice("learning", name, names)
     options = Options(**{"batch_size": batch, "num_samples": 4 * batch, **(learning or {})})
-    for budget in budgets:
-        options.check_budget(budget)
+    options.check_budget(min(budgets))
     return dataclasses.asdict(options)
 
 
