@@ -143,6 +143,9 @@ def get_config() -> ConfigDict:
     config.sampler.t_end = (
         0.0  # where the grid ends; 0: where the diffusion needs it to (PSLD 1e-3, EDM at sigma 0.002)
     )
+    # Where the grid starts. Below 1 the state is led there as if the data were Gaussian, which takes no evaluation; 0:
+    # as was tuned, else 1
+    config.sampler.t_start = 0.0
     config.sampler.denoise = True  # a step from there to the data, 1 evaluation
     config.sampler.last_step = "auto"  # that step: euler | exponential (to E[x_0 | z]) | auto: the diffusion's own
     config.sampler.hyper = ConfigDict()  # hyper-parameters by name, e.g. --config.sampler.hyper.lam=1.0

@@ -44,6 +44,7 @@ WRONG = {
     "high": NUMBERS,
     "check": FLAGS,
     "fresh": FLAGS,
+    "analytic_start": FLAGS,
     "channels_first": FLAGS,
     "return_trajectory": FLAGS,
     "remat": FLAGS,

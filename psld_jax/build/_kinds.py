@@ -38,7 +38,7 @@ _LEAST: dict[str, int] = {
 #: Numbers that are at least, or above, 0; others may be any finite number here.
 _NOT_NEGATIVE = (
     *("steer.guidance", "steer.weight", "steer.noise_std", "steer.guidance_rescale", "steer.momentum_decay"),
-    *("steer.clip", "steer.clip_percentile", "steer.null_weight"),
+    *("steer.clip", "steer.clip_percentile", "steer.null_weight", "sampler.t_start"),
     *("model.data_std", "tune.learning.distance", "tune.learning.soft"),
 )
 _POSITIVE = (

@@ -187,7 +187,7 @@ def sampler_options(config: Any) -> dict[str, Any]:
     options = {name: c[name] for name in ("nfe", "grid", "rho", "rtol", "atol", "max_steps")}
     options |= {name: tuple(c[name]) for name in ("sigmas", "timesteps") if c[name]}
     options |= {"solver": c.solver} if c.solver else {}
-    options |= {"t_end": c.t_end or None, "denoise": last_step(config)}
+    options |= {"t_end": c.t_end or None, "t_start": c.t_start or None, "denoise": last_step(config)}
     return {"sampler": c.name, "seed": config.seed, **options, **sampler_hyper(config, c.name)}
 
 

@@ -85,7 +85,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
         integrator = integrators.get(name, **hyper)
         if budget < integrator.nfe_per_step + bool(denoise):
             continue
-        setting = Setting(name, grid, config.sampler.rho, hyper)
+        setting = Setting(name, grid, config.sampler.rho, hyper, t_start=config.sampler.t_start or 1.0)
         table = setting.table(sde, budget - bool(denoise), t_end=t_end, denoise=False)
         z, seconds = run(table, z_T)
         undenoised, nfe = np.asarray(z[0]), table.nfe

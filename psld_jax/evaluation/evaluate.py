@@ -126,7 +126,7 @@ def jobs(
     for name in (name for name in samplers if name in SOLVERS):
         yield name, 0, prepare(model, name, **common)
     for budget, name in itertools.product(budgets, samplers):
-        own = {"grid": options["grid"], "rho": options["rho"]}
+        own = {name: options[name] for name in ("grid", "rho", "t_start")}
         if name in SOLVERS:
             continue
         if name != "auto":
@@ -136,7 +136,7 @@ def jobs(
             mine = [row for row in tuned if row.setting.sampler == integrator.name]
             if mine:
                 setting = nearest(mine, budget)
-                own = {"grid": setting.grid, "rho": setting.rho, **setting.hyper}
+                own = {"grid": setting.grid, "rho": setting.rho, "t_start": setting.t_start, **setting.hyper}
             else:
                 own |= sampler_hyper(model.config, name)
         yield name, budget, prepare(model, name, nfe=budget, **own, **common)

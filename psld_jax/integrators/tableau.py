@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from psld_jax._runtime.checks import check_flag
 from psld_jax._runtime.errors import check_counts, check_kind
 from psld_jax.integrators import grids
 from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage
@@ -140,6 +141,7 @@ def tabulate(
     grid: Array,
     denoise: bool | str = True,
     *,
+    analytic_start: bool = False,
     resample: int = 1,
     jump: int = 1,
 ) -> Tableau:
@@ -150,6 +152,10 @@ def tabulate(
       sde: the diffusion the network was trained for.
       grid: descending forward times ``[N + 1]`` in ``(0, 1]``.
       denoise: add the final step of :func:`denoising`; ``"euler"`` or ``"exponential"`` says which.
+      analytic_start: the state is noise of ``t = 1``, whatever the grid starts at. It is led to there as if the data
+        were Gaussian, by :meth:`psld_jax.sde.LinearSDE.gaussian_flow`, a product before the first evaluation:
+        the analytical first step of Dockhorn et al. (NeurIPS 2022). Their standard deviation is ``sde.data_std``, or 1.
+        Otherwise the state is noise of the time where the grid starts.
       resample: take every stretch of the grid so many times, the forward process leading back to its start in between
         (RePaint, Lugmayr et al., 2022). So unknown pixels can come to agree with known ones. NFE grow as much.
       jump: steps in a stretch.
@@ -160,6 +166,7 @@ def tabulate(
     check_kind("integrator", integrator, Integrator, "one of psld_jax.integrators.get")
     check_sde(sde)
     check_last_step(denoise)
+    check_flag("analytic_start", analytic_start)
     check_counts(resample=resample, jump=jump)
     grid = grids.validate(grid)
     steps, times, past = [], [grid[0]], 0
@@ -175,6 +182,9 @@ def tabulate(
                 back = [_forward_stage(sde, grid[stop], grid[start])] if repeat and i == start else []
                 steps.append([*back, *stages])
                 times.append(grid[i + 1])
+    if analytic_start and grid[0] < 1:
+        lead = sde.gaussian_flow(grid[0], np.float64(1.0), sde.data_std or 1.0)
+        steps[0], times[0] = [Stage(A=lead), *steps[0]], 1.0
     if denoise:
         start, noise = integrator.approach(sde, grid[-1], Place(len(grid) - 1, len(grid)))
         steps.append([*noise, last_stage(sde, start, denoise, stochastic=integrator.stochastic and not integrator.ode)])

@@ -37,6 +37,7 @@ _SAMPLE: dict[str, tuple[Condition, ...]] = {
     "sampler.nfe": (_STEPS, _FIXED),
     "sampler.grid": (_STEPS, _FIXED),
     "sampler.t_end": (_STEPS,),
+    "sampler.t_start": (_FIXED,),
     "sampler.rho": (_POWER, _STEPS, _FIXED),
     "sampler.rtol": (_ADAPTIVE,),
     "sampler.atol": (_ADAPTIVE,),

@@ -93,7 +93,7 @@ def _trajectories(model: Any, config: Any, workdir: Path, setting: Setting) -> N
     c, paths, times = config.sampler, {}, {}
     z_T = model.sde.prior_sample(jax.random.key(config.seed), (3, *model.image_shape))
     row, column = (size // 2 for size in model.image_shape[:2])
-    options = {"grid": c.grid, "rho": c.rho}
+    options = {"grid": c.grid, "rho": c.rho, "t_start": c.t_start or None}
     others = (resolve(model, n, c.nfe, **options, **build.sampler_hyper(config, n)) for n in ("RVV", "ddim"))
     for name, one in {s.name: s for s in (setting, *others)}.items():
         denoise = False if one.solver is None else one.solver.about["denoise"]

@@ -33,6 +33,7 @@ def resolve(
     *,
     grid: str | Sequence[float] = "auto",
     rho: float = 7.0,
+    t_start: float | None = None,
     solver: Solver | str | os.PathLike[str] | None = None,
     usable: Callable[[Solver], bool] = lambda solver: False,
     **hyper: Any,
@@ -42,31 +43,36 @@ def resolve(
     ``sampler="auto"`` takes the solver that was learned for the budget, else the setting that was tuned for the nearest
     budget, else a rule (``settings.choose``). Only learned solvers that are ``usable`` count, by default none.
     ``grid="auto"`` takes the grid that was tuned with that setting. For a sampler that is given by name it is the grid
-    of the diffusion (``sde.grid``: ``"quadratic"`` for PSLD and VP).
+    of the diffusion (``sde.grid``: ``"quadratic"`` for PSLD and VP). ``t_start=None`` is what was tuned, or 1.
 
     Raises:
       ValueError: for hyper-parameters beside ``sampler="auto"``, or a solver beside another sampler or a grid; what is
         unknown is found when a table is made.
     """
     if solver is not None or sampler == LEARNED:
-        return _learned(sampler, solver, grid, hyper)
+        return _learned(sampler, solver, grid, t_start, hyper)
     if sampler != "auto":
-        return Setting(sampler, model.sde.grid if _is(grid, "auto") else _times(grid), rho, hyper)
+        grid = model.sde.grid if _is(grid, "auto") else _times(grid)
+        return Setting(sampler, grid, rho, hyper, t_start=1.0 if t_start is None else t_start)
     if hyper:
         raise ValueError(f'sampler="auto" chooses its hyper-parameters; name a sampler to set {sorted(hyper)}')
-    if _is(grid, "auto"):
+    if _is(grid, "auto") and t_start is None:
         return choose(model.sde, model.tuned, nfe, usable)
-    return dataclasses.replace(choose(model.sde, model.tuned, nfe, lambda _: False), grid=_times(grid), rho=rho)
+    setting = choose(model.sde, model.tuned, nfe, lambda _: False)
+    changed = {} if _is(grid, "auto") else {"grid": _times(grid), "rho": rho, "t_start": 1.0}
+    changed |= {} if t_start is None else {"t_start": t_start}
+    return dataclasses.replace(setting, **changed)
 
 
-def _learned(sampler: str, solver: Any, grid: Any, hyper: dict[str, Any]) -> Setting:
+def _learned(sampler: str, solver: Any, grid: Any, t_start: float | None, hyper: dict[str, Any]) -> Setting:
     """Return the setting of a learned solver, or of the file that it is in."""
     if solver is None:
         raise ValueError(f"sampler={LEARNED!r} needs solver=..., a learned solver or the file of one")
     if sampler not in ("auto", LEARNED):
         raise ValueError(f"solver is a sampler by itself; leave sampler={sampler!r} out")
-    if hyper or not _is(grid, "auto"):
-        raise ValueError(f"a learned solver has its own times and coefficients; leave {sorted(hyper) or 'grid'} out")
+    if hyper or not _is(grid, "auto") or t_start is not None:
+        wrong = sorted(hyper) or ("t_start" if _is(grid, "auto") else "grid")
+        raise ValueError(f"a learned solver has its own times and coefficients; leave {wrong} out")
     return Setting.learned(solver if isinstance(solver, Solver) else load_solver(solver))
 
 
@@ -94,6 +100,7 @@ def prepare(
     sigmas: Sequence[float] | None = None,
     timesteps: Sequence[float] | None = None,
     t_end: float | None = None,
+    t_start: float | None = None,
     denoise: bool | str = True,
     rtol: float = 1e-4,
     atol: float = 1e-4,
@@ -109,6 +116,11 @@ def prepare(
     if not isinstance(sampler, Hashable):
         raise ValueError(f"sampler={shown(sampler)} must be a name")
     conditions = {name: options.pop(name) for name in _CONDITIONS if name in options}
+    if t_start is not None:
+        check_number("t_start", t_start, 0, 1, strict=True)
+    if conditions.get("operator") is not None and t_start is not None:
+        # A measurement tells where to start; what the setting leads there is noise.
+        conditions["t_start"], t_start = t_start, None
     steering, hyper = Steering(**conditions), options
     if not model.image_shape:
         raise ValueError("the model does not know the shape of its images: give from_denoiser an image_shape")
@@ -132,7 +144,9 @@ def prepare(
         def setting_for(budget: int) -> Setting:
             if steering.integrated and sampler == "auto" and solver is None and _is(grid, "auto") and not hyper:
                 return MEASURED
-            return resolve(model, sampler, budget, grid=grid, rho=rho, solver=solver, usable=usable, **hyper)
+            return resolve(
+                model, sampler, budget, grid=grid, rho=rho, t_start=t_start, solver=solver, usable=usable, **hyper
+            )
 
         setting, table = _within_budget(setting_for, bound, model, nfe, t_end, denoise, given)
         _check_network(setting, model)
@@ -143,7 +157,7 @@ def prepare(
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
     if steering.guidance_rule != "cfg" or steering.momentum:
         raise ValueError(f"guidance_rule='cfg++' and momentum change the table of a sampler; {sampler!r} has none")
-    if steering.integrated or steering.t_start < 1:
+    if steering.integrated or steering.t_start < 1 or t_start not in (None, 1):
         raise ValueError(f"posterior='conjugate' and t_start are for samplers with a grid; {sampler!r} is adaptive")
     if hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
@@ -244,7 +258,9 @@ def generate(model: Model, sampler: str = "auto", **options: Any) -> np.ndarray:
       sampler: an integrator or a paper acronym, or ``rk23``, ``rk45``, ``tsit5``, ``dopri8``; ``"auto"`` is what was
         tuned for the model, see :func:`resolve`.
       options: ``nfe`` (budget, denoising included), ``n``, ``seed``, ``grid`` (a name or times), ``rho`` (of the power
-        and edm grids), ``sigmas`` or ``timesteps`` (as given, in place of grid and budget), ``t_end``, ``denoise``,
+        and edm grids), ``sigmas`` or ``timesteps`` (as given, in place of grid and budget), ``t_end``, ``t_start``
+        (below 1 the grid starts there, and the state is led there as if the data were Gaussian, without an evaluation:
+        see ``Setting``; with a measurement it starts as :class:`psld_jax.Steering` says), ``denoise``,
         ``batch_size``, ``rtol``, ``atol`` and ``max_steps`` (adaptive solvers), ``check`` (False returns samples that
         are not finite), the sampler's hyper-parameters (``lam``, ``lam_s``,
         ...), and conditions: any field of :class:`psld_jax.Steering`, such as ``label`` and ``classifier``, ``known``

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax import integrators
+from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_counts, is_count, unknown, why
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
@@ -30,6 +31,8 @@ class Setting:
       sampler: name of an integrator.
       grid: name of a grid, or descending times, which other budgets stretch (``grids.resample``).
       rho: of the ``power`` and ``edm`` grids.
+      t_start: where the grid starts, of times that are given the first. Below 1 the state is led there from the noise
+        of ``t = 1`` as if the data were Gaussian, without an evaluation (``analytic_start`` of :func:`tabulate`).
       hyper: hyper-parameters; those that are left out have their defaults.
       solver: the table itself, if it was learned: ``sampler`` is ``"learned"`` then, and the rest has no meaning.
     """
@@ -39,10 +42,20 @@ class Setting:
     rho: float = 7.0
     hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
     solver: Solver | None = None
+    t_start: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.sampler == LEARNED) != (self.solver is not None):
             raise ValueError(f"sampler={self.sampler!r} with solver={self.solver}: a solver goes with {LEARNED!r}")
+        if check_number("t_start", self.t_start, 0, 1, strict=True) == 1:
+            return
+        if self.solver is not None:
+            raise ValueError(f"a learned solver has its own start; leave t_start={self.t_start} out")
+        if not isinstance(self.grid, str) and not np.isclose(self.grid[0], self.t_start, rtol=1e-9):
+            raise ValueError(
+                f"t_start={self.t_start} must be the first of the times that are given, {self.grid[0]}, or give the "
+                "name of a grid"
+            )
 
     @classmethod
     def learned(cls, solver: Solver) -> Setting:
@@ -71,7 +84,8 @@ class Setting:
     ) -> Tableau:
         """Make the table on the largest grid that ``nfe`` evaluations allow, denoising and resampling included.
 
-        The grid ends at ``sde.t_end`` unless ``t_end`` is given. One that is named starts at ``t_start``.
+        The grid ends at ``sde.t_end`` unless ``t_end`` is given. With ``t_start`` below 1 one that is named starts
+        there, whatever the setting says, and the state is taken for noise of that time.
 
         Raises:
           ValueError: for an unknown sampler, grid or hyper-parameter, or a budget below one step.
@@ -91,12 +105,16 @@ class Setting:
         integrator = self.integrator()
         options: dict[str, Any] = {"t_end": sde.t_end if t_end is None else t_end}
         if isinstance(self.grid, str):
-            options |= {"t_start": t_start, **grids.options_of(self.grid, sde, self.rho)}
+            options |= {
+                "t_start": t_start if t_start < 1 else self.t_start,
+                **grids.options_of(self.grid, sde, self.rho),
+            }
         check_counts(resample=resample, jump=jump)
         last = bool(denoise)
         once = (nfe - last) // resample + last if is_count(nfe) else nfe
         grid = grids.for_budget(self.grid, integrator, once, denoise, **options)
-        return tabulate(integrator, sde, grid, denoise, resample=resample, jump=jump)
+        analytic = self.t_start < 1 <= t_start
+        return tabulate(integrator, sde, grid, denoise, analytic_start=analytic, resample=resample, jump=jump)
 
     def describe(self) -> str:
         """Describe it in one line."""
@@ -105,11 +123,13 @@ class Setting:
         grid = self.grid if isinstance(self.grid, str) else "tuned"
         chosen = [f"{name}={value}" for name, value in self.hyper.items()]
         rho = {"power": f"rho={self.rho:g}", "edm": f"edm grid, rho={self.rho:g}"}
-        return ", ".join([self.sampler, rho.get(grid, f"{grid} grid"), *chosen])
+        start = [f"analytic start at t={self.t_start:.3g}"] if self.t_start < 1 else []
+        return ", ".join([self.sampler, rho.get(grid, f"{grid} grid"), *start, *chosen])
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that JSON can hold; :meth:`from_json` reads it."""
         values = {name: getattr(self, name) for name in _WRITTEN}
+        values |= {"t_start": self.t_start} if self.t_start < 1 else {}
         return values if self.solver is None else {**values, "solver": self.solver.to_json()}
 
     @classmethod
@@ -125,8 +145,8 @@ class Setting:
             if isinstance(solver, str):
                 return cls.learned(load_solver((directory or Path()) / solver))
             return cls.learned(Solver.from_json(solver))
-        if set(values) != names:
-            raise ValueError(f"a sampler's setting holds {sorted(names)}, got {sorted(values)}")
+        if set(values) - {"t_start"} != names:
+            raise ValueError(f"a sampler's setting holds {sorted(names)} and may hold t_start, got {sorted(values)}")
         hyper = {name: _tuples(value) for name, value in values["hyper"].items()}
         return cls(**{**values, "grid": _tuples(values["grid"]), "hyper": hyper})
 

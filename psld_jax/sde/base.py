@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.linalg import expm, solve_continuous_lyapunov
 
+from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_kind
 from psld_jax.sde._frame import Rotation
 from psld_jax.sde._linear_algebra import cholesky, linear_flow
@@ -234,6 +235,27 @@ class LinearSDE(StatesOfBlocks):
             return half - np.swapaxes(half, -1, -2)
 
         return Rotation(skew)
+
+    def gaussian_flow(self, s: Array, t: Array, data_std: float) -> np.ndarray:
+        """``Phi(s, t)``, ``[..., K, K]``: carries the probability-flow ODE of data ``N(0, data_std^2 I)`` from t to s.
+
+        The score of such data is ``-Stilde^-1 z`` with :meth:`total_cov`, so ``dPhi/ds = (F + 1/2 D Stilde^-1) Phi``.
+        For one block it is ``(Stilde_s / Stilde_t)^(1/2)``. Where noise hides the data nearly whole, all data are like
+        that: the analytical first step (Dockhorn et al., 2022) takes the ODE there without an evaluation.
+
+        Raises:
+          ValueError: unless ``data_std`` is finite and > 0.
+        """
+        data_std = check_number("data_std", data_std, 0, strict=True)
+        known = self.__dict__.setdefault("_with_gaussian_data", {})
+        if data_std not in known:
+            # Gaussian data are noise of their own at t = 0, and what is left is an image that is 0 everywhere.
+            wide = copy.copy(self)
+            wide.__dict__.pop("_rotation", None)
+            wide.initial_cov = self.initial_cov + data_std**2 * np.diag(np.eye(self.num_blocks)[0])
+            known[data_std] = wide
+        wide = known[data_std]
+        return wide.frame(s) @ np.linalg.inv(wide.frame(t))
 
     # --- what the network predicts: score(z, t) = Cskip z + C eps(Cin z, t) -------------------------
 

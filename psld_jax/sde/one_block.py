@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_choice
 from psld_jax.sde.base import LinearSDE
 
@@ -128,6 +129,10 @@ class OneBlock(LinearSDE):
 
     def frame(self, t: Array) -> np.ndarray:
         return self.factor(t)
+
+    def gaussian_flow(self, s: Array, t: Array, data_std: float) -> np.ndarray:
+        data_std = check_number("data_std", data_std, 0, strict=True)
+        return np.sqrt(self.total_cov(s, data_std) / self.total_cov(t, data_std))
 
     def snr(self, t: Array) -> np.ndarray:
         return (self.alpha(t) / self.std(t)) ** 2

@@ -246,7 +246,8 @@ def check(config: Any, devices: Devices) -> None:
     losses.draw_times(0, 0, 1, c.t_min, c.time_sampling)
     if c.sample_every and config.model.name != "ncsnpp_clf" and config.sampler.name not in SOLVERS:
         s, model = config.sampler, build.Model(build.build_sde(config), print, config, ())
-        setting = resolve(model, s.name, s.nfe, grid=s.grid, rho=s.rho, **build.sampler_hyper(config, s.name))
+        options = {"grid": s.grid, "rho": s.rho, "t_start": s.t_start or None}
+        setting = resolve(model, s.name, s.nfe, **options, **build.sampler_hyper(config, s.name))
         setting.table(model.sde, s.nfe, t_end=s.t_end or None, denoise=build.last_step(config))
 
 

@@ -124,16 +124,22 @@ def _with_first_updates(table: Tableau) -> Tableau:
 def with_more_rows(table: Tableau, nfe: int) -> Tableau:
     """Return the same sampler with ``nfe`` evaluations. The added ones come first, and nothing depends on them.
 
-    Each repeats the first evaluation and leaves the state as it is, so that only learning makes something of them.
+    Each repeats the first evaluation and leaves the state as it is, so that only learning makes something of them. The
+    update before the first evaluation stays before all.
     """
     more = nfe - table.nfe
     if more <= 0:
         return table
     eye, zero = np.eye(table.num_blocks), np.zeros((table.num_blocks,) * 2)
-    inert = {"P": eye, "Rpre": zero, "A": eye, "B": np.zeros(table.B.shape[1:]), "R": zero}
-    inert |= {"pre_draw": np.int64(-1), "post_draw": np.int64(-1)}
-    rows = {}
+    before = {"P": eye, "Rpre": zero, "pre_draw": np.int64(-1)}
+    after = {"A": eye, "B": np.zeros(table.B.shape[1:]), "R": zero, "post_draw": np.int64(-1)}
+    rows: dict[str, Any] = {}
     for name, values in table.rows().items():
-        first = None if values is None else inert.get(name, values[0])
-        rows[name] = None if values is None else np.concatenate([np.repeat(np.asarray(first)[None], more, 0), values])
+        if values is None:
+            rows[name] = None
+        elif name in before:
+            rows[name] = np.concatenate([values[:1], np.repeat(np.asarray(before[name])[None], more, 0), values[1:]])
+        else:
+            added = np.asarray(after.get(name, values[0]))
+            rows[name] = np.concatenate([np.repeat(added[None], more, 0), values])
     return dataclasses.replace(table, **rows, last_rows=table.last_rows + more)

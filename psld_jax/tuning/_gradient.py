@@ -71,8 +71,8 @@ def refine(setting: Setting, evaluator: Evaluator, nfe: int, steps: int = 20) ->
 class Objective:
     """``theta -> (loss, gradient)`` with the loss ``log Score.loss``.
 
-    ``theta [p]``, float64, holds the logarithms of the lengths of at most 12 segments in ``log t``, and ``lam`` where
-    there is one.
+    ``theta [p]``, float64, holds the logarithms of the lengths of at most 12 segments in ``log t``, before them that of
+    the way to the start of the grid if the state is led there, and ``lam`` where there is one.
 
     Attributes:
       start: ``theta`` of the setting that was given.
@@ -81,10 +81,13 @@ class Objective:
     def __init__(self, setting: Setting, evaluator: Evaluator, nfe: int):
         self._setting, self._evaluator, integrator = setting, evaluator, setting.integrator()
         sde, self._t_end, self._denoise = evaluator.model.sde, evaluator.t_end, evaluator.denoise
+        self._led = setting.t_start < 1
         times = setting.table(sde, nfe - bool(self._denoise), t_end=self._t_end, denoise=False).times
+        times = np.append(setting.t_start, times[1:])
         self._n_steps, self._smooth = len(times) - 1, [name for name in SMOOTH if name in integrator.hyper]
-        self._segments = min(self._n_steps, _SEGMENTS)
-        lengths = -np.diff(np.log(grids.resample(times, self._segments)))
+        knots = grids.resample(times, min(self._n_steps, _SEGMENTS))
+        lengths = -np.diff(np.log(np.append(1.0, knots) if self._led else knots))
+        self._segments = len(lengths)
         self.start = np.concatenate([np.log(lengths), [integrator.hyper[name] for name in self._smooth]])
         # Moving one time changes a few steps only.
         self._integrator = dataclasses.replace(integrator, fn=functools.lru_cache(8192)(integrator.fn))
@@ -109,8 +112,8 @@ class Objective:
             up, down = _floats(move(step)), _floats(move(-step))
             return float(sum(np.sum(slopes[k] * (up[k] - down[k])) for k in slopes)) / (2 * step)
 
-        by_time = np.zeros(len(times))  # the ends stay where they are
-        for i, unit in enumerate(np.eye(len(times))[1:-1], start=1):
+        by_time = np.zeros(len(times))  # the end stays where it is, and the start unless the state is led there
+        for i, unit in list(enumerate(np.eye(len(times))))[not self._led : -1]:
             step = _STEP * (times[i] - times[i + 1])
             by_time[i] = derivative(lambda h, unit=unit: self._table(times + h * unit, values), step)
         by_value = [
@@ -127,7 +130,8 @@ class Objective:
         ``theta`` is a vector ``[p]``.
         """
         hyper = {**self._setting.hyper, **self._hyper(theta[self._segments :])}
-        return dataclasses.replace(self._setting, grid=tuple(map(float, self._times(theta))), hyper=hyper)
+        times = tuple(map(float, self._times(theta)))
+        return dataclasses.replace(self._setting, grid=times, hyper=hyper, t_start=times[0])
 
     def _hyper(self, values: np.ndarray) -> dict[str, float]:
         return dict(zip(self._smooth, map(float, values), strict=True))
@@ -135,12 +139,12 @@ class Objective:
     def _times(self, theta: np.ndarray) -> np.ndarray:
         weights = np.exp(theta[: self._segments] - theta[: self._segments].max())
         knots = np.exp(np.log(self._t_end) * np.concatenate([[0.0], np.cumsum(weights) / weights.sum()]))
-        return grids.resample(np.append(knots[:-1], self._t_end), self._n_steps)
+        return grids.resample(np.append(knots[self._led : -1], self._t_end), self._n_steps)
 
     def _table(self, times: np.ndarray, values: np.ndarray) -> Tableau:
         hyper = {**self._integrator.hyper, **self._hyper(values)}
         integrator = dataclasses.replace(self._integrator, hyper=hyper)
-        return tabulate(integrator, self._evaluator.model.sde, times, self._denoise)
+        return tabulate(integrator, self._evaluator.model.sde, times, self._denoise, analytic_start=self._led)
 
 
 def _floats(table: Tableau) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from psld_jax.sampling.settings import Setting, Tuned
 from psld_jax.tuning._evaluate import Evaluator, Score
 from psld_jax.tuning._gradient import refine
 from psld_jax.tuning._options import Options
-from psld_jax.tuning._search import applicable, search
+from psld_jax.tuning._search import applicable, first_times, search
 from psld_jax.tuning.gits import candidates as fine_times
 from psld_jax.tuning.gits import cheapest, step_errors
 from psld_jax.tuning.learn import learn as learn_solver
@@ -210,17 +210,21 @@ def tune(
     # smallest of many distances owes something to luck.
     trainer, judge = evaluator.with_seed(seed + 1), evaluator.with_seed(seed + 2)
 
-    fine = fine_times(model.sde, _FINE_STEPS, t_end)
+    first, fine = first_times(model.sde, t_end), fine_times(model.sde, _FINE_STEPS, t_end)
     costs = functools.cache(lambda: step_errors(model, fine, batch, seed))
 
     def chosen_grids(name: str, budget: int) -> list[tuple[float, ...]]:
-        """Return the grid by dynamic programming, unless the fine solution has fewer steps."""
+        """Return the grids by dynamic programming: one as it is, and one of a step more, without its first.
+
+        The state is led over the first. There are fewer where the fine solution has not so many steps.
+        """
         integrator = integrators.get(name)
         n_steps = (budget - bool(denoise) - integrator.nfe_once) // integrator.nfe_per_step
-        if n_steps > _FINE_STEPS:
-            return []
-        found = trials.get(["gits", n_steps], lambda: {"times": fine[cheapest(costs(), n_steps)].tolist()})
-        return [tuple(found["times"])]
+
+        def times(count: int) -> list[float]:
+            return trials.get(["gits", count], lambda: {"times": fine[cheapest(costs(), count)].tolist()})["times"]
+
+        return [tuple(times(n_steps + led)[led:]) for led in (0, 1) if n_steps + led <= _FINE_STEPS]
 
     def best_of(name: str, budget: int, inherited: list[Setting]) -> Row:
         stochastic, grids = integrators.get(name).stochastic, chosen_grids(name, budget)
@@ -245,6 +249,7 @@ def tune(
             seed=seed,
             inherited=inherited,
             grids=grids,
+            starts=first,
         )
         if gradient_steps and not stochastic:
             key = ["refine", best.to_json(), budget]
