@@ -263,7 +263,7 @@ class Laboratory:
             found = pj.learn(
                 model,
                 budget,
-                choose(model.sde, tuned, budget),
+                choose(dataclasses.replace(model, tuned=tuned), budget),
                 **about,
                 iterations=o.iterations,
                 target=self.others,

@@ -27,10 +27,10 @@ SEEDS = (1001, 1002, 1003)
 
 def settings(model: pj.Model, nfe: int) -> dict[str, Setting]:
     """The settings that are compared: tuned, with times by dynamic programming, and learned, if there is a solver."""
-    tuned = choose(model.sde, model.tuned, nfe, lambda solver: False)
+    tuned = choose(model, nfe, lambda solver: False)
     times = tuple(map(float, pj.gits_grid(model, nfe - 1, n=32)))
     found = {"tuned": tuned, "GITS": Setting("ipndm", times, hyper={"order": 3})}
-    learned = choose(model.sde, model.tuned, nfe)
+    learned = choose(model, nfe)
     return found | ({"learned": learned} if learned.solver is not None else {})
 
 

@@ -67,7 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     model, nfe = pj.load(arguments.model), arguments.nfe
-    tuned = choose(model.sde, model.tuned, nfe, lambda solver: False)
+    tuned = choose(model, nfe, lambda solver: False)
     start = pj.Setting(arguments.start) if arguments.start else tuned
     rows = [
         (what, arguments.samples, *learned(model, start, nfe, arguments.samples, arguments.output, **choice))

@@ -166,6 +166,18 @@ def test_the_search_looks_at_starts():
     assert all(isinstance(setting.grid, str) or setting.t_start == times[0] for setting in tried)
 
 
+@pytest.mark.parametrize("name", ["psld", "edm", "flow"])
+def test_few_evaluations_of_a_model_that_was_not_tuned_start_where_noise_hides_the_mean(few_digits, name):
+    model = pj.load("digits", {"sde.name": name, "data.num_points": 20})
+    model = dataclasses.replace(model, tuned=())
+    chosen = resolve(model, nfe=6)
+    np.testing.assert_allclose(model.sde.sigma(np.float64(chosen.t_start)), 8.0, rtol=1e-6)  # 64 pixels
+    assert resolve(model, nfe=20).t_start == 1
+    # Where images are so large that the noise at t = 1 does not hide their mean, there is no such start.
+    large = dataclasses.replace(model, image_shape=(10**6, 10**6, 1))
+    assert resolve(large, nfe=6).t_start == 1 or name == "flow"  # all noise at t = 1
+
+
 def test_rows_that_are_added_come_after_the_way_to_the_start(rng):
     setting, sde = Setting("predictor_corrector", t_start=START), SDES["psld"]
     table = setting.table(sde, 4)

@@ -148,12 +148,13 @@ def test_what_cannot_be_integrated_is_said(digits_model):
         ({"t_start": 0.0}, "t_start=0.0"),
         ({"noise_std": 0.0, "posterior": "pigdm"}, "noise_std=0.0"),
         ({"sampler": "exponential_multistep", "grid": (1.0, 0.5, 1e-3), "t_start": 0.5}, "named"),
+        ({"sampler": "rk45", "posterior": "pigdm", "t_start": 0.5}, "is adaptive"),
         ({"sampler": "exponential_multistep", "resample": 2}, "resample"),
     ):
         with pytest.raises(ValueError, match=told):
             pj.generate(digits_model, **{**options, **changed})
     with pytest.raises(ValueError, match="of a measurement"):
-        pj.generate(digits_model, n=1, t_start=0.5)
+        pj.Steering(t_start=0.5).bind(digits_model)
 
 
 def test_a_pull_of_another_table_is_refused(key):

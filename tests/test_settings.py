@@ -65,10 +65,10 @@ def test_settings_survive_json():
 def test_auto_takes_the_nearest_budget_that_was_tuned_else_the_rule(digits_model):
     few, many = Setting("ancestral", TIMES), Setting("ddim")
     tuned = (Tuned(10, few), Tuned(40, many))
-    assert choose(SDE, tuned, 5) is few and choose(SDE, tuned, 19) is few  # the geometric mean is 20
-    assert choose(SDE, tuned, 21) is many and choose(SDE, tuned, 1000) is many
-    assert not pj.integrators.get(choose(SDE, (), 10).sampler).stochastic
     model = dataclasses.replace(digits_model, tuned=tuned)
+    assert choose(model, 5) is few and choose(model, 19) is few  # the geometric mean is 20
+    assert choose(model, 21) is many and choose(model, 1000) is many
+    assert not pj.integrators.get(choose(dataclasses.replace(model, tuned=()), 10).sampler).stochastic
     assert resolve(model, "auto", 10) is few
     assert resolve(model, nfe=10, grid="uniform") == Setting("ancestral", "uniform")
     assert resolve(model, "ddim", 10) == Setting("ddim", "quadratic")

@@ -48,16 +48,19 @@ def _note(row: Mapping[str, Any]) -> str:
     hyper = {**setting.get("hyper", {}), **(row.get("hyper") or {})}
     grid = setting.get("grid", row.get("grid") or "")
     said = [f"{grid} grid" if isinstance(grid, str) and grid else "tuned grid" if grid else ""]
+    said += [f"analytic start at t={setting['t_start']:.3g}"] if "t_start" in setting else []
     said += [f"{name}={text(value)}" for name, value in hyper.items()]
     return ", ".join(filter(None, said))
 
 
 def grid_text(setting: Mapping[str, Any]) -> str:
-    """Name the time grid of a setting, or give its times to four digits."""
+    """Name the time grid of a setting, or give its times to four digits; and the start, if the state is led there."""
     grid = setting.get("grid", "")
+    start = ", analytic start" if "t_start" in setting else ""
     if isinstance(grid, str):
-        return f"{grid}, rho {setting['rho']:g}" if grid in ("power", "edm") and "rho" in setting else grid
-    return " ".join(f"{float(t):.4g}" for t in grid)
+        rho = f", rho {setting['rho']:g}" if grid in ("power", "edm") and "rho" in setting else ""
+        return grid + rho + (f"{start} at t={setting['t_start']:.3g}" if start else "")
+    return " ".join(f"{float(t):.4g}" for t in grid) + start
 
 
 def bench(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:

@@ -57,8 +57,8 @@ def resolve(
     if hyper:
         raise ValueError(f'sampler="auto" chooses its hyper-parameters; name a sampler to set {sorted(hyper)}')
     if _is(grid, "auto") and t_start is None:
-        return choose(model.sde, model.tuned, nfe, usable)
-    setting = choose(model.sde, model.tuned, nfe, lambda _: False)
+        return choose(model, nfe, usable)
+    setting = choose(model, nfe, lambda _: False)
     changed = {} if _is(grid, "auto") else {"grid": _times(grid), "rho": rho, "t_start": 1.0}
     changed |= {} if t_start is None else {"t_start": t_start}
     return dataclasses.replace(setting, **changed)

@@ -190,12 +190,25 @@ class Tuned:
     setting: Setting
 
 
-def rule(sde: LinearSDE, nfe: int) -> Setting:
-    """Return the setting for a model that was not tuned: best, or nearly, for those that were (docs/results.md)."""
+#: Up to so many evaluations a model that was not tuned has an analytic start: it helped for every path but VP's, whose
+#: default is good enough without from 8 on (docs/results.md).
+_LAST_LED = 8
+
+
+def rule(model: Any, nfe: int) -> Setting:
+    """Return the setting for a model that was not tuned: best, or nearly, for those that were (docs/results.md).
+
+    Few evaluations start at the noise level ``sigma = D^(1/2)``, for images of ``D`` numbers. The mean of an image has
+    noise of size 1 there, so hardly anything is seen of it before.
+    """
+    sde, level = model.sde, np.sqrt(np.prod(model.image_shape or 0))
+    start = 1.0
+    if nfe <= _LAST_LED and sde.sigma(np.float64(sde.t_end)) < level < sde.sigma(np.float64(1.0)):
+        start = float(sde.time(level))
     if not sde.stationary:
         # Time is any function of the noise level there; polynomials in log SNR are the same for all of them.
-        return Setting("predictor_corrector", sde.grid, hyper={"order": 2, "variable": "log_snr"})
-    return Setting("predictor_corrector", hyper={"order": 3, "variable": "t"})
+        return Setting("predictor_corrector", sde.grid, hyper={"order": 2, "variable": "log_snr"}, t_start=start)
+    return Setting("predictor_corrector", hyper={"order": 3, "variable": "t"}, t_start=start)
 
 
 #: The setting for a measurement that is integrated, whatever was tuned for free samples. At few evaluations higher
@@ -203,18 +216,17 @@ def rule(sde: LinearSDE, nfe: int) -> Setting:
 MEASURED = Setting("exponential_multistep", hyper={"order": 1, "variable": "log_snr"})
 
 
-def choose(
-    sde: LinearSDE, tuned: Sequence[Tuned], nfe: int, usable: Callable[[Solver], bool] = lambda solver: True
-) -> Setting:
+def choose(model: Any, nfe: int, usable: Callable[[Solver], bool] = lambda solver: True) -> Setting:
     """Choose for ``sampler="auto"``: a solver that was learned for ``nfe`` evaluations, if there is a ``usable`` one.
 
-    Otherwise what was tuned for the budget nearest to ``nfe`` (in its logarithm), else :func:`rule`.
+    Otherwise what was tuned for the budget nearest to ``nfe`` (in its logarithm), else :func:`rule`. Both are in
+    ``model.tuned``.
     """
-    for row in tuned:
+    for row in model.tuned:
         if row.setting.solver is not None and row.nfe == nfe and usable(row.setting.solver):
             return row.setting
-    others = [row for row in tuned if row.setting.solver is None]
-    return nearest(others, max(nfe, 1)) if others else rule(sde, nfe)
+    others = [row for row in model.tuned if row.setting.solver is None]
+    return nearest(others, max(nfe, 1)) if others else rule(model, nfe)
 
 
 def nearest(tuned: Sequence[Tuned], nfe: int) -> Setting:

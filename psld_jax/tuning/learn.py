@@ -187,7 +187,7 @@ def learn(
 def _starts(model: Model, nfe: int, start: Any) -> list[Setting]:
     """Return the settings to start from."""
     if start is None:
-        return [choose(model.sde, model.tuned, nfe, lambda solver: False)]
+        return [choose(model, nfe, lambda solver: False)]
     starts = [start] if isinstance(start, Setting) else start
     if isinstance(starts, str) or not isinstance(starts, Sequence) or not starts:
         raise ValueError(f"start={shown(start)} must be a psld_jax.Setting, or several")
