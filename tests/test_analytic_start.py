@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import psld_jax as pj
+from benchmarks import analytic_start as script
 from psld_jax import build
 from psld_jax.evaluation import evaluate
 from psld_jax.sampling.generate import prepare, resolve
@@ -176,6 +177,16 @@ def test_few_evaluations_of_a_model_that_was_not_tuned_start_where_noise_hides_t
     # Where images are so large that the noise at t = 1 does not hide their mean, there is no such start.
     large = dataclasses.replace(model, image_shape=(10**6, 10**6, 1))
     assert resolve(large, nfe=6).t_start == 1 or name == "flow"  # all noise at t = 1
+
+
+def test_the_script_prints_a_row_for_every_budget(monkeypatch, capsys):
+    monkeypatch.setattr(script, "PATHS", {"psld": {"data.num_points": 50}})
+    monkeypatch.setattr(script, "TARGETS", 200)
+    script.main((4, 6), 8)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["NFE", "4", "6"]
+    values = np.array([[list(map(float, cell.split(", "))) for cell in row[1:]] for row in rows[1:]])
+    assert values.shape == (2, 1 + len(script.LEVELS), 2) and np.isfinite(values).all() and (values > 0).all()
 
 
 def test_rows_that_are_added_come_after_the_way_to_the_start(rng):
