@@ -10,6 +10,7 @@ import pytest
 import psld_jax as pj
 from benchmarks import analytic_start as script
 from psld_jax import build
+from psld_jax.conditioning.weights import renoised
 from psld_jax.evaluation import evaluate
 from psld_jax.sampling.generate import prepare, resolve
 from psld_jax.sampling.settings import Setting, Tuned
@@ -177,6 +178,21 @@ def test_few_evaluations_of_a_model_that_was_not_tuned_start_where_noise_hides_t
     # Where images are so large that the noise at t = 1 does not hide their mean, there is no such start.
     large = dataclasses.replace(model, image_shape=(10**6, 10**6, 1))
     assert resolve(large, nfe=6).t_start == 1 or name == "flow"  # all noise at t = 1
+
+
+def test_conditions_see_the_steps_alone(rng):
+    """Clipping, CFG++ and measurements change steps, and those are the same with and without the way to their start."""
+    sde, grid = SDES["vp"], pj.grids.power(5, 1e-3, START)
+    ddim, data = pj.integrators.get("ddim"), pj.integrators.get("exponential_multistep", order=2)
+    led, plain = ([pj.tabulate(one, sde, grid, analytic_start=lead) for one in (ddim, data)] for lead in (True, False))
+    curves = [renoised(sde, tables[0], 0.5, 0.0) for tables in (led, plain)]
+    jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(curve) for curve in curves))
+    clips = [pj.scores.clipped(lambda z, t: z, sde, table=tables[0]).weights for tables in (led, plain)]
+    np.testing.assert_array_equal(*clips)
+    half = pj.operators.mask(pj.operators.half_mask("top", (4, 4, 1)))
+    y = rng.standard_normal((1, 4, 4, 1))
+    pulls = [pj.measurement_pull(sde, data, tables[1], half, y, (4, 4, 1)).weights for tables in (led, plain)]
+    np.testing.assert_array_equal(*pulls)
 
 
 def test_the_script_prints_a_row_for_every_budget(monkeypatch, capsys):

@@ -117,7 +117,8 @@ def _weights(sde: LinearSDE, table: Tableau) -> tuple[np.ndarray, np.ndarray]:
     """
     if sde.num_blocks > 1 or table.num_blocks > 1:
         raise ValueError(f"noise and image are told apart for one block; {sde!r} has {sde.num_blocks}")
-    pushed, unused = table.P is not None and np.any(table.P != 1), np.any(table.B[:, 0] == 0)
+    # The way to the start of the grid comes before the first evaluation, and changes no step.
+    pushed, unused = table.P is not None and np.any(table.P[1:] != 1), np.any(table.B[:, 0] == 0)
     if pushed or unused or np.any(table.B[:, 1:]) or len(np.unique(table.tau)) < table.nfe:
         raise ValueError("the noise from before the clip can be kept by one-step samplers alone, such as 'ddim'")
     a, b = in_image(sde, table)

@@ -187,6 +187,7 @@ def pull_law(
     modes = modes_of(operator, image_shape)
     denoise = bool(table.times[-1] == 0)
     grid = table.times[:-1] if denoise else table.times
+    grid = np.append(table.tau[0], grid[1:])  # the state may be led to the start of the grid
     if np.any(np.diff(grid) >= 0):
         raise ValueError("a measurement is not integrated over a grid that goes back: leave resample out")
     steps = table.nfe - denoise

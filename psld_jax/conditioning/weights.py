@@ -221,7 +221,7 @@ def renoised(sde: LinearSDE, table: Tableau, scale: float, neutral: float) -> We
             "has not: use guidance_rule='cfg', with an interval or a schedule"
         )
     single = table.nfe == table.num_steps and table.num_draws == 0 and not np.any(table.B[:, 1:])
-    t, s = table.times[:-1], table.times[1:]
+    t, s = np.append(table.tau[0], table.times[1:-1]), table.times[1:]  # the state may be led to the first
     inner = s > 0
     if single and np.all(np.diff(table.times) < 0):
         alpha_t, std_t = sde.mean(t)[:, 0, 0], np.sqrt(sde.cov(t)[:, 0, 0])
