@@ -29,6 +29,7 @@ def test_every_name_has_a_publication_of_its_authors(name):
 def test_every_publication_is_well_formed_bibtex_and_of_something():
     of_names = [bibliography.SOURCES, bibliography.INTEGRATORS, bibliography.PATHS, bibliography.NETWORKS]
     used = {key for table in of_names for keys in table.values() for key in keys} | set(bibliography.ADAPTIVE)
+    used |= set(bibliography.ANALYTIC_START)
     assert used == set(bibliography.ENTRIES)
     for key, entry in bibliography.ENTRIES.items():
         text = entry.bibtex(key)
@@ -47,6 +48,7 @@ def test_what_was_used_is_cited_once_each(few_digits):
     assert keys(text) == ["psld_jax", "pandey2024efficient", "zhang2023fast", "pandey2023complete"]
     assert keys(pj.citation(pj.load("mnist"))) == ["psld_jax", "song2021score", "pandey2023complete"]
     assert keys(pj.citation()) == ["psld_jax"]
+    assert keys(pj.citation(pj.Setting("deis", t_start=0.4)))[1:] == ["zhang2023fast", "dockhorn2022genie"]
 
 
 @pytest.mark.parametrize("thing", [None, 3, "", ("ddim",), b"ddim"])

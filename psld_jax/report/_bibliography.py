@@ -91,6 +91,13 @@ ENTRIES: dict[str, Entry] = {
         2023,
         "2302.04867",
     ),
+    "dockhorn2022genie": _talk(
+        "{GENIE}: Higher-Order Denoising Diffusion Solvers",
+        "Tim Dockhorn and Arash Vahdat and Karsten Kreis",
+        _NEURIPS,
+        2022,
+        "2210.05475",
+    ),
     "lu2022dpmsolver": _talk(
         "{DPM-Solver}: A Fast {ODE} Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps",
         _LU,
@@ -237,5 +244,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "unet2d": ("vonplaten2022diffusers",),
 }
 
+#: Of the analytical first step.
+ANALYTIC_START = ("dockhorn2022genie",)
 #: Every adaptive solver.
 ADAPTIVE = ("kidger2021diffrax",)

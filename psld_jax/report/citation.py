@@ -53,7 +53,8 @@ def _entries(thing: Any) -> dict[str, bibliography.Entry]:
         network = thing.config.model.name
         return {**(_named(network) if network not in _NOBODYS else {}), **_entries(thing.sde)}
     if isinstance(thing, Setting):
-        return _of_integrator(thing.sampler)
+        led = {key: bibliography.ENTRIES[key] for key in bibliography.ANALYTIC_START} if thing.t_start < 1 else {}
+        return _of_integrator(thing.sampler) | led
     if isinstance(thing, Integrator):
         return _of_integrator(thing.name)
     if isinstance(thing, LinearSDE):

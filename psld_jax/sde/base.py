@@ -241,7 +241,7 @@ class LinearSDE(StatesOfBlocks):
 
         The score of such data is ``-Stilde^-1 z`` with :meth:`total_cov`, so ``dPhi/ds = (F + 1/2 D Stilde^-1) Phi``.
         For one block it is ``(Stilde_s / Stilde_t)^(1/2)``. Where noise hides the data nearly whole, all data are like
-        that: the analytical first step (Dockhorn et al., 2022) takes the ODE there without an evaluation.
+        that: the analytical first step (GENIE, Dockhorn et al., 2022) takes the ODE there without an evaluation.
 
         Raises:
           ValueError: unless ``data_std`` is finite and > 0.
