@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.model.name = "mixture"
     config.model.bandwidth = 0.05  # mixture: standard deviation of the smoothing, in units of pixel values
     # Weights of a network: a directory that the converter or --mode export wrote, the work directory of a training run,
-    # or mnist | mnist_clf, which ship with the package.
+    # or mnist | mnist_clf | emoji, which ship with the package.
     config.model.checkpoint = ""
     config.model.weights = ""  # ema | online; empty: ema if it is there
     config.model.data_std = 0.0  # > 0: the network is preconditioned in phase space for such data

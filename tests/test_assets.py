@@ -8,7 +8,7 @@ import psld_jax as pj
 from psld_jax import assets
 
 
-@pytest.mark.parametrize(("name", "megabytes"), [("mnist", 12), ("mnist_clf", 4)])
+@pytest.mark.parametrize(("name", "megabytes"), [("mnist", 12), ("mnist_clf", 4), ("emoji", 13)])
 def test_a_network_is_small_and_tells_nothing_of_where_it_was_made(name, megabytes):
     files = [path for path in assets.network(name).rglob("*") if path.is_file()]
     assert {"config.json", "index.json", "README.md"} <= {path.name for path in files}
@@ -36,7 +36,23 @@ def test_ten_evaluations_draw_digits_that_the_classifier_knows(key):
     assert np.abs(state.x[:, :2, :2] + 1).mean() < 0.1
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_emoji_of_a_label_have_its_colours():
+    """Smileys are yellow inside, and flags reach from side to side: with labels that were mixed up they would not."""
+    with jax.enable_x64(False):
+        model = pj.load("emoji")
+        assert model.image_shape == (16, 16, 3) and model.n_classes == 9
+        smileys, flags = (
+            pj.generate(model, nfe=10, n=16, seed=0, batch_size=16, label=label, guidance=2.0) for label in (6, 2)
+        )
+    # Corners of both are white; seen 0.98 and more.
+    assert all(images[:, :2, :2].mean() > 0.8 for images in (smileys, flags))
+    middle = smileys[:, 4:12, 4:12].mean(axis=(0, 1, 2))
+    assert middle[0] > 0.4 and middle[2] < -0.4  # red, no blue; seen 0.65 and -0.66
+    # At half height a flag begins further out than a round face; seen -0.44 and 0.23.
+    assert flags[:, 8, 1].mean() < smileys[:, 8, 1].mean() - 0.3
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "emoji"])
 def test_the_samplers_that_ship_were_tuned_for_their_model_and_keep_the_budget(name):
     model = pj.load(name)
     assert len(model.tuned) >= 3

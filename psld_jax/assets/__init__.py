@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 #: Trained networks, directories that :func:`psld_jax.load` opens; each has a model card, ``README.md``.
-NETWORKS = ("mnist", "mnist_clf")
+NETWORKS = ("mnist", "mnist_clf", "emoji")
 
 #: Data sets with a classifier of clean images, :func:`psld_jax.metrics.judge`.
 JUDGES = ("mnist", "fashion_mnist")

@@ -304,8 +304,9 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     """Open a model that ships with the package, or one that you have trained or converted.
 
     ``load("mnist")`` is a network trained on MNIST, ``load("mnist_clf")`` its noise-conditional classifier,
-    ``load("digits")`` a small embedded data set with its exact score, ``load(DIR)`` a saved network, and ``load(FILE)``
-    a checkpoint of another library that ``python -m convert`` reads: it is converted into the user's cache, once.
+    ``load("emoji")`` a network of emoji in colour with labels, ``load("digits")`` a small embedded data set with its
+    exact score, ``load(DIR)`` a saved network, and ``load(FILE)`` a checkpoint of another library that ``python -m
+    convert`` reads: it is converted into the user's cache, once.
 
     Args:
       name: one of these names, a directory that the converter or ``--mode export`` wrote, the work directory of a
