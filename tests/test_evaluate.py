@@ -83,7 +83,7 @@ def test_a_killed_sweep_goes_on(digits_sweep, tmp_path):
     lines = (tmp_path / "evaluation.md").read_text().splitlines()
     assert lines[2] == "| | 6 NFE | 12 NFE |"
     assert lines[4].startswith("| `auto` | **")
-    assert json.loads((tmp_path / "evaluation.json").read_text())["rows"] == rows
+    assert json.loads((tmp_path / "evaluation.json").read_text())["rows"] == json.loads(json.dumps(rows))
     with pytest.raises(ValueError, match="is of an evaluation with model='digits'"):
         Journal(path, {"model": "another"}, "an evaluation")
 
