@@ -190,8 +190,8 @@ class Tuned:
     setting: Setting
 
 
-#: Up to so many evaluations a model that was not tuned has an analytic start: it helped for every path but VP's, whose
-#: default is good enough without from 8 on (docs/results.md).
+#: Up to so many evaluations a model that was not tuned has an analytic start. It helped on four paths at 5 and 6; at 8
+#: it helped on two and cost a little on two (docs/results.md).
 _LAST_LED = 8
 
 
