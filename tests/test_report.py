@@ -137,6 +137,19 @@ def test_one_page_shows_every_mode_and_needs_nothing_else(workdir, content):
     assert [p[0] for p in loss["series"][0]["points"]][-1] == 1199 and len(loss["series"][0]["points"]) <= 500
 
 
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ({"sampler": "ddim", "grid": "uniform", "hyper": {}, "t_start": 0.4}, ("ddim", "analytic start at t=0.4")),
+        ({"sampler": "learned", "grid": "quadratic", "hyper": {}, "solver": {"nfe": 5}}, ("learned solver", "that of")),
+    ],
+)
+def test_the_page_names_what_auto_took(tmp_path, setting, shown):
+    report = {"sampler": "auto", "nfe_mean": 5.0, "num_samples": 4, "seconds": 0.1, "setting": setting, **COMMON}
+    text = write_report(tmp_path, {"sample": report}).read_text()
+    assert f"{shown[0]}, by auto" in text and shown[1] in text
+
+
 def test_values_that_are_not_finite_and_missing_files_are_said(workdir, content):
     text = write_report(workdir, content).read_text()
     assert "not finite" in text

@@ -45,6 +45,8 @@ def curves(title: str, rows: Rows, column: str, label: tuple[str, str], floor: t
 
 def _note(row: Mapping[str, Any]) -> str:
     setting = row.get("setting") or {}
+    if setting.get("solver"):
+        return "its own times"
     hyper = {**setting.get("hyper", {}), **(row.get("hyper") or {})}
     grid = setting.get("grid", row.get("grid") or "")
     said = [f"{grid} grid" if isinstance(grid, str) and grid else "tuned grid" if grid else ""]
@@ -55,6 +57,8 @@ def _note(row: Mapping[str, Any]) -> str:
 
 def grid_text(setting: Mapping[str, Any]) -> str:
     """Name the time grid of a setting, or give its times to four digits; and the start, if the state is led there."""
+    if setting.get("solver"):
+        return "that of the solver"
     grid = setting.get("grid", "")
     start = ", analytic start" if "t_start" in setting else ""
     if isinstance(grid, str):
@@ -154,7 +158,7 @@ def evaluation(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> 
 def tuning(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
     """Show what the tuner found for every sampler and budget, and the best for each budget."""
     found = read_json(workdir / "samplers.json")["rows"]
-    rows = [{**row, "sampler": _sampler(row["setting"]), "grid": "", "budget": row["nfe"]} for row in found]
+    rows = [{**row, "sampler": sampler_text(row["setting"]), "grid": "", "budget": row["nfe"]} for row in found]
     best = {
         nfe: min((row for row in rows if row["nfe"] == nfe), key=lambda row: row["distance"])
         for nfe in sorted({row["nfe"] for row in rows})
@@ -185,8 +189,9 @@ def tuning(report: Mapping[str, Any], workdir: Path, pictures: Pictures) -> str:
     )
 
 
-def _sampler(setting: Mapping[str, Any]) -> str:
-    return f"{setting['sampler']} (learned)" if setting.get("solver") else setting["sampler"]
+def sampler_text(setting: Mapping[str, Any]) -> str:
+    """Name the sampler of a setting; one that was learned has no name of its own."""
+    return "learned solver" if setting.get("solver") else setting["sampler"]
 
 
 def _numbers(rows: Rows) -> str:

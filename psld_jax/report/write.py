@@ -103,6 +103,7 @@ def _sample(report: Report, workdir: Path, pictures: Pictures) -> str:
         about["sampler"] = json.dumps(about["sampler"])
     setting = report.get("setting") or {}
     if setting:
+        about["sampler"] = comparisons.sampler_text(setting) + (", by auto" if about["sampler"] == "auto" else "")
         about |= {"time grid": comparisons.grid_text(setting), **setting.get("hyper", {})}
     files = {
         "samples.png": "Samples, and their momentum where there is one",
