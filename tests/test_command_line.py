@@ -16,7 +16,6 @@ from rich.console import Console
 
 import psld_jax as pj
 from psld_jax import build, modes
-from psld_jax.modes._common import prepared, sampled_model
 from psld_jax.modes.dry_run import dry_run
 from psld_jax.modes.listing import list_choices
 
@@ -126,27 +125,6 @@ def test_conditions_from_the_command_line(tmp_path):
         with pytest.raises(ValueError, match=message):
             run("sample", tmp_path / "bad", **small, **steer)
     assert not (tmp_path / "bad").exists()
-
-
-MEASURED = {"steer.operator": "mask", "steer.mask": "top", "steer.posterior": "conjugate"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "first"),
-    [
-        ({"sampler.name": "ddim", "sampler.t_start": 0.4}, 1.0),  # led to 0.4 within the first row
-        ({"sampler.name": "rk45", "sampler.t_start": 0.4}, None),
-        (MEASURED, 1.0),
-        ({**MEASURED, "steer.t_start": 0.4}, 0.4),
-        ({**MEASURED, "steer.t_start": 0.4, "sampler.t_start": 0.6}, 0.4),
-        ({"steer.operator": "mask", "steer.mask": "top", "sampler.name": "rk45"}, None),
-    ],
-)
-def test_a_measurement_has_its_own_start(fields, first):
-    config = build.override(build.load_config("digits"), {"data.num_points": 20, "sampling.num_samples": 2, **fields})
-    model = sampled_model(config)
-    sampler = prepared(model, config, **build.steer_options(config, model)[0])
-    assert first == (None if sampler.table is None else sampler.table.times[0])
 
 
 def test_the_list_has_all_that_can_be_named():

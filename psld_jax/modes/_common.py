@@ -16,7 +16,6 @@ import numpy as np
 from psld_jax import build
 from psld_jax._runtime import distributed
 from psld_jax._version import __version__
-from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.generate import prepare
 from psld_jax.sampling.sampler import Sampler
 
@@ -33,8 +32,6 @@ def prepared(model: build.Model, config: Any, **conditions: Any) -> Sampler:
     """Make the sampler that ``config.sampler`` describes, with these conditions; ``ValueError`` if it is not sound."""
     options = build.sampler_options(config)
     del options["seed"]  # of the samples, not of the sampler
-    if "t_start" in conditions or config.sampler.name in SOLVERS:
-        del options["t_start"]  # a measurement has its own start, config.steer.t_start; adaptive solvers have none
     return prepare(model, **options, **conditions)
 
 

@@ -28,7 +28,6 @@ _POWER: Condition = (
     lambda c: c.sampler.grid in ("auto", "power", "edm", "karras"),
 )
 _STEPS: Condition = ("config.sampler.sigmas and timesteps being empty", lambda c: not _own_steps(c))
-_FREE: Condition = ("config.steer.operator being empty (else config.steer.t_start)", lambda c: not c.steer.operator)
 _FIXED: Condition = ("a sampler with a grid", lambda c: c.sampler.name not in SOLVERS)
 _INCEPTION: Condition = ("config.evaluate.features='inception'", lambda c: c.evaluate.features == "inception")
 _COSINE: Condition = ("config.train.schedule='cosine'", lambda c: c.train.schedule == "cosine")
@@ -62,7 +61,6 @@ _STEER: dict[str, tuple[Condition, ...]] = {
     "steer.posterior": (_OPERATOR,),
     "steer.weight": (_OPERATOR,),
     "steer.t_start": (_OPERATOR,),
-    "sampler.t_start": (_FIXED, _FREE),
     "steer.null_weight": (
         _OPERATOR,
         ("config.steer.posterior='conjugate'", lambda c: c.steer.posterior == "conjugate"),
