@@ -63,9 +63,11 @@ def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Pa
 
 def _files(path: Path) -> list[Path]:
     """Return what a conversion may read beside a file of weights, or in a directory; nothing for a file alone."""
-    if path.is_file() and path.suffix not in (".safetensors", ".bin"):
+    if path.is_file() and path.suffix not in _READ:
         return []
     root = path if path.is_dir() else path.parent
-    around = [*root.glob("*"), *root.glob("*/*"), *(root.parent / "scheduler").glob("*")] if path.is_dir() else []
-    around = around or [path, *root.glob("*.json"), *(root.parent / "scheduler").glob("*.json")]
+    if path.is_dir() or path.suffix == ".json":  # an index names files beside it
+        around = [*root.glob("*"), *root.glob("*/*"), *(root.parent / "scheduler").glob("*")]
+    else:
+        around = [path, *root.glob("*.json"), *(root.parent / "scheduler").glob("*.json")]
     return sorted({file for file in around if file.suffix in _READ and file.is_file()})

@@ -25,6 +25,7 @@ NAME = "diffusers"
 ACCEPTS = "a directory of diffusers with a UNet2DModel: config.json and weights, or unet/ and scheduler/"
 
 _WEIGHTS = "diffusion_pytorch_model"
+_ENDS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 _SUPPORTED = (
     "UNet2DModel (unconditional, or told a class) is supported; text-to-image U-Nets, transformers and VAEs are not"
 )
@@ -111,7 +112,7 @@ def read(path: Path, asked: Asked) -> Converted:
         tuple(notes),
         config=asked.config if asked.config not in ("", "auto") else "default",
         sources={weights: sources},
-        format="safetensors" if files[0].suffix == ".safetensors" else "torch",
+        format="safetensors" if files[-1].suffix == ".safetensors" else "torch",
         files=(*files, *beside),
     )
 
@@ -212,7 +213,7 @@ def _open(unet: Path, path: Path, stack: contextlib.ExitStack) -> tuple[list[Pat
     """Open files of weights: their tensors by name, and whether they are averages (``online`` or ``ema``)."""
     file = path if path.is_file() else _choose(unet)
     weights = "online"
-    if not file.name.endswith(".index.json"):
+    if file.suffix != ".json":
         tensors, average = _tensors(file, stack)
         return [file], tensors, "ema" if average else weights
     shards = _json(file).get("weight_map")
@@ -235,11 +236,11 @@ def _open(unet: Path, path: Path, stack: contextlib.ExitStack) -> tuple[list[Pat
 
 def _choose(unet: Path) -> Path:
     """Choose the file of weights in a folder: the plain one before a variant, ``.safetensors`` before ``.bin``."""
-    for end in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"):
-        plain = unet / f"{_WEIGHTS}{end}"
-        if plain.is_file():
+    for end in _ENDS:
+        if (plain := unet / f"{_WEIGHTS}{end}").is_file():
             return plain
-        variants = [file for file in unet.glob(f"{_WEIGHTS}.*") if re.fullmatch(rf"{_WEIGHTS}\.[\w-]+{end}", file.name)]
+    for end in _ENDS:
+        variants = [file for file in unet.glob(f"{_WEIGHTS}.*") if f"{_WEIGHTS}{end}" in _without_variant(file.name)]
         variants = [file for file in variants if not re.search(r"-\d{5}-of-\d{5}", file.name)]
         if len(variants) > 1:
             listed = ", ".join(sorted(file.name for file in variants))
@@ -247,6 +248,12 @@ def _choose(unet: Path) -> Path:
         if variants:
             return variants[0]
     raise ValueError(f"{unet} holds no weights: {_WEIGHTS}.safetensors or .bin, or an index of several files")
+
+
+def _without_variant(name: str) -> list[str]:
+    """Return what a name may be without the variant, whose place in the name of an index has changed over time."""
+    parts = name.split(".")
+    return [".".join(parts[:i] + parts[i + 1 :]) for i in range(1, len(parts) - 1)]
 
 
 def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping.Tensor], bool]:

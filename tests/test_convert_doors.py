@@ -292,6 +292,31 @@ def test_sharded_files_are_one_network(tmp_path):
         np.testing.assert_array_equal(parts[name], array)
 
 
+@pytest.mark.parametrize("name", ["safetensors.index.fp16", "safetensors.fp16.index", "fp16.safetensors.index"])
+def test_the_index_of_a_variant_is_found(tmp_path, name):
+    path = copied(tmp_path)
+    tensors = sharded(path)
+    (path / f"{WEIGHTS}.index.json").rename(path / f"diffusion_pytorch_model.{name}.json")
+    read = diffusers.read(path, Asked())
+    kernel = read.weights["online"]["layers"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["conv_in.weight"].transpose(2, 3, 1, 0))
+    assert read.format == "safetensors"
+
+
+def test_the_plain_file_comes_before_a_variant_of_another_format(tmp_path):
+    path = copied(tmp_path)
+    (path / WEIGHTS).rename(path / "diffusion_pytorch_model.fp16.safetensors")
+    (path / "diffusion_pytorch_model.bin").write_bytes(b"")
+    assert diffusers._choose(path).name == "diffusion_pytorch_model.bin"
+
+
+def test_the_cache_looks_at_the_files_that_an_index_names(tmp_path):
+    path = copied(tmp_path)
+    sharded(path)
+    found = cache_module._files(path / f"{WEIGHTS}.index.json")
+    assert {file.name for file in path.iterdir()} == {file.name for file in found}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
