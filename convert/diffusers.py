@@ -159,6 +159,8 @@ def _json(path: Path) -> dict[str, Any]:
 _FIELDS = {field.name: field for field in dataclasses.fields(UNet2DConfig)}
 #: What stands for ``null``.
 _EMPTY: dict[type, Any] = {int: 0, float: 0.0, str: "", bool: False, tuple: ()}
+#: The original takes its default for these where it says ``null``.
+_NULL_IS_DEFAULT = ("downsample_type", "upsample_type")
 _OWN = ("predicts", "clock", "dtype", "mid_block")
 
 
@@ -166,7 +168,7 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Read the options of a ``config.json``, and the names of those that ``UNet2DModel`` does not have."""
     options: dict[str, Any] = {}
     unknown = []
-    if type(layers := stored.get("layers_per_block")) is int and layers > _MAX_LAYERS:
+    if type(layers := stored.get("layers_per_block")) in (int, float) and layers > _MAX_LAYERS:
         raise ValueError(f"layers_per_block={layers} in its config.json must be at most {_MAX_LAYERS}")
     for key, value in stored.items():
         if key.startswith("_"):
@@ -181,7 +183,7 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if key == "sample_size" and type(value) is int:
             value = [value, value]
         if value is None:
-            options[key] = _EMPTY[type(default)]
+            options[key] = default if key in _NULL_IS_DEFAULT else _EMPTY[type(default)]
             continue
         if key in ("down_block_types", "up_block_types") and type(value) is list:
             value = [str(name).removeprefix("UNetRes") for name in value]
@@ -203,7 +205,7 @@ def _value(key: str, value: Any, default: Any) -> Any:
         if type(value) in (int, float) and abs(value) < math.inf:
             return float(value)
     elif isinstance(default, int) and not isinstance(default, bool) and type(value) is float and value.is_integer():
-        return int(value)
+        return _value(key, int(value), default)
     elif type(value) is type(default) and not (type(value) is int and abs(value) > _MAX_NUMBER):
         return value
     raise ValueError(f"{key}={clip(str(value))} in its config.json must be of the kind of {default!r}")
@@ -292,7 +294,8 @@ def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict
 
 def _clip_note(scheduler: dict[str, Any]) -> str:
     """Say how to clip as the scheduler does."""
-    wanted = f"config.steer.clip={float(scheduler.get('clip_sample_range') or 1.0):g}"
+    limit = schedules.number(scheduler, "clip_sample_range", 1.0) if scheduler.get("clip_sample_range") else 1.0
+    wanted = f"config.steer.clip={limit:g}"
     if scheduler.get("_class_name") == "DDIMScheduler":
         wanted += " and config.steer.clip_noise=old"
     return f"the scheduler clips x_0 (clip_sample); samplers here do so with {wanted}"

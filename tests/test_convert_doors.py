@@ -167,6 +167,11 @@ BAD = {
         lambda d: change_json(d / "config.json", down_block_types=["DownBlock2D", "KDown", "DownBlock2D"]),
         "unknown block in down_block_types 'KDown'. Did you mean 'KDownBlock2D'",
     ),
+    "many layers": (lambda d: change_json(d / "config.json", layers_per_block=1e9), "layers_per_block=.* at most 100"),
+    "clip": (
+        lambda d: change_json(d / "scheduler_config.json", clip_sample_range=[1]),
+        r"clip_sample_range='\[1\]' of the scheduler must be a finite number",
+    ),
     "no JSON": (lambda d: (d / "config.json").write_text("{"), "config.json is no JSON"),
     "a list": (lambda d: (d / "config.json").write_text("[]"), "config.json holds no table"),
     "missing": (lambda d: change_weights(d, lambda t: t.pop("conv_in.bias")), "conv_in.bias"),
@@ -212,6 +217,12 @@ def test_counters_and_measures_are_left_out_and_named(tmp_path):
     notes = diffusers.read(path, Asked()).notes
     assert "left out, no part of the network: ema.num_updates, metrics.fid, step" in notes
     assert "options that UNet2DModel does not have, left out: num_head_channels" in notes
+
+
+def test_null_is_the_default_of_resampling_as_in_the_original():
+    stored = json.loads((CASE / "unet" / "config.json").read_text())
+    options, _ = diffusers._options({**stored, "downsample_type": None, "upsample_type": None})
+    assert (options["downsample_type"], options["upsample_type"]) == ("conv", "conv")
 
 
 def test_what_the_file_does_not_tell_can_be_given(tmp_path):
