@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,8 @@ def read(path: Path, asked: Asked) -> Converted:
             "sde.schedule, sde.beta_start, ... if it is not DDPM's) or --set sde.name=vesde, and --set "
             "model.unet2d.predicts=eps, velocity, data or score"
         )
+    predicts = option(asked.overrides, "model.unet2d.predicts") or predicts
+    clock = option(asked.overrides, "model.unet2d.clock") or clock
     config = UNet2DConfig(**options, predicts=predicts, clock=clock)
     parameters = source_parameters(config)
     with contextlib.ExitStack() as stack:
@@ -97,6 +100,7 @@ def read(path: Path, asked: Asked) -> Converted:
         f"images: {height} x {width} x {channels}",
         f"labels: {labels[config.labels]}",
         f"weights: {', '.join(file.name for file in files)}; whether they are an average (EMA), the file does not say",
+        *_decoders(root),
         *([f"left out, no part of the network: {', '.join(left_out)}"] if left_out else []),
         *([f"options that UNet2DModel does not have, left out: {', '.join(unknown)}"] if unknown else []),
         *([_clip_note(scheduler)] if clip_x0 else []),
@@ -138,9 +142,19 @@ def _unet(root: Path) -> tuple[Path, str]:
     raise ValueError(f"{root} holds {', '.join(classes) or 'no model'}, and no folder unet with it. {_SUPPORTED}")
 
 
+def _decoders(root: Path) -> list[str]:
+    """Say that what the network draws are no images yet, if the pipeline has a decoder."""
+    index = root / "model_index.json"
+    parts = _json(index) if index.is_file() else {}
+    classes = {key: value[1] for key, value in parts.items() if type(value) is list and len(value) == 2}
+    found = [f"{key} ({name})" for key, name in classes.items() if str(name).startswith(("Autoencoder", "VQModel"))]
+    return [f"left out, without which samples are latents and no images: {', '.join(found)}"] if found else []
+
+
 def _scheduler_places(root: Path, unet: Path) -> list[Path]:
     name = "scheduler_config.json"
-    return [unet / name, root / name, root / "scheduler" / name, unet.parent / "scheduler" / name]
+    around = Path(os.path.abspath(unet)).parent  # of "." too; what links lead to has other neighbours
+    return [unet / name, root / name, root / "scheduler" / name, around / "scheduler" / name]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -168,7 +182,8 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Read the options of a ``config.json``, and the names of those that ``UNet2DModel`` does not have."""
     options: dict[str, Any] = {}
     unknown = []
-    if type(layers := stored.get("layers_per_block")) in (int, float) and layers > _MAX_LAYERS:
+    layers = stored.get("layers_per_block")
+    if isinstance(layers, (int, float)) and layers > _MAX_LAYERS:
         raise ValueError(f"layers_per_block={layers} in its config.json must be at most {_MAX_LAYERS}")
     for key, value in stored.items():
         if key.startswith("_"):

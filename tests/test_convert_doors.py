@@ -225,6 +225,27 @@ def test_null_is_the_default_of_resampling_as_in_the_original():
     assert (options["downsample_type"], options["upsample_type"]) == ("conv", "conv")
 
 
+def test_the_scheduler_is_found_from_within_the_folder_of_the_network(monkeypatch):
+    monkeypatch.chdir(CASE / "unet")
+    assert diffusers.read(Path("."), Asked()).sde["name"] == "discrete"
+    beside = [file.name for file in cache_module._files(Path(WEIGHTS))]
+    assert sorted(beside) == ["config.json", WEIGHTS, "scheduler_config.json"]
+
+
+def test_a_pipeline_with_a_decoder_says_that_samples_are_no_images(tmp_path):
+    path = copied(tmp_path)
+    change_json(path / "model_index.json", vqvae=["diffusers", "VQModel"])
+    note = "left out, without which samples are latents and no images: vqvae (VQModel)"
+    assert note in diffusers.read(path, Asked()).notes
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(cache_module.platformdirs, "user_cache_path", lambda name: tmp_path / "file" / name)
+    with pytest.raises(ValueError, match="cannot be converted into the cache .* Set XDG_CACHE_HOME"):
+        pj.load(FLAT)
+
+
 def test_what_the_file_does_not_tell_can_be_given(tmp_path):
     path = copied(tmp_path)
     (path / "scheduler_config.json").unlink()
@@ -232,6 +253,28 @@ def test_what_the_file_does_not_tell_can_be_given(tmp_path):
     convert(path, "", tmp_path / "out", overrides=given)
     model = pj.load(tmp_path / "out")
     assert model.sde.num_steps == 500 and model.sde.prediction == "velocity"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sde.num_steps=500", "sde.num_steps does not change the 1000 levels, which the file gives"),
+        ("sde.schedule=linear", "sde.schedule does not change the 1000 levels"),
+        ("sde.name=edm", "has no 'index', which the network goes by"),
+        ("model.image_size=32", "model.image_size says nothing of a network 'unet2d': its options are model.unet2d"),
+    ],
+)
+def test_an_override_that_cannot_be_followed_is_refused(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        convert(FLAT, "", tmp_path / "out", overrides=[override])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_given_over_what_the_file_says_is_told(tmp_path):
+    given = ["model.unet2d.predicts=velocity", "sde.alphas_cumprod=()", "sde.num_steps=500"]
+    index = convert(FLAT, "", tmp_path / "out", overrides=given)
+    assert "the network predicts velocity and is told the number of the level" in index["notes"]
+    assert read_converted(tmp_path / "out")[0]["sde"]["num_steps"] == 500
 
 
 @pytest.mark.parametrize(
