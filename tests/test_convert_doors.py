@@ -475,3 +475,17 @@ def test_what_cannot_be_written_is_refused(tmp_path, converted, to, output, mess
     (tmp_path / "there.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="exists already"):
         written.write(converted, "torch", tmp_path / "there.safetensors")
+
+
+def test_a_directory_for_diffusers_may_have_a_dot_and_nothing_else_in_it(tmp_path, converted):
+    written.write(converted, "diffusers", tmp_path / "ddpm-v1.0")
+    written.write(converted, "diffusers", tmp_path / "ddpm-v1.0", overwrite=True)
+    before = (converted / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="holds something else than what --to diffusers writes"):
+        written.write(converted, "diffusers", converted, overwrite=True)
+    assert (converted / "config.json").read_bytes() == before
+
+
+def test_a_network_with_labels_that_the_original_does_not_have(tmp_path):
+    with pytest.raises(ValueError, match="emoji takes 9 labels, which NCSN"):
+        written.write("emoji", "torch", tmp_path / "f.safetensors")
