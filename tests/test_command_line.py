@@ -16,6 +16,7 @@ from rich.console import Console
 
 import psld_jax as pj
 from psld_jax import build, modes
+from psld_jax.modes._common import prepared
 from psld_jax.modes.dry_run import dry_run
 from psld_jax.modes.listing import list_choices
 
@@ -125,6 +126,17 @@ def test_conditions_from_the_command_line(tmp_path):
         with pytest.raises(ValueError, match=message):
             run("sample", tmp_path / "bad", **small, **steer)
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_measurement_from_the_command_line_says_where_to_start(few_digits):
+    """``steer.t_start`` and ``sampler.t_start`` have one name in Python."""
+    few = {"sampling.num_samples": 2, "sampler.name": "ddim", "sampler.nfe": 6, "sampler.t_start": 0.5}
+    for start in (1.0, 0.4):
+        measured = {"steer.operator": "downsample", "steer.t_start": start}
+        config = build.override(few_digits.config, few | measured)
+        conditions, _, _ = build.steer_options(config, few_digits)
+        sampler = prepared(few_digits, config, **conditions)
+        assert sampler.table.times[0] == start and sampler.table.P is None and sampler.nfe == 6
 
 
 def test_the_list_has_all_that_can_be_named():
