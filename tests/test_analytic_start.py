@@ -125,6 +125,23 @@ def test_generate_passes_the_start_on(few_digits):
         np.testing.assert_allclose(kept[:, np.eye(8) == 1], 0, atol=0.2)  # the denoising step changes them a little
 
 
+@pytest.mark.parametrize("name", ["edm", "flow", "varying", "vp", "psld"])
+def test_a_grid_that_starts_late_without_one_has_the_noise_of_its_start(name):
+    sde, times = SDES[name], (START, 0.1, 1e-3)
+    table, plain = (
+        Setting("heun", times).table(sde, 5, t_end=times[-1]),
+        pj.tabulate(pj.integrators.get("heun"), sde, times),
+    )
+    assert table.nfe == plain.nfe == 5
+    if name in ("vp", "psld"):  # their prior is that of every time
+        assert table.P is None
+        return
+    np.testing.assert_allclose(table.P[0] @ sde.prior_cov() @ table.P[0].T, sde.cov(np.float64(START)), rtol=1e-12)
+    np.testing.assert_array_equal(table.times, [1.0, *plain.times[1:]])
+    # What is told the state of its start, such as a measurement's, has the steps alone.
+    assert Setting("heun").table(sde, 5, t_start=START).P is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,7 +14,7 @@ from psld_jax import integrators
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_counts, is_count, unknown, why
 from psld_jax.integrators import grids
-from psld_jax.integrators.tableau import Tableau, tabulate
+from psld_jax.integrators.tableau import Tableau, from_prior, tabulate
 from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.solver import LEARNED, Solver, load_solver
 from psld_jax.sde import LinearSDE
@@ -85,7 +85,8 @@ class Setting:
         """Make the table on the largest grid that ``nfe`` evaluations allow, denoising and resampling included.
 
         The grid ends at ``sde.t_end`` unless ``t_end`` is given. With ``t_start`` below 1 one that is named starts
-        there, whatever the setting says, and the state is taken for noise of that time.
+        there, whatever the setting says, and the state is taken for noise of that time. Otherwise the state is that of
+        the prior, see :func:`psld_jax.integrators.tableau.from_prior` for times that are given and start below 1.
 
         Raises:
           ValueError: for an unknown sampler, grid or hyper-parameter, or a budget below one step.
@@ -114,7 +115,8 @@ class Setting:
         once = (nfe - last) // resample + last if is_count(nfe) else nfe
         grid = grids.for_budget(self.grid, integrator, once, denoise, **options)
         analytic = self.t_start < 1 <= t_start
-        return tabulate(integrator, sde, grid, denoise, analytic_start=analytic, resample=resample, jump=jump)
+        table = tabulate(integrator, sde, grid, denoise, analytic_start=analytic, resample=resample, jump=jump)
+        return table if analytic or t_start < 1 else from_prior(table, sde)
 
     def describe(self) -> str:
         """Describe it in one line."""
