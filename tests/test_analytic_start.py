@@ -1,6 +1,7 @@
 """The analytical first step: to the start of the grid as if the data were Gaussian, without an evaluation."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,13 @@ def test_a_setting_with_a_start_survives_json_and_says_it():
             Setting("ddim", t_start=wrong)
     with pytest.raises(ValueError, match=r"t_start=0.5 must be the first of the times that are given, 0.4"):
         Setting("ddim", times, t_start=0.5)
+    for wrong in ((), None, (START,), (np.nan, 0.1), (START, 0.5)):
+        with pytest.raises(ValueError, match="grid"):
+            Setting("ddim", wrong, t_start=START)
+    # Numbers of numpy and JAX, as sde.time and an array give them, are written as others are.
+    for start in (np.float32(0.5), jnp.float32(0.5), np.array(0.5)):
+        setting = Setting("ddim", t_start=start)
+        assert type(setting.t_start) is float and '"t_start": 0.5' in json.dumps(setting.to_json())
 
 
 @pytest.mark.parametrize("sampler", ["predictor_corrector", "ancestral", "reduced_oba"])
@@ -113,6 +121,7 @@ def test_generate_passes_the_start_on(few_digits):
     tuned = dataclasses.replace(few_digits, tuned=(Tuned(5, Setting("ddim", "uniform", t_start=START)),))
     assert resolve(tuned, nfe=5).t_start == START and resolve(tuned, nfe=5, t_start=0.3).t_start == 0.3
     assert resolve(tuned, nfe=5, grid="quadratic").t_start == 1  # another grid has its own start
+    assert resolve(tuned, nfe=5, t_start=1.0).t_start == 1
     jobs = list(evaluate.jobs(few_digits, ["ddim", "heun"], [5], tuned.tuned, told))
     assert [job[2].setting.t_start for job in jobs] == [START, START]
     with jax.enable_x64(False):
@@ -123,6 +132,30 @@ def test_generate_passes_the_start_on(few_digits):
         known = {"known": np.zeros((1, *few_digits.image_shape)), "mask": np.eye(8)}
         kept = pj.generate(few_digits, "ddim", t_start=START, **known, **options)
         np.testing.assert_allclose(kept[:, np.eye(8) == 1], 0, atol=0.2)  # the denoising step changes them a little
+
+
+def test_what_auto_chose_gives_way_to_a_start_or_an_end_that_is_asked_for(few_digits):
+    untuned = dataclasses.replace(few_digits, tuned=())
+    times = (START, 0.1, few_digits.sde.t_end)
+    by_times = dataclasses.replace(few_digits, tuned=(Tuned(3, Setting("ddim", times, t_start=START)),))
+    by_name = dataclasses.replace(few_digits, tuned=(Tuned(6, Setting("ddim", t_start=START)),))
+    # The start was chosen, not asked for: an end before it takes it away, and one after it leaves it.
+    for model in (untuned, by_name):
+        early, late = (prepare(model, nfe=6, t_end=t_end) for t_end in (0.9, 0.01))
+        assert early.setting.t_start == 1 and early.table.tau[0] == 1 and early.table.times[-2] == 0.9
+        assert late.setting.t_start < 1
+    # Times that were tuned for one start say nothing of another; least of all is noise of t = 1 noise of theirs.
+    for start in (1.0, 0.3):
+        with pytest.raises(ValueError, match=r"times that were tuned start at 0.4: .* grid='quadratic'"):
+            prepare(by_times, nfe=3, t_start=start)
+        assert prepare(by_times, nfe=3, t_start=start, grid="quadratic").setting.t_start == start
+    assert prepare(by_times, nfe=3, t_start=START).setting.grid == times
+    half = pj.operators.downsample(2)
+    measured = {"operator": half, "measurement": np.zeros((1, 4, 4, 1))}
+    started = prepare(by_times, nfe=3, t_start=0.5, **measured)
+    assert started.table.times[0] == started.table.tau[0] == 0.5 and started.setting.sampler == "ddim"
+    learned = pj.load("digits")
+    assert prepare(learned, nfe=5, t_start=0.5, **measured).setting.solver is None
 
 
 @pytest.mark.parametrize("name", ["edm", "flow", "varying", "vp", "psld"])
@@ -145,7 +178,7 @@ def test_a_grid_that_starts_late_without_one_has_the_noise_of_its_start(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "rk45", "t_start": 0.5}, "adaptive"),
+        ({"sampler": "rk45", "t_start": 0.5}, "t_start=0.5 is for samplers with a grid; 'rk45' is adaptive"),
         ({"sampler": "ddim", "t_start": 0.5, "grid": (0.4, 0.1, 1e-3)}, "must be the first of the times"),
         ({"sampler": "ddim", "t_start": 1e-4}, "t_end < t_start"),
         ({"sampler": "ddim", "t_start": 2.0}, "t_start=2.0 must be"),

@@ -47,13 +47,18 @@ class Setting:
     def __post_init__(self) -> None:
         if (self.sampler == LEARNED) != (self.solver is not None):
             raise ValueError(f"sampler={self.sampler!r} with solver={self.solver}: a solver goes with {LEARNED!r}")
-        if check_number("t_start", self.t_start, 0, 1, strict=True) == 1:
+        # Numbers of numpy and JAX become those of Python, which JSON can hold.
+        object.__setattr__(self, "t_start", check_number("t_start", self.t_start, 0, 1, strict=True))
+        if self.t_start == 1:
             return
         if self.solver is not None:
             raise ValueError(f"a learned solver has its own start; leave t_start={self.t_start} out")
-        if not isinstance(self.grid, str) and not np.isclose(self.grid[0], self.t_start, rtol=1e-9):
+        if isinstance(self.grid, str):
+            return
+        times = grids.validate(self.grid)
+        if not np.isclose(times[0], self.t_start, rtol=1e-9):
             raise ValueError(
-                f"t_start={self.t_start} must be the first of the times that are given, {self.grid[0]}, or give the "
+                f"t_start={self.t_start} must be the first of the times that are given, {times[0]}, or give the "
                 "name of a grid"
             )
 
