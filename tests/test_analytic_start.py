@@ -98,6 +98,9 @@ def test_a_setting_with_a_start_survives_json_and_says_it():
     for start in (np.float32(0.5), jnp.float32(0.5), np.array(0.5)):
         setting = Setting("ddim", t_start=start)
         assert type(setting.t_start) is float and '"t_start": 0.5' in json.dumps(setting.to_json())
+        numbers = {"lam": start, "matrix": (start, np.ones((1, 1), np.float32))}
+        written = json.dumps(Setting("ddim", (start, 0.1), hyper=numbers).to_json())
+        assert '"grid": [0.5, 0.1]' in written and '{"lam": 0.5, "matrix": [0.5, [[1.0]]]}' in written
 
 
 @pytest.mark.parametrize("sampler", ["predictor_corrector", "ancestral", "reduced_oba"])

@@ -96,7 +96,7 @@ def _trajectories(model: Any, config: Any, workdir: Path, sampler: Sampler) -> N
     others = (resolve(model, n, c.nfe, **options, **build.sampler_hyper(config, n)) for n in ("RVV", "ddim"))
     nfe, t_end = c.nfe, c.t_end or None
     if c.sigmas or c.timesteps:
-        nfe, t_end = sampler.table.nfe - c.denoise, own.grid[-1]
+        nfe, t_end = sampler.table.nfe - c.denoise, float(sampler.table.times[-1 - c.denoise])
     for name, one in {own.name: own, **{s.name: s for s in others if s.name != own.name}}.items():
         if one.solver is None and nfe < one.integrator().nfe_per_step:
             continue  # too few evaluations for one of its steps

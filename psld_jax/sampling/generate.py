@@ -59,9 +59,10 @@ def resolve(
     if _is(grid, "auto") and t_start is None:
         return choose(model, nfe, usable)
     setting = choose(model, nfe, lambda _: False)
-    if _is(grid, "auto") and not isinstance(setting.grid, str) and not np.isclose(t_start, setting.grid[0], rtol=1e-9):
+    tuned = setting.grid if _is(grid, "auto") and not isinstance(setting.grid, str) else None
+    if tuned is not None and t_start is not None and not np.isclose(t_start, tuned[0], rtol=1e-9):
         raise ValueError(
-            f"t_start={t_start}, but the times that were tuned start at {setting.grid[0]:.6g}: leave t_start out, or "
+            f"t_start={t_start}, but the times that were tuned start at {tuned[0]:.6g}: leave t_start out, or "
             f"give the name of a grid with it, e.g. grid={model.sde.grid!r}"
         )
     changed = {} if _is(grid, "auto") else {"grid": _times(grid), "rho": rho, "t_start": 1.0}

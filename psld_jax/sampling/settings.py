@@ -135,7 +135,7 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that JSON can hold; :meth:`from_json` reads it."""
-        values = {name: getattr(self, name) for name in _WRITTEN}
+        values = {name: _plain(getattr(self, name)) for name in _WRITTEN}
         values |= {"t_start": self.t_start} if self.t_start < 1 else {}
         return values if self.solver is None else {**values, "solver": self.solver.to_json()}
 
@@ -187,6 +187,15 @@ def given_times(
 def _tuples(value: Any) -> Any:
     """Turn lists into tuples, which JSON does not have."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Turn numbers of numpy and JAX, also those in a dict or a sequence, into Python's."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
 
 
 @dataclasses.dataclass(frozen=True)
