@@ -161,6 +161,16 @@ def test_what_auto_chose_gives_way_to_a_start_or_an_end_that_is_asked_for(few_di
     assert prepare(learned, nfe=5, t_start=0.5, **measured).setting.solver is None
 
 
+def test_a_budget_that_guidance_makes_too_small_is_named_as_it_was_given():
+    model = pj.from_function(lambda x, t, label: x, pj.sde.VPSDE(), (2, 2, 1), n_classes=3)
+    guided = {"label": 1, "guidance": 2.0}
+    with pytest.raises(ValueError, match=r"^nfe=3 is too small: with guidance one step takes 4 evaluations"):
+        prepare(model, nfe=3, **guided)
+    assert prepare(model, nfe=4, **guided).nfe == 4
+    with pytest.raises(ValueError, match="nfe=1 is too small for"):
+        prepare(model, nfe=1, **guided)
+
+
 @pytest.mark.parametrize("name", ["edm", "flow", "varying", "vp", "psld"])
 def test_a_grid_that_starts_late_without_one_has_the_noise_of_its_start(name):
     sde, times = SDES[name], (START, 0.1, 1e-3)

@@ -221,10 +221,17 @@ def _within_budget(
         return setting, setting.table(model.sde, nfe, **options)
     options |= {name: getattr(bound.steering, name) for name in ("resample", "jump", "t_start")}
     # Guidance at most doubles the evaluations; how much it does depends on where the grid lies.
+    least = 0
     for budget in range(nfe, 0, -1):
         setting = setting_for(budget)
-        table = setting.table(model.sde, budget, **options)
-        if given or bound.evaluations(table).forward <= nfe:
+        try:
+            table = setting.table(model.sde, budget, **options)
+        except ValueError:
+            if not least:
+                raise
+            raise ValueError(f"nfe={nfe} is too small: with guidance one step takes {least} evaluations") from None
+        least = bound.evaluations(table).forward
+        if given or least <= nfe:
             return setting, table
     raise AssertionError("a budget below one step has been refused")
 
