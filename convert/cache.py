@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from psld_jax._runtime.errors import why
 from psld_jax.checkpoints.directory import read_index
 
 from .conversion import convert, digest
 from .origins import recognise
 
 #: Changes whenever the same file would be converted to something else.
-_VERSION = 1
+_VERSION = 2
 #: Fields that say how a network is run, and not what is in the file.
 _RUN_TIME = ("model.checkpoint", "model.dtype", "model.weights")
 _READ = (".json", ".safetensors", ".bin")
@@ -54,8 +56,15 @@ def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Pa
     if not place.is_dir():
         try:
             convert(path, "", place, weights=weights or None, overrides=said)
-        except (ValueError, OSError):
-            if not place.is_dir():  # or another process was quicker
+        except (ValueError, OSError) as error:
+            if place.is_dir():  # another process was quicker
+                pass
+            elif isinstance(error, OSError):
+                raise ValueError(
+                    f"{path} cannot be converted into the cache {place.parent}: {why(error)}. Set XDG_CACHE_HOME to a "
+                    "directory that can be written, or run python -m psld_jax.convert and open its output"
+                ) from None
+            else:
                 raise
     read_index(place)
     return place
@@ -63,9 +72,11 @@ def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Pa
 
 def _files(path: Path) -> list[Path]:
     """Return what a conversion may read beside a file of weights, or in a directory; nothing for a file alone."""
-    if path.is_file() and path.suffix not in (".safetensors", ".bin"):
+    if path.is_file() and path.suffix not in _READ:
         return []
-    root = path if path.is_dir() else path.parent
-    around = [*root.glob("*"), *root.glob("*/*"), *(root.parent / "scheduler").glob("*")] if path.is_dir() else []
-    around = around or [path, *root.glob("*.json"), *(root.parent / "scheduler").glob("*.json")]
+    root = Path(os.path.abspath(path if path.is_dir() else path.parent))
+    if path.is_dir() or path.suffix == ".json":  # an index names files beside it
+        around = [*root.glob("*"), *root.glob("*/*"), *(root.parent / "scheduler").glob("*")]
+    else:
+        around = [root / path.name, *root.glob("*.json"), *(root.parent / "scheduler").glob("*.json")]
     return sorted({file for file in around if file.suffix in _READ and file.is_file()})

@@ -15,8 +15,10 @@ from psld_jax import build
 from psld_jax.checkpoints import directory as saved
 from psld_jax.models import families
 from psld_jax.models.structure import image_size
+from psld_jax.scores.family import check_clock
+from psld_jax.sde import OneBlock
 
-from .configs import apply_overrides, set_fields
+from .configs import apply_overrides, option, set_fields
 from .origins import Asked, Converted, recognise
 
 
@@ -74,9 +76,12 @@ def write(
     """Write what was read from ``path``, with overrides of its configuration, to ``output``; returns the index.
 
     Raises:
-      ValueError: if the output exists, or configuration and arrays do not belong together.
+      ValueError: if the output exists, or configuration and arrays do not belong together, or an override has no
+        effect.
     """
-    config = apply_overrides(configuration(converted), overrides)
+    plain = configuration(converted)
+    config = apply_overrides(plain, overrides)
+    _check_overrides(plain, config, overrides)
     for name, tree in converted.weights.items():
         build.check_weights(config, tree, f"the {name} weights")
     index: dict[str, Any] = {
@@ -101,6 +106,31 @@ def write(
             saved.write_parameters(directory, name, dict(tree))
         saved.write_description(directory, json.loads(config.to_json()), index)
     return index
+
+
+#: Of a schedule that has a name. Levels that a file gives take its place.
+_NAMED = ("schedule", "beta_start", "beta_end", "num_steps", "zero_terminal_snr")
+
+
+def _check_overrides(plain: Any, config: Any, overrides: Sequence[str]) -> None:
+    """Raise a ``ValueError`` for overrides that say nothing of this network, or ask for a path that it cannot go."""
+    name, sde = config.model.name, config.sde
+    if name not in families.available():
+        return
+    for field in build.fields(config):
+        section, _, key = field.rpartition(".")
+        if section == "model" and key not in families.SHARED and config.model[key] != plain.model[key]:
+            raise ValueError(f"--set {field} says nothing of a network {name!r}: its options are model.{name}.*")
+    levels = len(sde.alphas_cumprod) if sde.name == "discrete" else 0
+    for key in _NAMED if levels else ():
+        if option(overrides, f"sde.{key}") not in ((None, levels) if key == "num_steps" else (None,)):
+            raise ValueError(
+                f"--set sde.{key} does not change the {levels} levels, which the file gives; --set "
+                "'sde.alphas_cumprod=()' leaves those out"
+            )
+    path = build.build_sde(config)
+    assert isinstance(path, OneBlock)  # as build_sde says
+    check_clock(build.network_options(config).clock, path)
 
 
 def configuration(converted: Converted) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ NAME = "diffusers"
 ACCEPTS = "a directory of diffusers with a UNet2DModel: config.json and weights, or unet/ and scheduler/"
 
 _WEIGHTS = "diffusion_pytorch_model"
+_ENDS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 _SUPPORTED = (
     "UNet2DModel (unconditional, or told a class) is supported; text-to-image U-Nets, transformers and VAEs are not"
 )
@@ -75,6 +77,8 @@ def read(path: Path, asked: Asked) -> Converted:
             "sde.schedule, sde.beta_start, ... if it is not DDPM's) or --set sde.name=vesde, and --set "
             "model.unet2d.predicts=eps, velocity, data or score"
         )
+    predicts = option(asked.overrides, "model.unet2d.predicts") or predicts
+    clock = option(asked.overrides, "model.unet2d.clock") or clock
     config = UNet2DConfig(**options, predicts=predicts, clock=clock)
     parameters = source_parameters(config)
     with contextlib.ExitStack() as stack:
@@ -96,6 +100,7 @@ def read(path: Path, asked: Asked) -> Converted:
         f"images: {height} x {width} x {channels}",
         f"labels: {labels[config.labels]}",
         f"weights: {', '.join(file.name for file in files)}; whether they are an average (EMA), the file does not say",
+        *_decoders(root),
         *([f"left out, no part of the network: {', '.join(left_out)}"] if left_out else []),
         *([f"options that UNet2DModel does not have, left out: {', '.join(unknown)}"] if unknown else []),
         *([_clip_note(scheduler)] if clip_x0 else []),
@@ -111,7 +116,7 @@ def read(path: Path, asked: Asked) -> Converted:
         tuple(notes),
         config=asked.config if asked.config not in ("", "auto") else "default",
         sources={weights: sources},
-        format="safetensors" if files[0].suffix == ".safetensors" else "torch",
+        format="safetensors" if files[-1].suffix == ".safetensors" else "torch",
         files=(*files, *beside),
     )
 
@@ -137,9 +142,19 @@ def _unet(root: Path) -> tuple[Path, str]:
     raise ValueError(f"{root} holds {', '.join(classes) or 'no model'}, and no folder unet with it. {_SUPPORTED}")
 
 
+def _decoders(root: Path) -> list[str]:
+    """Say that what the network draws are no images yet, if the pipeline has a decoder."""
+    index = root / "model_index.json"
+    parts = _json(index) if index.is_file() else {}
+    classes = {key: value[1] for key, value in parts.items() if type(value) is list and len(value) == 2}
+    found = [f"{key} ({name})" for key, name in classes.items() if str(name).startswith(("Autoencoder", "VQModel"))]
+    return [f"left out, without which samples are latents and no images: {', '.join(found)}"] if found else []
+
+
 def _scheduler_places(root: Path, unet: Path) -> list[Path]:
     name = "scheduler_config.json"
-    return [unet / name, root / name, root / "scheduler" / name, unet.parent / "scheduler" / name]
+    around = Path(os.path.abspath(unet)).parent  # of "." too; what links lead to has other neighbours
+    return [unet / name, root / name, root / "scheduler" / name, around / "scheduler" / name]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -158,6 +173,8 @@ def _json(path: Path) -> dict[str, Any]:
 _FIELDS = {field.name: field for field in dataclasses.fields(UNet2DConfig)}
 #: What stands for ``null``.
 _EMPTY: dict[type, Any] = {int: 0, float: 0.0, str: "", bool: False, tuple: ()}
+#: The original takes its default for these where it says ``null``.
+_NULL_IS_DEFAULT = ("downsample_type", "upsample_type")
 _OWN = ("predicts", "clock", "dtype", "mid_block")
 
 
@@ -165,7 +182,8 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Read the options of a ``config.json``, and the names of those that ``UNet2DModel`` does not have."""
     options: dict[str, Any] = {}
     unknown = []
-    if type(layers := stored.get("layers_per_block")) is int and layers > _MAX_LAYERS:
+    layers = stored.get("layers_per_block")
+    if isinstance(layers, (int, float)) and layers > _MAX_LAYERS:
         raise ValueError(f"layers_per_block={layers} in its config.json must be at most {_MAX_LAYERS}")
     for key, value in stored.items():
         if key.startswith("_"):
@@ -180,7 +198,7 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if key == "sample_size" and type(value) is int:
             value = [value, value]
         if value is None:
-            options[key] = _EMPTY[type(default)]
+            options[key] = default if key in _NULL_IS_DEFAULT else _EMPTY[type(default)]
             continue
         if key in ("down_block_types", "up_block_types") and type(value) is list:
             value = [str(name).removeprefix("UNetRes") for name in value]
@@ -202,7 +220,7 @@ def _value(key: str, value: Any, default: Any) -> Any:
         if type(value) in (int, float) and abs(value) < math.inf:
             return float(value)
     elif isinstance(default, int) and not isinstance(default, bool) and type(value) is float and value.is_integer():
-        return int(value)
+        return _value(key, int(value), default)
     elif type(value) is type(default) and not (type(value) is int and abs(value) > _MAX_NUMBER):
         return value
     raise ValueError(f"{key}={clip(str(value))} in its config.json must be of the kind of {default!r}")
@@ -212,7 +230,7 @@ def _open(unet: Path, path: Path, stack: contextlib.ExitStack) -> tuple[list[Pat
     """Open files of weights: their tensors by name, and whether they are averages (``online`` or ``ema``)."""
     file = path if path.is_file() else _choose(unet)
     weights = "online"
-    if not file.name.endswith(".index.json"):
+    if file.suffix != ".json":
         tensors, average = _tensors(file, stack)
         return [file], tensors, "ema" if average else weights
     shards = _json(file).get("weight_map")
@@ -235,11 +253,11 @@ def _open(unet: Path, path: Path, stack: contextlib.ExitStack) -> tuple[list[Pat
 
 def _choose(unet: Path) -> Path:
     """Choose the file of weights in a folder: the plain one before a variant, ``.safetensors`` before ``.bin``."""
-    for end in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"):
-        plain = unet / f"{_WEIGHTS}{end}"
-        if plain.is_file():
+    for end in _ENDS:
+        if (plain := unet / f"{_WEIGHTS}{end}").is_file():
             return plain
-        variants = [file for file in unet.glob(f"{_WEIGHTS}.*") if re.fullmatch(rf"{_WEIGHTS}\.[\w-]+{end}", file.name)]
+    for end in _ENDS:
+        variants = [file for file in unet.glob(f"{_WEIGHTS}.*") if f"{_WEIGHTS}{end}" in _without_variant(file.name)]
         variants = [file for file in variants if not re.search(r"-\d{5}-of-\d{5}", file.name)]
         if len(variants) > 1:
             listed = ", ".join(sorted(file.name for file in variants))
@@ -247,6 +265,12 @@ def _choose(unet: Path) -> Path:
         if variants:
             return variants[0]
     raise ValueError(f"{unet} holds no weights: {_WEIGHTS}.safetensors or .bin, or an index of several files")
+
+
+def _without_variant(name: str) -> list[str]:
+    """Return what a name may be without the variant, whose place in the name of an index has changed over time."""
+    parts = name.split(".")
+    return [".".join(parts[:i] + parts[i + 1 :]) for i in range(1, len(parts) - 1)]
 
 
 def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping.Tensor], bool]:
@@ -285,7 +309,8 @@ def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict
 
 def _clip_note(scheduler: dict[str, Any]) -> str:
     """Say how to clip as the scheduler does."""
-    wanted = f"config.steer.clip={float(scheduler.get('clip_sample_range') or 1.0):g}"
+    limit = schedules.number(scheduler, "clip_sample_range", 1.0) if scheduler.get("clip_sample_range") else 1.0
+    wanted = f"config.steer.clip={limit:g}"
     if scheduler.get("_class_name") == "DDIMScheduler":
         wanted += " and config.steer.clip_noise=old"
     return f"the scheduler clips x_0 (clip_sample); samplers here do so with {wanted}"

@@ -61,14 +61,23 @@ def diffusion(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
     """
     name = scheduler.get("_class_name")
     if name in CONTINUOUS:
-        low, high = (_number(scheduler, key, default) for key, default in (("sigma_min", 0.01), ("sigma_max", 1348.0)))
+        low, high = (number(scheduler, key, default) for key, default in (("sigma_min", 0.01), ("sigma_max", 1348.0)))
         return {"name": "vesde", "sigma_min": low, "sigma_max": high}, "score", "sigma"
-    if name not in DISCRETE:
+    if type(name) is not str or name not in DISCRETE:
         raise ValueError(
             f"the scheduler {clip(str(name))} is not supported; {', '.join([*sorted(DISCRETE), *CONTINUOUS])} are"
         )
     prediction = scheduler.get("prediction_type", "epsilon")
     check_choice("prediction_type", prediction, PREDICTIONS)
+    if (
+        name == "EulerDiscreteScheduler"
+        and scheduler.get("timestep_type") == "continuous"
+        and prediction == "v_prediction"
+    ):
+        raise ValueError(
+            "its timestep_type='continuous' tells the network log(sigma) / 4, not the number of a level, which no "
+            "UNet2DModel here is told; psld_jax.from_function takes such a network with times='log sigma / 4'"
+        )
     levels = alphas_cumprod(scheduler)
     described = {"name": "discrete", "num_steps": len(levels), "alphas_cumprod": tuple(map(float, levels))}
     return described, PREDICTIONS[prediction], "index"
@@ -111,7 +120,7 @@ def _betas(scheduler: Mapping[str, Any]) -> np.ndarray:
     if not is_count(steps, 2) or steps > _MAX_STEPS:
         raise ValueError(f"num_train_timesteps={clip(str(steps))} must be an integer from 2 to {_MAX_STEPS}")
     steps, ends = int(steps), DISCRETE[scheduler["_class_name"]]
-    low, high = (_number(scheduler, key, end) for key, end in zip(("beta_start", "beta_end"), ends, strict=True))
+    low, high = (number(scheduler, key, end) for key, end in zip(("beta_start", "beta_end"), ends, strict=True))
     if name == "linear":
         return _linspace(low, high, steps)
     if name == "scaled_linear":
@@ -144,7 +153,12 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _number(scheduler: Mapping[str, Any], key: str, default: float) -> float:
+def number(scheduler: Mapping[str, Any], key: str, default: float) -> float:
+    """Return a number > 0 of the scheduler; ``default`` if it does not say.
+
+    Raises:
+      ValueError: for something else.
+    """
     value = scheduler.get(key, default)
     if not _is_number(value) or not value > 0:
         raise ValueError(f"{key}={clip(str(value))} of the scheduler must be a finite number > 0")

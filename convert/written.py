@@ -17,7 +17,7 @@ from psld_jax import build
 from psld_jax._runtime.errors import check_choice
 from psld_jax.checkpoints import directory as saved
 from psld_jax.checkpoints.safetensors import SafeTensors
-from psld_jax.models import edm, source_parameters, unet2d_source
+from psld_jax.models import edm, families, source_parameters, unet2d_source
 from psld_jax.models.unet2d_structure import UNet2DConfig
 from psld_jax.sde import VESDE, Discrete
 
@@ -30,7 +30,9 @@ ACCEPTS = "a .safetensors that python -m convert --to wrote"
 #: What each kind of names can be written for: ``config.model.name``.
 KINDS = {"diffusers": ("unet2d",), "edm-state-dict": ("edm",), "torch": ("ncsnpp", "ncsnpp_clf", "unet2d", "edm")}
 _CONFIG, _WEIGHTS = "psld_jax", "psld_jax.weights"
-_FILE = "diffusion_pytorch_model.safetensors"
+_FILE, _JSON = "diffusion_pytorch_model.safetensors", ("config.json", "scheduler_config.json")
+#: Of files that are not written; a name with another ending, as ddpm-v1.0 has, is that of a directory.
+_ENDINGS = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
 def write(
@@ -58,14 +60,19 @@ def write(
     """
     check_choice("--to", to, KINDS)
     file = Path(output)
-    whole = to == "diffusers" and file.suffix == ""
+    whole = to == "diffusers" and file.suffix not in (".safetensors", *_ENDINGS)
     if not whole and file.suffix != ".safetensors":
         more = ", or a directory" if to == "diffusers" else ""
         raise ValueError(f"output {file} must be a file that ends in .safetensors{more}")
     if file.exists() and not overwrite:
         raise ValueError(f"{file} exists already; choose another output, or --overwrite")
+    others = {place.name for place in file.iterdir()} - {*_JSON, _FILE} if whole and file.is_dir() else set()
+    if others or (whole and file.is_file()):
+        raise ValueError(f"{file} holds something else than what --to diffusers writes: it is not overwritten")
     config, params = build.open_network(str(checkpoint), weights or "")
     name = config.model.name
+    if name not in families.available() and config.model.num_labels:
+        raise ValueError(f"{checkpoint} takes {config.model.num_labels} labels, which NCSN++ of the original does not")
     if name not in KINDS[to]:
         possible = ", ".join(kind for kind, names in KINDS.items() if name in names)
         raise ValueError(f"{checkpoint} is a network {name!r}, which cannot be written as {to}; --to {possible} can")
@@ -150,7 +157,7 @@ def diffusers_files(config: Any) -> dict[str, dict[str, Any]]:
             f"diffusers has no scheduler for {sde!r} and a network that predicts {options.predicts!r}: write the "
             "weights alone, to a file .safetensors"
         )
-    return {"config.json": {"_class_name": "UNet2DModel", **network}, "scheduler_config.json": scheduler}
+    return dict(zip(_JSON, ({"_class_name": "UNet2DModel", **network}, scheduler), strict=True))
 
 
 def recognises(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """The analytical first step: to the start of the grid as if the data were Gaussian, without an evaluation."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,16 @@ def test_a_setting_with_a_start_survives_json_and_says_it():
             Setting("ddim", t_start=wrong)
     with pytest.raises(ValueError, match=r"t_start=0.5 must be the first of the times that are given, 0.4"):
         Setting("ddim", times, t_start=0.5)
+    for wrong in ((), None, (START,), (np.nan, 0.1), (START, 0.5)):
+        with pytest.raises(ValueError, match="grid"):
+            Setting("ddim", wrong, t_start=START)
+    # Numbers of numpy and JAX, as sde.time and an array give them, are written as others are.
+    for start in (np.float32(0.5), jnp.float32(0.5), np.array(0.5)):
+        setting = Setting("ddim", t_start=start)
+        assert type(setting.t_start) is float and '"t_start": 0.5' in json.dumps(setting.to_json())
+        numbers = {"lam": start, "matrix": (start, np.ones((1, 1), np.float32))}
+        written = json.dumps(Setting("ddim", (start, 0.1), hyper=numbers).to_json())
+        assert '"grid": [0.5, 0.1]' in written and '{"lam": 0.5, "matrix": [0.5, [[1.0]]]}' in written
 
 
 @pytest.mark.parametrize("sampler", ["predictor_corrector", "ancestral", "reduced_oba"])
@@ -113,6 +124,7 @@ def test_generate_passes_the_start_on(few_digits):
     tuned = dataclasses.replace(few_digits, tuned=(Tuned(5, Setting("ddim", "uniform", t_start=START)),))
     assert resolve(tuned, nfe=5).t_start == START and resolve(tuned, nfe=5, t_start=0.3).t_start == 0.3
     assert resolve(tuned, nfe=5, grid="quadratic").t_start == 1  # another grid has its own start
+    assert resolve(tuned, nfe=5, t_start=1.0).t_start == 1
     jobs = list(evaluate.jobs(few_digits, ["ddim", "heun"], [5], tuned.tuned, told))
     assert [job[2].setting.t_start for job in jobs] == [START, START]
     with jax.enable_x64(False):
@@ -125,10 +137,61 @@ def test_generate_passes_the_start_on(few_digits):
         np.testing.assert_allclose(kept[:, np.eye(8) == 1], 0, atol=0.2)  # the denoising step changes them a little
 
 
+def test_what_auto_chose_gives_way_to_a_start_or_an_end_that_is_asked_for(few_digits):
+    untuned = dataclasses.replace(few_digits, tuned=())
+    times = (START, 0.1, few_digits.sde.t_end)
+    by_times = dataclasses.replace(few_digits, tuned=(Tuned(3, Setting("ddim", times, t_start=START)),))
+    by_name = dataclasses.replace(few_digits, tuned=(Tuned(6, Setting("ddim", t_start=START)),))
+    # The start was chosen, not asked for: an end before it takes it away, and one after it leaves it.
+    for model in (untuned, by_name):
+        early, late = (prepare(model, nfe=6, t_end=t_end) for t_end in (0.9, 0.01))
+        assert early.setting.t_start == 1 and early.table.tau[0] == 1 and early.table.times[-2] == 0.9
+        assert late.setting.t_start < 1
+    # Times that were tuned for one start say nothing of another; least of all is noise of t = 1 noise of theirs.
+    for start in (1.0, 0.3):
+        with pytest.raises(ValueError, match=r"times that were tuned start at 0.4: .* grid='quadratic'"):
+            prepare(by_times, nfe=3, t_start=start)
+        assert prepare(by_times, nfe=3, t_start=start, grid="quadratic").setting.t_start == start
+    assert prepare(by_times, nfe=3, t_start=START).setting.grid == times
+    half = pj.operators.downsample(2)
+    measured = {"operator": half, "measurement": np.zeros((1, 4, 4, 1))}
+    started = prepare(by_times, nfe=3, t_start=0.5, **measured)
+    assert started.table.times[0] == started.table.tau[0] == 0.5 and started.setting.sampler == "ddim"
+    learned = pj.load("digits")
+    assert prepare(learned, nfe=5, t_start=0.5, **measured).setting.solver is None
+
+
+def test_a_budget_that_guidance_makes_too_small_is_named_as_it_was_given():
+    model = pj.from_function(lambda x, t, label: x, pj.sde.VPSDE(), (2, 2, 1), n_classes=3)
+    guided = {"label": 1, "guidance": 2.0}
+    with pytest.raises(ValueError, match=r"^nfe=3 is too small: with guidance one step takes 4 evaluations"):
+        prepare(model, nfe=3, **guided)
+    assert prepare(model, nfe=4, **guided).nfe == 4
+    with pytest.raises(ValueError, match="nfe=1 is too small for"):
+        prepare(model, nfe=1, **guided)
+
+
+@pytest.mark.parametrize("name", ["edm", "flow", "varying", "vp", "psld"])
+def test_a_grid_that_starts_late_without_one_has_the_noise_of_its_start(name):
+    sde, times = SDES[name], (START, 0.1, 1e-3)
+    table, plain = (
+        Setting("heun", times).table(sde, 5, t_end=times[-1]),
+        pj.tabulate(pj.integrators.get("heun"), sde, times),
+    )
+    assert table.nfe == plain.nfe == 5
+    if name in ("vp", "psld"):  # their prior is that of every time
+        assert table.P is None
+        return
+    np.testing.assert_allclose(table.P[0] @ sde.prior_cov() @ table.P[0].T, sde.cov(np.float64(START)), rtol=1e-12)
+    np.testing.assert_array_equal(table.times, [1.0, *plain.times[1:]])
+    # What is told the state of its start, such as a measurement's, has the steps alone.
+    assert Setting("heun").table(sde, 5, t_start=START).P is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "rk45", "t_start": 0.5}, "adaptive"),
+        ({"sampler": "rk45", "t_start": 0.5}, "t_start=0.5 is for samplers with a grid; 'rk45' is adaptive"),
         ({"sampler": "ddim", "t_start": 0.5, "grid": (0.4, 0.1, 1e-3)}, "must be the first of the times"),
         ({"sampler": "ddim", "t_start": 1e-4}, "t_end < t_start"),
         ({"sampler": "ddim", "t_start": 2.0}, "t_start=2.0 must be"),

@@ -16,6 +16,8 @@ from rich.console import Console
 
 import psld_jax as pj
 from psld_jax import build, modes
+from psld_jax.modes import sample as sample_mode
+from psld_jax.modes._common import prepared
 from psld_jax.modes.dry_run import dry_run
 from psld_jax.modes.listing import list_choices
 
@@ -125,6 +127,45 @@ def test_conditions_from_the_command_line(tmp_path):
         with pytest.raises(ValueError, match=message):
             run("sample", tmp_path / "bad", **small, **steer)
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_measurement_from_the_command_line_says_where_to_start(few_digits):
+    """``steer.t_start`` and ``sampler.t_start`` have one name in Python."""
+    few = {"sampling.num_samples": 2, "sampler.name": "ddim", "sampler.nfe": 6, "sampler.t_start": 0.5}
+    for start in (1.0, 0.4):
+        measured = {"steer.operator": "downsample", "steer.t_start": start}
+        config = build.override(few_digits.config, few | measured)
+        conditions, _, _ = build.steer_options(config, few_digits)
+        sampler = prepared(few_digits, config, **conditions)
+        assert sampler.table.times[0] == start and sampler.table.P is None and sampler.nfe == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"sampler.name": "heun", "sampler.sigmas": (20.0, 5.0, 1.0, 0.1)}, [6, 6, 6]),
+        ({"sampler.name": "ddim", "sampler.timesteps": (0.9, 0.3, 0.01)}, [2, 2]),
+        ({"sampler.name": "ddim", "sampler.nfe": 1, "sampler.denoise": False}, [1]),
+    ],
+    ids=["sigmas", "timesteps", "one evaluation"],
+)
+def test_trajectories_are_those_of_the_run_and_of_what_its_budget_allows(
+    few_digits, tmp_path, monkeypatch, fields, shown
+):
+    tables = []
+
+    def remember(eps_fn, table, z_T, key, **options):
+        tables.append(table)
+        return jax.tree.map(lambda leaf: np.zeros((table.num_steps + 1, *leaf.shape)), z_T)
+
+    monkeypatch.setattr(sample_mode, "sample", remember)
+    monkeypatch.setattr(sample_mode.plots, "save_trajectories", lambda *arguments: None)
+    config = build.override(few_digits.config, fields)
+    sampler = prepared(few_digits, config)
+    sample_mode._trajectories(few_digits, config, tmp_path, sampler)
+    assert [table.nfe for table in tables] == shown
+    if "sampler.nfe" not in fields:
+        np.testing.assert_array_equal(tables[0].tau, sampler.table.tau[:-1])
 
 
 def test_the_list_has_all_that_can_be_named():

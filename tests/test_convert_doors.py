@@ -167,6 +167,11 @@ BAD = {
         lambda d: change_json(d / "config.json", down_block_types=["DownBlock2D", "KDown", "DownBlock2D"]),
         "unknown block in down_block_types 'KDown'. Did you mean 'KDownBlock2D'",
     ),
+    "many layers": (lambda d: change_json(d / "config.json", layers_per_block=1e9), "layers_per_block=.* at most 100"),
+    "clip": (
+        lambda d: change_json(d / "scheduler_config.json", clip_sample_range=[1]),
+        r"clip_sample_range='\[1\]' of the scheduler must be a finite number",
+    ),
     "no JSON": (lambda d: (d / "config.json").write_text("{"), "config.json is no JSON"),
     "a list": (lambda d: (d / "config.json").write_text("[]"), "config.json holds no table"),
     "missing": (lambda d: change_weights(d, lambda t: t.pop("conv_in.bias")), "conv_in.bias"),
@@ -214,6 +219,33 @@ def test_counters_and_measures_are_left_out_and_named(tmp_path):
     assert "options that UNet2DModel does not have, left out: num_head_channels" in notes
 
 
+def test_null_is_the_default_of_resampling_as_in_the_original():
+    stored = json.loads((CASE / "unet" / "config.json").read_text())
+    options, _ = diffusers._options({**stored, "downsample_type": None, "upsample_type": None})
+    assert (options["downsample_type"], options["upsample_type"]) == ("conv", "conv")
+
+
+def test_the_scheduler_is_found_from_within_the_folder_of_the_network(monkeypatch):
+    monkeypatch.chdir(CASE / "unet")
+    assert diffusers.read(Path("."), Asked()).sde["name"] == "discrete"
+    beside = [file.name for file in cache_module._files(Path(WEIGHTS))]
+    assert sorted(beside) == ["config.json", WEIGHTS, "scheduler_config.json"]
+
+
+def test_a_pipeline_with_a_decoder_says_that_samples_are_no_images(tmp_path):
+    path = copied(tmp_path)
+    change_json(path / "model_index.json", vqvae=["diffusers", "VQModel"])
+    note = "left out, without which samples are latents and no images: vqvae (VQModel)"
+    assert note in diffusers.read(path, Asked()).notes
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(cache_module.platformdirs, "user_cache_path", lambda name: tmp_path / "file" / name)
+    with pytest.raises(ValueError, match="cannot be converted into the cache .* Set XDG_CACHE_HOME"):
+        pj.load(FLAT)
+
+
 def test_what_the_file_does_not_tell_can_be_given(tmp_path):
     path = copied(tmp_path)
     (path / "scheduler_config.json").unlink()
@@ -221,6 +253,28 @@ def test_what_the_file_does_not_tell_can_be_given(tmp_path):
     convert(path, "", tmp_path / "out", overrides=given)
     model = pj.load(tmp_path / "out")
     assert model.sde.num_steps == 500 and model.sde.prediction == "velocity"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sde.num_steps=500", "sde.num_steps does not change the 1000 levels, which the file gives"),
+        ("sde.schedule=linear", "sde.schedule does not change the 1000 levels"),
+        ("sde.name=edm", "has no 'index', which the network goes by"),
+        ("model.image_size=32", "model.image_size says nothing of a network 'unet2d': its options are model.unet2d"),
+    ],
+)
+def test_an_override_that_cannot_be_followed_is_refused(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        convert(FLAT, "", tmp_path / "out", overrides=[override])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_given_over_what_the_file_says_is_told(tmp_path):
+    given = ["model.unet2d.predicts=velocity", "sde.alphas_cumprod=()", "sde.num_steps=500"]
+    index = convert(FLAT, "", tmp_path / "out", overrides=given)
+    assert "the network predicts velocity and is told the number of the level" in index["notes"]
+    assert read_converted(tmp_path / "out")[0]["sde"]["num_steps"] == 500
 
 
 @pytest.mark.parametrize(
@@ -290,6 +344,31 @@ def test_sharded_files_are_one_network(tmp_path):
     assert parts.keys() == whole.keys()
     for name, array in whole.items():
         np.testing.assert_array_equal(parts[name], array)
+
+
+@pytest.mark.parametrize("name", ["safetensors.index.fp16", "safetensors.fp16.index", "fp16.safetensors.index"])
+def test_the_index_of_a_variant_is_found(tmp_path, name):
+    path = copied(tmp_path)
+    tensors = sharded(path)
+    (path / f"{WEIGHTS}.index.json").rename(path / f"diffusion_pytorch_model.{name}.json")
+    read = diffusers.read(path, Asked())
+    kernel = read.weights["online"]["layers"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["conv_in.weight"].transpose(2, 3, 1, 0))
+    assert read.format == "safetensors"
+
+
+def test_the_plain_file_comes_before_a_variant_of_another_format(tmp_path):
+    path = copied(tmp_path)
+    (path / WEIGHTS).rename(path / "diffusion_pytorch_model.fp16.safetensors")
+    (path / "diffusion_pytorch_model.bin").write_bytes(b"")
+    assert diffusers._choose(path).name == "diffusion_pytorch_model.bin"
+
+
+def test_the_cache_looks_at_the_files_that_an_index_names(tmp_path):
+    path = copied(tmp_path)
+    sharded(path)
+    found = cache_module._files(path / f"{WEIGHTS}.index.json")
+    assert {file.name for file in path.iterdir()} == {file.name for file in found}
 
 
 @pytest.mark.parametrize(
@@ -396,3 +475,17 @@ def test_what_cannot_be_written_is_refused(tmp_path, converted, to, output, mess
     (tmp_path / "there.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="exists already"):
         written.write(converted, "torch", tmp_path / "there.safetensors")
+
+
+def test_a_directory_for_diffusers_may_have_a_dot_and_nothing_else_in_it(tmp_path, converted):
+    written.write(converted, "diffusers", tmp_path / "ddpm-v1.0")
+    written.write(converted, "diffusers", tmp_path / "ddpm-v1.0", overwrite=True)
+    before = (converted / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="holds something else than what --to diffusers writes"):
+        written.write(converted, "diffusers", converted, overwrite=True)
+    assert (converted / "config.json").read_bytes() == before
+
+
+def test_a_network_with_labels_that_the_original_does_not_have(tmp_path):
+    with pytest.raises(ValueError, match="emoji takes 9 labels, which NCSN"):
+        written.write("emoji", "torch", tmp_path / "f.safetensors")

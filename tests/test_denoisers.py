@@ -54,9 +54,16 @@ def test_denoise_in_phase_space_and_preconditioned():
             np.testing.assert_allclose(model.denoise(z, t), np.concatenate([point, point]), atol=1e-5)
     with pytest.raises(ValueError, match="z has 2 blocks"):
         model.denoise((z[0], z[0]), 0.5)
-    for t, message in ((0.0, "nothing is left"), (1.5, r"t must lie in \[0, 1\]")):
+    for t, message in (
+        (0.0, "nothing is left"),
+        (1.5, r"t must lie in \[0, 1\]"),
+        (np.array([0.1, 0.2]), "one number"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.denoise(z, t)
+    with pytest.raises(ValueError, match="z holds int32, not floating-point numbers"):
+        model.denoise(z[0].astype(np.int32), 0.5)
+    np.testing.assert_array_equal(model.denoise(z, np.array([0.3])), model.denoise(z, 0.3))
 
 
 @pytest.mark.parametrize("case", ["edm", "vp", "iddpm"])

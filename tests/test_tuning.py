@@ -1,5 +1,6 @@
 """The tuner: its numbers, its search, its gradient, and that a killed tuning goes on."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 import seeds
 
 import psld_jax as pj
+from psld_jax._runtime import xla
 from psld_jax.integrators.exponential import projection
 from psld_jax.sampling.settings import Setting
 from psld_jax.tuning import _evaluate as evaluate
@@ -86,6 +88,26 @@ def test_the_gradient_is_that_of_the_loss(rng, model, target, setting, nfe, monk
         up, down = (objective(theta + sign * 5e-5 * direction)[0] for sign in (1, -1))
         # A pixel that is clipped on one side of the difference and not on the other leaves an error of its length.
         np.testing.assert_allclose((up - down) / 1e-4, gradient @ direction, rtol=2e-4, atol=2e-4)
+
+
+def test_the_gradient_of_every_sampler_and_budget_is_one_program(few_digits):
+    """With an update before the evaluation and without, with an analytic start, and up to three past predictions."""
+    compiled, evaluator = [], Evaluator(few_digits, target=few_digits.data, batch_size=2)
+    settings = [
+        *(Setting(name) for name in ("reduced_velocity_verlet", "ddim")),
+        Setting("predictor_corrector", hyper={"order": 3}, t_start=0.8),
+    ]
+
+    def watcher(what):
+        compiled.append(what)
+        return contextlib.nullcontext()
+
+    with xla.watched(watcher):
+        for setting, nfe in zip(settings, (5, 16, 6), strict=True):
+            objective = Objective(setting, evaluator, nfe)
+            loss, gradient = objective(objective.start)
+            assert np.isfinite(loss) and gradient.shape == objective.start.shape and np.all(gradient != 0)
+    assert compiled.count("the gradient of the tuner") == 1
 
 
 @pytest.mark.slow

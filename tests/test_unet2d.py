@@ -109,6 +109,15 @@ def test_every_schedule_falls(schedule):
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler' is not supported"),
         ({"_class_name": None}, "'None' is not supported"),
+        ({"_class_name": ["DDPMScheduler"]}, "is not supported"),
+        (
+            {
+                "_class_name": "EulerDiscreteScheduler",
+                "timestep_type": "continuous",
+                "prediction_type": "v_prediction",
+            },
+            "tells the network log",
+        ),
         ({"prediction_type": "flow_prediction"}, "unknown prediction_type 'flow_prediction'"),
         ({"beta_schedule": "quadratic"}, "unknown beta_schedule 'quadratic'"),
         ({"num_train_timesteps": 1}, "num_train_timesteps='1' must be an integer from 2"),

@@ -78,12 +78,18 @@ class Model:
           t: the time, a number in (0, 1]; ``sde.time(sigma)`` is that of a noise level.
 
         Raises:
-          ValueError: for a state of another number of blocks, or a known time outside of (0, 1].
+          ValueError: for a state of another number of blocks or of integers, several times, or a known time outside of
+            (0, 1].
         """
         state = z if isinstance(z, tuple) else (z,)
         if len(state) != self.sde.num_blocks:
             raise ValueError(f"z has {len(state)} blocks, {self.sde!r} has {self.sde.num_blocks}")
         state = self.sde.state(*map(jnp.asarray, state))
+        if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in state):
+            raise ValueError(f"z holds {state[0].dtype}, not floating-point numbers: data are in [-1, 1]")
+        t = t[0] if jnp.shape(t) == (1,) else t
+        if jnp.shape(t):
+            raise ValueError(f"t has shape {jnp.shape(t)}, and must be one number: all samples are at the same time")
         matrices = self.sde.denoiser_at(t, state[0].dtype)
         out = self.eps_fn(state, jnp.asarray(t, state[0].dtype))
         return blocks.apply(matrices, (*state, *out))[0]

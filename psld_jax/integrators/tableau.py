@@ -192,6 +192,22 @@ def tabulate(
     return _assemble(steps, np.array(times), sde.num_blocks)
 
 
+def from_prior(table: Tableau, sde: LinearSDE) -> Tableau:
+    """Return the table for a state of the prior where its grid starts below ``t = 1``: its noise becomes that of there.
+
+    That is ``z <- L_t L_1^-1 z`` before the first evaluation, as k-diffusion draws ``sigma_0 xi``, without an
+    evaluation. Where the prior is the law that stays, or keeps data of unit variance, it is that of every time.
+    """
+    first = float(table.times[0])
+    if np.isclose(first, 1, rtol=1e-9) or sde.stationary or getattr(sde, "variance_preserving", False):
+        return table
+    k = sde.num_blocks
+    p, zero = np.tile(np.eye(k), (table.nfe, 1, 1)), np.zeros((table.nfe, k, k))
+    before = {"P": p, "Rpre": zero, "pre_draw": np.full(table.nfe, -1)} if table.P is None else {"P": table.P.copy()}
+    before["P"][0] = before["P"][0] @ sde.factor(np.float64(first)) @ np.linalg.inv(cholesky(sde.prior_cov()))
+    return dataclasses.replace(table, **before, times=np.append(1.0, table.times[1:]))
+
+
 def _forward_stage(sde: LinearSDE, s: float, t: float) -> Stage:
     """Return the forward process from ``s`` to ``t > s``: an affine update with noise, without an evaluation."""
     return Stage(A=sde.transition(t, s), R=cholesky(sde.noise_cov(t, s)))

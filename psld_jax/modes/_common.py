@@ -32,7 +32,8 @@ def prepared(model: build.Model, config: Any, **conditions: Any) -> Sampler:
     """Make the sampler that ``config.sampler`` describes, with these conditions; ``ValueError`` if it is not sound."""
     options = build.sampler_options(config)
     del options["seed"]  # of the samples, not of the sampler
-    return prepare(model, **options, **conditions)
+    # A measurement says itself where to start.
+    return prepare(model, **{**options, **conditions})
 
 
 def identity(model: build.Model, config: Any) -> dict[str, Any]:

@@ -46,6 +46,8 @@ _SAMPLE: dict[str, tuple[Condition, ...]] = {
 }
 _STEER: dict[str, tuple[Condition, ...]] = {
     "steer.guidance": (_MIXED,),
+    # steer.t_start is that of a measurement.
+    "sampler.t_start": (_FIXED, ("config.steer.operator being empty", lambda c: not c.steer.operator)),
     **dict.fromkeys(("steer.interval", "steer.sigma_interval", "steer.guidance_schedule"), (_GUIDED,)),
     **dict.fromkeys(("steer.guidance_rule", "steer.guidance_rescale"), (_GUIDED,)),
     **dict.fromkeys(

@@ -22,7 +22,6 @@ from psld_jax.sampling.files import write_samples
 from psld_jax.sampling.generate import resolve
 from psld_jax.sampling.loop import sample
 from psld_jax.sampling.sampler import Sampler
-from psld_jax.sampling.settings import Setting
 
 
 def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
@@ -62,8 +61,7 @@ def run_sample(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
     title = f"{setting.describe() if setting else c.name}, {report['nfe_mean']:.0f} evaluations"
     plots.save_samples(workdir / "samples.png", state, title)
     if model.data is not None and model.sde.num_blocks == 2 and c.name not in SOLVERS:
-        assert setting is not None
-        _trajectories(model, config, workdir, setting)
+        _trajectories(model, config, workdir, sampler)
     console.print(f"{len(nfe)} samples by {title} in {seconds:.1f} s (compilation included)")
     return report
 
@@ -88,16 +86,22 @@ def _save_samples(model: build.Model, config: Any, sampler: Sampler, workdir: Pa
     return {"num_samples": c.num_samples, "drawn": drawn, "seconds": seconds, "sampler": sampler.about()}
 
 
-def _trajectories(model: Any, config: Any, workdir: Path, setting: Setting) -> None:
+def _trajectories(model: Any, config: Any, workdir: Path, sampler: Sampler) -> None:
     """Draw trajectories of one pixel in phase space from the same noise, by the sampler of this run and two others."""
-    c, paths, times = config.sampler, {}, {}
+    c, paths, times, own = config.sampler, {}, {}, sampler.setting
+    assert own is not None and sampler.table is not None
     z_T = model.sde.prior_sample(jax.random.key(config.seed), (3, *model.image_shape))
     row, column = (size // 2 for size in model.image_shape[:2])
     options = {"grid": c.grid, "rho": c.rho, "t_start": c.t_start or None}
     others = (resolve(model, n, c.nfe, **options, **build.sampler_hyper(config, n)) for n in ("RVV", "ddim"))
-    for name, one in {s.name: s for s in (setting, *others)}.items():
+    nfe, t_end = c.nfe, c.t_end or None
+    if c.sigmas or c.timesteps:
+        nfe, t_end = sampler.table.nfe - c.denoise, float(sampler.table.times[-1 - c.denoise])
+    for name, one in {own.name: own, **{s.name: s for s in others if s.name != own.name}}.items():
+        if one.solver is None and nfe < one.integrator().nfe_per_step:
+            continue  # too few evaluations for one of its steps
         denoise = False if one.solver is None else one.solver.about["denoise"]
-        table = one.table(model.sde, c.nfe, t_end=c.t_end or None, denoise=denoise)
+        table = one.table(model.sde, nfe, t_end=t_end, denoise=denoise)
         path = sample(model.eps_fn, table, z_T, jax.random.key(config.seed), return_trajectory=True)
         label = f"{name}, {table.nfe} NFE"
         paths[label] = [np.asarray(leaf)[:, :, row, column, 0] for leaf in path]

@@ -46,8 +46,8 @@ def resolve(
     of the diffusion (``sde.grid``: ``"quadratic"`` for PSLD and VP). ``t_start=None`` is what was tuned, or 1.
 
     Raises:
-      ValueError: for hyper-parameters beside ``sampler="auto"``, or a solver beside another sampler or a grid; what is
-        unknown is found when a table is made.
+      ValueError: for hyper-parameters beside ``sampler="auto"``, a solver beside another sampler or a grid, or another
+        start than that of times that were tuned; what is unknown is found when a table is made.
     """
     if solver is not None or sampler == LEARNED:
         return _learned(sampler, solver, grid, t_start, hyper)
@@ -59,6 +59,12 @@ def resolve(
     if _is(grid, "auto") and t_start is None:
         return choose(model, nfe, usable)
     setting = choose(model, nfe, lambda _: False)
+    tuned = setting.grid if _is(grid, "auto") and not isinstance(setting.grid, str) else None
+    if tuned is not None and t_start is not None and not np.isclose(t_start, tuned[0], rtol=1e-9):
+        raise ValueError(
+            f"t_start={t_start}, but the times that were tuned start at {tuned[0]:.6g}: leave t_start out, or "
+            f"give the name of a grid with it, e.g. grid={model.sde.grid!r}"
+        )
     changed = {} if _is(grid, "auto") else {"grid": _times(grid), "rho": rho, "t_start": 1.0}
     changed |= {} if t_start is None else {"t_start": t_start}
     return dataclasses.replace(setting, **changed)
@@ -126,7 +132,7 @@ def prepare(
         raise ValueError("the model does not know the shape of its images: give from_denoiser an image_shape")
     check_counts(nfe=nfe, max_steps=max_steps)
     nfe = int(nfe)
-    check_number("rho", rho, 0, strict=True)
+    rho = check_number("rho", rho, 0, strict=True)
     check_end(t_end, denoise)
     if solver is not None and not isinstance(solver, Solver):
         solver = load_solver(solver)  # once, whatever number of budgets is tried
@@ -139,14 +145,22 @@ def prepare(
 
         def usable(known: Solver) -> bool:
             fits = known.fits(model.sde, t_end, denoise, steering.resample)
-            return fits and known.is_for(model.fingerprint)
+            return fits and known.is_for(model.fingerprint) and steering.t_start == 1
 
         def setting_for(budget: int) -> Setting:
             if steering.integrated and sampler == "auto" and solver is None and _is(grid, "auto") and not hyper:
                 return MEASURED
-            return resolve(
+            setting = resolve(
                 model, sampler, budget, grid=grid, rho=rho, t_start=t_start, solver=solver, usable=usable, **hyper
             )
+            if sampler != "auto" or solver is not None or not _is(grid, "auto"):
+                return setting
+            # Nobody asked for the times and the start of "auto": they give way to a start or an end that was asked for.
+            if steering.t_start < 1 and not isinstance(setting.grid, str):
+                return dataclasses.replace(setting, grid=model.sde.grid, rho=rho, t_start=1.0)
+            if t_start is None and isinstance(setting.grid, str) and t_end is not None and t_end >= setting.t_start:
+                return dataclasses.replace(setting, t_start=1.0)
+            return setting
 
         setting, table = _within_budget(setting_for, bound, model, nfe, t_end, denoise, given)
         _check_network(setting, model)
@@ -157,7 +171,9 @@ def prepare(
         raise ValueError(f"known pixels are replaced between steps; the adaptive solver {sampler!r} has none to show")
     if steering.guidance_rule != "cfg" or steering.momentum:
         raise ValueError(f"guidance_rule='cfg++' and momentum change the table of a sampler; {sampler!r} has none")
-    if steering.integrated or steering.t_start < 1 or t_start not in (None, 1):
+    if t_start not in (None, 1):
+        raise ValueError(f"t_start={t_start} is for samplers with a grid; {sampler!r} is adaptive")
+    if steering.integrated or steering.t_start < 1:
         raise ValueError(f"posterior='conjugate' and t_start are for samplers with a grid; {sampler!r} is adaptive")
     if hyper:
         raise ValueError(f"the adaptive solver {sampler!r} has no hyper-parameters, got {sorted(hyper)}")
@@ -205,10 +221,17 @@ def _within_budget(
         return setting, setting.table(model.sde, nfe, **options)
     options |= {name: getattr(bound.steering, name) for name in ("resample", "jump", "t_start")}
     # Guidance at most doubles the evaluations; how much it does depends on where the grid lies.
+    least = 0
     for budget in range(nfe, 0, -1):
         setting = setting_for(budget)
-        table = setting.table(model.sde, budget, **options)
-        if given or bound.evaluations(table).forward <= nfe:
+        try:
+            table = setting.table(model.sde, budget, **options)
+        except ValueError:
+            if not least:
+                raise
+            raise ValueError(f"nfe={nfe} is too small: with guidance one step takes {least} evaluations") from None
+        least = bound.evaluations(table).forward
+        if given or least <= nfe:
             return setting, table
     raise AssertionError("a budget below one step has been refused")
 

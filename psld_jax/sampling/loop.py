@@ -186,6 +186,14 @@ def _scan(eps_fn, rows, count, z_T, keys, noise, known, pull=None, *, keep: bool
 _scan_program = xla.jit(partial(_scan, keep=True, remat=False), "the sampler with its trajectory")
 
 
+def differentiable(eps_fn: Any, rows: Any, count: Array, z_T: blocks.State) -> blocks.State:
+    """Run a sampler without noise like :func:`run_rows`, as a function that has a derivative in reverse mode.
+
+    Every row is computed again in the backward pass. The draws of ``rows``, which no row makes, are not traced.
+    """
+    return _scan(eps_fn, {**rows, "Rpre": None, "R": None}, count, z_T, None, None, None, keep=False, remat=True)[0]
+
+
 def draws(keys: Any, noise: Any) -> Draw:
     """Return draw number ``i`` of every sample, shaped like a state: from its key, or as it was recorded."""
 
@@ -211,7 +219,9 @@ def step_row(
     ``pull`` is that of a measurement in this row, :meth:`Pull.at`.
     """
 
-    def add_noise(z: blocks.State, matrix: Array, number: Array) -> blocks.State:
+    def add_noise(z: blocks.State, matrix: Array | None, number: Array) -> blocks.State:
+        if matrix is None:
+            return z
         return jax.lax.cond(number >= 0, lambda z: blocks.add(z, blocks.apply(matrix, draw(number, z))), lambda z: z, z)
 
     z, history = carry
@@ -223,8 +233,7 @@ def step_row(
     z = blocks.add(blocks.apply(row["A"], z), *(blocks.apply(row["B"][j], q) for j, q in enumerate(history)))
     if pull is not None:
         z = pull(z, history)
-    if row["R"] is not None:
-        z = add_noise(z, row["R"], row["post_draw"])
+    z = add_noise(z, row["R"], row["post_draw"])
     if known is not None:
         z = jax.lax.cond(row["end"] > 0, lambda z: known(z, row["end"], draw), lambda z: z, z)
     return z, history

@@ -14,7 +14,7 @@ from psld_jax import integrators
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_counts, is_count, unknown, why
 from psld_jax.integrators import grids
-from psld_jax.integrators.tableau import Tableau, tabulate
+from psld_jax.integrators.tableau import Tableau, from_prior, tabulate
 from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.solver import LEARNED, Solver, load_solver
 from psld_jax.sde import LinearSDE
@@ -47,13 +47,18 @@ class Setting:
     def __post_init__(self) -> None:
         if (self.sampler == LEARNED) != (self.solver is not None):
             raise ValueError(f"sampler={self.sampler!r} with solver={self.solver}: a solver goes with {LEARNED!r}")
-        if check_number("t_start", self.t_start, 0, 1, strict=True) == 1:
+        # Numbers of numpy and JAX become those of Python, which JSON can hold.
+        object.__setattr__(self, "t_start", check_number("t_start", self.t_start, 0, 1, strict=True))
+        if self.t_start == 1:
             return
         if self.solver is not None:
             raise ValueError(f"a learned solver has its own start; leave t_start={self.t_start} out")
-        if not isinstance(self.grid, str) and not np.isclose(self.grid[0], self.t_start, rtol=1e-9):
+        if isinstance(self.grid, str):
+            return
+        times = grids.validate(self.grid)
+        if not np.isclose(times[0], self.t_start, rtol=1e-9):
             raise ValueError(
-                f"t_start={self.t_start} must be the first of the times that are given, {self.grid[0]}, or give the "
+                f"t_start={self.t_start} must be the first of the times that are given, {times[0]}, or give the "
                 "name of a grid"
             )
 
@@ -85,7 +90,8 @@ class Setting:
         """Make the table on the largest grid that ``nfe`` evaluations allow, denoising and resampling included.
 
         The grid ends at ``sde.t_end`` unless ``t_end`` is given. With ``t_start`` below 1 one that is named starts
-        there, whatever the setting says, and the state is taken for noise of that time.
+        there, whatever the setting says, and the state is taken for noise of that time. Otherwise the state is that of
+        the prior, see :func:`psld_jax.integrators.tableau.from_prior` for times that are given and start below 1.
 
         Raises:
           ValueError: for an unknown sampler, grid or hyper-parameter, or a budget below one step.
@@ -114,7 +120,8 @@ class Setting:
         once = (nfe - last) // resample + last if is_count(nfe) else nfe
         grid = grids.for_budget(self.grid, integrator, once, denoise, **options)
         analytic = self.t_start < 1 <= t_start
-        return tabulate(integrator, sde, grid, denoise, analytic_start=analytic, resample=resample, jump=jump)
+        table = tabulate(integrator, sde, grid, denoise, analytic_start=analytic, resample=resample, jump=jump)
+        return table if analytic or t_start < 1 else from_prior(table, sde)
 
     def describe(self) -> str:
         """Describe it in one line."""
@@ -128,7 +135,7 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that JSON can hold; :meth:`from_json` reads it."""
-        values = {name: getattr(self, name) for name in _WRITTEN}
+        values = {name: _plain(getattr(self, name)) for name in _WRITTEN}
         values |= {"t_start": self.t_start} if self.t_start < 1 else {}
         return values if self.solver is None else {**values, "solver": self.solver.to_json()}
 
@@ -180,6 +187,15 @@ def given_times(
 def _tuples(value: Any) -> Any:
     """Turn lists into tuples, which JSON does not have."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Turn numbers of numpy and JAX, also those in a dict or a sequence, into Python's."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,6 +128,11 @@ def family(net: nnx.Module, sde: LinearSDE, options: Options, *, tile: int | Non
     return FamilyScore(network, _clock(options.clock, sde), scale, bool(getattr(options, "needs_labels", False)))
 
 
+def check_clock(clock: str, sde: OneBlock) -> None:
+    """Raise a ``ValueError`` unless a network of that clock can go along ``sde``, as :func:`family` does."""
+    _clock(clock, sde)
+
+
 def told(clock: str, sde: OneBlock, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what a network of that clock is told at times ``t [n]``, and the factor of its input, ``[n]`` each.
 

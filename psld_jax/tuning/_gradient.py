@@ -3,6 +3,8 @@
 Reverse mode gives the gradient with respect to every entry of the table, in one backward pass whatever their number.
 The table is made on the host, from coefficients that are exact to 1e-12, so that central differences give its
 derivatives with respect to the times; moving one time changes a few steps only, and the others are remembered.
+
+One compiled program serves every sampler and budget: rows and history are filled up, as in the loop.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from scipy.optimize import minimize
 from psld_jax._runtime import xla
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, tabulate
-from psld_jax.sampling.loop import sample
+from psld_jax.sampling.loop import differentiable
+from psld_jax.sampling.rows import padded
 from psld_jax.sampling.settings import Setting
 from psld_jax.tuning._evaluate import Evaluator, excess
 
@@ -34,6 +37,11 @@ _STEP = 1e-4
 SMOOTH = ("lam",)
 #: How far the search goes from where it starts, in every parameter: a segment may become 20 times longer or shorter.
 _REACH = 3.0
+#: The smallest capacity for rows, see ``sampling.rows``. Budgets up to it share one program, and those up to twice it,
+#: and so on. A row that is filled up costs the backward pass its state and history in memory.
+_ROWS = 16
+#: Coefficients of the table of a sampler without noise.
+_COEFFICIENTS = ("tau", "P", "U", "V", "A", "B")
 #: The loss where there is none, such as after an overflow: the line search turns back.
 _HOPELESS = 1e3
 
@@ -95,21 +103,26 @@ class Objective:
     def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         evaluator, n = self._evaluator, self._evaluator.batch_size
         times, values = self._times(theta), theta[self._segments :]
-        table = self._table(times, values)
+        table, noise = self._table(times, values), evaluator.noise()
+        rows, count = padded(table, noise[0].dtype, _ROWS)
         loss, slopes = _loss_and_slopes(
-            _floats(table),
+            {name: rows[name] for name in _COEFFICIENTS},
             evaluator.model.eps_fn,
-            table,
-            evaluator.noise(),
+            rows,
+            count,
+            noise,
             evaluator.exact(n),
             evaluator.target(),
             evaluator.floor(n),
             evaluator.features.fn,
         )
-        slopes = {name: np.asarray(slope, np.float64) for name, slope in slopes.items()}
+        slopes = {
+            name: np.asarray(slopes[name], np.float64)[tuple(map(slice, values.shape))]  # without what was filled up
+            for name, values in _coefficients(table).items()
+        }
 
         def derivative(move: Callable[[float], Tableau], step: float) -> float:
-            up, down = _floats(move(step)), _floats(move(-step))
+            up, down = _coefficients(move(step)), _coefficients(move(-step))
             return float(sum(np.sum(slopes[k] * (up[k] - down[k])) for k in slopes)) / (2 * step)
 
         by_time = np.zeros(len(times))  # the end stays where it is, and the start unless the state is led there
@@ -147,18 +160,18 @@ class Objective:
         return tabulate(integrator, self._evaluator.model.sde, times, self._denoise, analytic_start=self._led)
 
 
-def _floats(table: Tableau) -> dict[str, np.ndarray]:
-    """Return the coefficients of a table: its floating rows."""
-    return {k: v for k, v in table.rows().items() if v is not None and np.issubdtype(v.dtype, np.floating)}
+def _coefficients(table: Tableau) -> dict[str, np.ndarray]:
+    """Return the coefficients of a table that it has, ``[nfe, ...]``."""
+    return {name: values for name in _COEFFICIENTS if (values := getattr(table, name)) is not None}
 
 
-@functools.partial(xla.jit, static_argnames="features")
-def _loss_and_slopes(rows, eps_fn, table, z_T, exact, target, floor, features):
+@functools.partial(xla.jit, what="the gradient of the tuner", static_argnames="features")
+def _loss_and_slopes(coefficients, eps_fn, rows, count, z_T, exact, target, floor, features):
     """Return the logarithm of ``Score.loss`` of the samples, and its derivatives by every coefficient."""
 
-    def loss(rows: dict[str, Array]) -> Array:
-        x = sample(eps_fn, dataclasses.replace(table, **rows), z_T, remat=True)[0]
+    def loss(coefficients: dict[str, Array]) -> Array:
+        x = differentiable(eps_fn, {**rows, **coefficients}, count, z_T)[0]
         distance = target.distance(features(jnp.clip(x, -1, 1)))
         return jnp.log(jnp.mean((x - exact) ** 2)) + jnp.log(excess(distance, floor))
 
-    return jax.value_and_grad(loss)(rows)
+    return jax.value_and_grad(loss)(coefficients)
