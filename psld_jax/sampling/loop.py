@@ -189,7 +189,8 @@ _scan_program = xla.jit(partial(_scan, keep=True, remat=False), "the sampler wit
 def differentiable(eps_fn: Any, rows: Any, count: Array, z_T: blocks.State) -> blocks.State:
     """Run a sampler without noise like :func:`run_rows`, as a function that has a derivative in reverse mode.
 
-    Every row is computed again in the backward pass. The draws of ``rows``, which no row makes, are not traced.
+    Every row is computed again in the backward pass. The draws of ``rows``, which no row makes, are not traced. The
+    state is shaped like ``z_T``, any shape.
     """
     return _scan(eps_fn, {**rows, "Rpre": None, "R": None}, count, z_T, None, None, None, keep=False, remat=True)[0]
 
