@@ -140,6 +140,13 @@ def test_a_measurement_from_the_command_line_says_where_to_start(few_digits):
         assert sampler.table.times[0] == start and sampler.table.P is None and sampler.nfe == 6
 
 
+def test_an_adaptive_solver_goes_without_the_start_that_has_no_effect(few_digits):
+    config = build.override(few_digits.config, {"sampler.name": "rk45", "sampler.t_start": 0.5})
+    assert prepared(few_digits, config).table is None
+    with pytest.raises(ValueError, match="t_start=0.5 is for samplers with a grid"):
+        prepared(few_digits, config, t_start=0.5)
+
+
 @pytest.mark.parametrize(
     ("fields", "shown"),
     [

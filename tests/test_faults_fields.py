@@ -310,6 +310,7 @@ def test_what_ships_sets_nothing_in_vain():
         ("sample", {"sampler.nfe": 50, "sampler.name": "rk45"}, "config.sampler.nfe=50 has no effect"),
         ("sample", {"sampler.nfe": 50, "sampler.sigmas": (1.0, 0.1)}, "config.sampler.nfe=50 has no effect"),
         ("sample", {"sampler.t_start": 0.4, "steer.operator": "blur"}, "config.sampler.t_start=0.4 has no effect"),
+        ("sample", {"sampler.t_start": 0.4, "sampler.name": "rk45"}, "config.sampler.t_start=0.4 has no effect"),
         ("sample", {"sampler.rtol": 1e-3, "sampler.name": "ddim"}, "config.sampler.rtol=0.001 has no effect"),
         ("sample", {"sampler.name": "ROBA", "sampler.hyper.eta": 0.5}, "it is none of 'ROBA'"),
         ("evaluate", {"evaluate.inception": "x.pth"}, "needs config.evaluate.features='inception'"),

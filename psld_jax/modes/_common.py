@@ -16,6 +16,7 @@ import numpy as np
 from psld_jax import build
 from psld_jax._runtime import distributed
 from psld_jax._version import __version__
+from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.generate import prepare
 from psld_jax.sampling.sampler import Sampler
 
@@ -32,6 +33,8 @@ def prepared(model: build.Model, config: Any, **conditions: Any) -> Sampler:
     """Make the sampler that ``config.sampler`` describes, with these conditions; ``ValueError`` if it is not sound."""
     options = build.sampler_options(config)
     del options["seed"]  # of the samples, not of the sampler
+    if config.sampler.name in SOLVERS:
+        del options["t_start"]  # adaptive solvers have no grid; that it has no effect has been said
     # A measurement says itself where to start.
     return prepare(model, **{**options, **conditions})
 
