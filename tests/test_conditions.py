@@ -91,6 +91,9 @@ def test_adaptive_solvers_take_guidance_but_no_known_pixels(digits_model, known)
 
 
 def test_bad_conditions(digits_model, mnist, known):
+    def mixed(x):
+        return jnp.tanh(x - 0.5 * x.mean(axis=0))
+
     images, mask = known
     clf = pj.load("mnist_clf")
     other = dataclasses.replace(clf, sde=pj.sde.PSLD(0.25, 4.25))
@@ -113,9 +116,23 @@ def test_bad_conditions(digits_model, mnist, known):
         (digits_model, {"operator": lambda x: x[:, ::2], "measurement": images}, "the measurement has shape"),
         (digits_model, {"operator": lambda x: x, "measurement": images, "posterior": "dsp"}, "Did you mean 'dps'"),
         (digits_model, {"known": images, "mask": mask, "resample": 0}, "resample=0"),
+        (digits_model, {"operator": "downsample", "measurement": images}, "operator='downsample' must be a function"),
+        (digits_model, {"operator": np.sort, "measurement": images}, "operator fails for images .2, 8, 8, 1."),
+        (digits_model, {"operator": lambda x: x[0], "measurement": images}, "for two images"),
+        (digits_model, {"operator": lambda x: x - x.mean(0), "measurement": images}, "must be linear|mixes images"),
+        (digits_model, {"operator": lambda x: x[::-1], "measurement": images}, "mixes images"),
+        (digits_model, {"operator": mixed, "measurement": images, "posterior": "dps"}, "mixes images"),
+        (digits_model, {"guidance": 4.0}, "guidance=4.0 has no effect by itself: give label"),
+        (digits_model, {"posterior": "conjugate"}, "posterior='conjugate' has no effect by itself: give operator"),
+        (digits_model, {"posterior": "dsp"}, "Did you mean 'dps'"),
+        (digits_model, {"noise_std": 0.2}, "noise_std=0.2 has no effect"),
+        (digits_model, {"noise_std": -1.0}, "noise_std=-1.0 must be"),
+        (digits_model, {"fresh": False}, "fresh=False has no effect by itself: give known"),
+        (digits_model, {"momentum_decay": 0.9}, "momentum_decay=0.9 has no effect"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as caught:
             prepare(model, "RVV", **options)
+        assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="6 entries for 7 samples"):
         pj.generate(digits_model, known=images, mask=mask, n=7)
     with pytest.raises(ValueError, match="does not divide"):

@@ -1,5 +1,7 @@
 """Measurements that are integrated: the free sampler without one, Gaussian posteriors, and stated orders."""
 
+import dataclasses
+
 import closed_forms
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,8 @@ from scipy.integrate import solve_ivp
 import psld_jax as pj
 from psld_jax.conditioning.conjugate import first_guess, gain, pull_law
 from psld_jax.evaluation.posterior import MixturePosterior, energy_distance, operator_matrix
+from psld_jax.sampling.generate import prepare
+from psld_jax.sampling.settings import MEASURED, Tuned
 
 SHAPE = (4, 4, 1)
 HALF = pj.operators.mask(pj.operators.half_mask("top", SHAPE))
@@ -126,6 +130,18 @@ def test_digits_agree_with_what_was_measured(digits_model):
         np.testing.assert_allclose(x[:, :4], np.clip(truth, -1, 1)[:, :4], atol=1e-5)
 
 
+def test_a_grid_of_ones_own_keeps_the_sampler_of_measurements(digits_model):
+    """What was tuned for a model may predict the noise, which a measurement is not integrated with."""
+    tuned = pj.Setting("predictor_corrector", hyper={"prediction": "eps", "order": 1})
+    model = dataclasses.replace(digits_model, tuned=(Tuned(10, tuned),))
+    half = pj.operators.mask(pj.operators.half_mask("top", model.image_shape))
+    options = {"operator": half, "measurement": np.asarray(half(model.data[:1])), "posterior": "conjugate"}
+    for grid in ("edm", (1.0, 0.5, 0.1, 1e-3)):
+        sampler = prepare(model, nfe=10, grid=grid, rho=5.0, **options)
+        assert sampler.setting == dataclasses.replace(MEASURED, grid=grid, rho=5.0)
+        assert sampler.steering.conditions(sampler.table, sampler.setting.integrator()).pull is not None
+
+
 def test_a_late_start_does_not_blow_up_noise(rng):
     """``H^T (H H^T + noise^2)^-1 y`` of a blur; between levels of singular values shares are off by 1%."""
     operator, y = pj.operators.blur(0.7), rng.standard_normal((2, *SHAPE))
@@ -153,7 +169,7 @@ def test_what_cannot_be_integrated_is_said(digits_model):
     ):
         with pytest.raises(ValueError, match=told):
             pj.generate(digits_model, **{**options, **changed})
-    with pytest.raises(ValueError, match="of a measurement"):
+    with pytest.raises(ValueError, match="t_start=0.5 has no effect by itself: give operator"):
         pj.Steering(t_start=0.5).bind(digits_model)
 
 

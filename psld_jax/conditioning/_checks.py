@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
-from psld_jax._runtime.errors import check_choice, shown
+from psld_jax._runtime.errors import check_callable, check_choice, shown
 from psld_jax.build import Classifier, Model
 from psld_jax.conditioning.momentum import check_momentum
 from psld_jax.conditioning.weights import RULES, as_rescale, check_interval, schedule_of
@@ -70,6 +71,27 @@ def check_guidance(s: Any) -> None:
             raise ValueError(f"guidance_rule='cfg++' has weights of its own: leave {other} out")
         if guided and s.guidance > 1:
             raise ValueError(f"guidance={shown(s.guidance)} must be at most 1 with guidance_rule='cfg++'")
+
+
+def check_used(s: Any) -> None:
+    """Check that there is something for the numbers and names of conditions ``s`` to act on.
+
+    Raises:
+      ValueError: for one that differs from its default and would have no effect.
+    """
+    of_measurement = ("t_start", "weight", "noise_std", "posterior")
+    needs = [(name, s.operator is not None, "operator=... and measurement=...") for name in of_measurement]
+    guided = s.label is not None or s.negative is not None
+    needs += [
+        ("guidance", guided, "label=... or negative=... (weight=... is of a measurement)"),
+        ("fresh", s.known is not None, "known=... and mask=..."),
+        ("momentum_decay", s.momentum != 0, "momentum=..."),
+    ]
+    defaults = {field.name: field.default for field in dataclasses.fields(s)}
+    for name, met, what in needs:
+        value = getattr(s, name)
+        if not met and value != defaults[name]:
+            raise ValueError(f"{name}={shown(value)} has no effect by itself: give {what}")
 
 
 def check_clip(s: Any) -> None:
@@ -139,26 +161,28 @@ def check_labels(label: Any, n_classes: int) -> None:
 def check_operator(
     operator: Callable[[Array], Array], measurement: np.ndarray, image_shape: tuple[int, ...], linear: bool
 ) -> None:
-    """Check an operator on noise ``[1, H, W, C]``: shapes, and that it is linear, or at least has a derivative.
+    """Check an operator on noise ``[2, H, W, C]``: shapes, and that it is linear, or at least has a derivative.
 
     Raises:
-      ValueError: for one that is not, or whose measurement has another shape.
+      ValueError: for one that is not, that fails or mixes images, or whose measurement has another shape.
     """
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((2, 1, *image_shape)).astype(np.float32)
-    out = jax.eval_shape(operator, jax.ShapeDtypeStruct(a.shape, a.dtype))
-    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape[1:] != measurement.shape[1:]:
-        shape = getattr(out, "shape", out)
-        raise ValueError(f"operator gives {shape} for one image, the measurement has shape {measurement.shape}")
+    noise = np.random.default_rng(0).standard_normal((2, *image_shape)).astype(np.float32)
+    out = measured_shape(operator, noise.shape)
+    if not isinstance(out, jax.ShapeDtypeStruct) or (2, *out.shape[1:]) != (*out.shape[:1], *measurement.shape[1:]):
+        shape = getattr(out, "shape", shown(out))
+        raise ValueError(f"operator gives {shape} for two images, the measurement has shape {measurement.shape}")
     if linear:
+        a, b = noise[:1], noise[1:]
         parts, whole = np.asarray(operator(a)) + 2 * np.asarray(operator(b)), np.asarray(operator(a + 2 * b))
         if not np.allclose(parts, whole, rtol=1e-3, atol=1e-3 * np.abs(whole).max()):
             raise ValueError(
                 "operator must be linear: A(a + 2 b) is not A(a) + 2 A(b); posterior='dps' takes any with a derivative"
             )
+        _check_each(operator, noise)
         return
     # Inside of the range of images: a function such as a logarithm need not know other numbers.
-    x = jnp.asarray(0.5 * np.tanh(a))
+    images = 0.5 * np.tanh(noise)
+    x = jnp.asarray(images[:1])
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"operator gives numbers of dtype {out.dtype}, which have no derivative: it must be floating")
     seen, pull_back = jax.vjp(operator, x)
@@ -167,3 +191,26 @@ def check_operator(
         raise ValueError("operator, or its derivative, is not finite for an image in [-1, 1]")
     if not np.any(np.asarray(gradient)) and not np.any(np.asarray(pull_back(seen)[0])):
         raise ValueError("operator has the derivative 0 (as rounding has): no measurement can be felt through it")
+    _check_each(operator, images)
+
+
+def measured_shape(operator: Callable[[Array], Array], shape: tuple[int, ...]) -> Any:
+    """Return shape and dtype of what an operator gives for float32 images of ``shape [n, H, W, C]``; nothing is run.
+
+    Raises:
+      ValueError: for what is no function, or cannot be traced for such images.
+    """
+    check_callable("operator", operator, "a function of images, such as one of psld_jax.operators")
+    try:
+        return jax.eval_shape(operator, jax.ShapeDtypeStruct(shape, np.float32))
+    except Exception as error:  # whatever a user's function raises
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"operator fails for images {shape} of jax.numpy: {reason}") from None
+
+
+def _check_each(operator: Callable[[Array], Array], images: np.ndarray) -> None:
+    """Raise a ``ValueError`` unless two images ``[2, H, W, C]`` are measured together as each by itself."""
+    together = np.asarray(operator(jnp.asarray(images)))
+    alone = np.concatenate([np.asarray(operator(jnp.asarray(images[i : i + 1]))) for i in range(2)])
+    if not np.allclose(together, alone, rtol=1e-3, atol=1e-3 * np.abs(alone).max()):
+        raise ValueError("operator mixes images: what it gives for two of them is not what it gives for each by itself")

@@ -125,15 +125,14 @@ class Steering:
             raise ValueError(
                 "null_weight is of a measurement with posterior='conjugate'; the others have a weight alone"
             )
-        if self.operator is None and (self.t_start, self.weight) != (1, None):
-            raise ValueError("t_start and weight are of a measurement: give operator=... and measurement=...")
+        check_choice("posterior", self.posterior, METHODS)
+        check_number("noise_std", self.noise_std, 0, strict=self.by_gradient)
+        _checks.check_used(self)
         checked = self
         if self.known is not None:
             known = as_pixels("known images", self.known, model.image_shape)
             checked = dataclasses.replace(checked, known=known, mask=as_mask(self.mask, known.shape))
         if self.operator is not None:
-            check_choice("posterior", self.posterior, METHODS)
-            check_number("noise_std", self.noise_std, 0, strict=self.by_gradient)
             measurement = check_measurement("measurement", self.measurement)
             linear = self.posterior != "dps" or self.t_start < 1
             _checks.check_operator(self.operator, measurement, model.image_shape, linear)

@@ -148,8 +148,9 @@ def prepare(
             return fits and known.is_for(model.fingerprint) and steering.t_start == 1
 
         def setting_for(budget: int) -> Setting:
-            if steering.integrated and sampler == "auto" and solver is None and _is(grid, "auto") and not hyper:
-                return MEASURED
+            if steering.integrated and sampler == "auto" and solver is None and not hyper:
+                # What was tuned need not predict the data, whatever grid was asked for.
+                return MEASURED if _is(grid, "auto") else dataclasses.replace(MEASURED, grid=_times(grid), rho=rho)
             setting = resolve(
                 model, sampler, budget, grid=grid, rho=rho, t_start=t_start, solver=solver, usable=usable, **hyper
             )
