@@ -12,6 +12,7 @@ from flax import nnx
 
 import psld_jax as pj
 from psld_jax import build, scores
+from psld_jax.build import Classifier
 from psld_jax.models import NCSNpp, NCSNppConfig
 from psld_jax.sampling.generate import prepare
 from psld_jax.training.train import create_state, make_eval_step, make_train_step
@@ -88,6 +89,36 @@ def test_adaptive_solvers_take_guidance_but_no_known_pixels(digits_model, known)
     with pytest.raises(ValueError, match="known pixels are replaced between steps"):
         prepare(digits_model, "rk45", known=images, mask=mask)
     prepare(digits_model, "rk45", operator=lambda x: x, measurement=images)
+
+
+def _towards_zero(x, t):
+    return jax.tree.map(lambda leaf: 0.5 * leaf, x)
+
+
+def _bright(z, t):
+    return jnp.stack([z[0].sum(axis=(1, 2, 3)), -z[0].sum(axis=(1, 2, 3))], axis=1)
+
+
+@pytest.mark.parametrize("what", ["label", pytest.param("measurement", marks=pytest.mark.slow)])
+def test_adaptive_solvers_tell_conditions_of_samples_apart(what, rng):
+    """Each sample has steps of its own: labels of all of them would be broadcast, and guide it ``n`` times."""
+    sde, shape = pj.sde.VPSDE(), (2, 2, 1)
+    model = pj.from_function(_towards_zero, sde, shape, predicts="data")
+    classifier = {"classifier": Classifier(sde, _bright, None, shape, 2)}
+    values = {"label": np.array([0, 1, 1]), "measurement": rng.uniform(-1, 1, (3, 1, 1, 1)).astype(np.float32)}[what]
+    options = {"rtol": 0.1, "atol": 0.1, "n": 3}
+    options |= classifier if what == "label" else {"operator": pj.operators.downsample(2)}
+    drawn = pj.generate(model, "rk23", **{what: values}, **options)
+    for i in range(3):
+        alone = pj.generate(model, "rk23", **{what: values[i : i + 1]}, **options)
+        np.testing.assert_array_equal(alone[i], drawn[i])
+
+
+def test_labels_are_as_many_as_samples():
+    sde = pj.sde.VPSDE()
+    guided = scores.classifier_guided(_towards_zero, _bright, sde, np.arange(3) % 2)
+    with pytest.raises(ValueError, match="3 labels for a state of 2 samples"):
+        guided((jnp.zeros((2, 2, 2, 1)),), 0.5)
 
 
 def test_bad_conditions(digits_model, mnist, known):

@@ -85,6 +85,12 @@ class ClassifierGuided:
 
         def log_likelihood(z: blocks.State) -> Array:
             logits = self.logits_fn(z, t if self.time == "forward" else 1 - t)
+            if len(self.labels) not in (1, len(logits)):
+                # They would be broadcast, and every sample be guided towards all of them at once.
+                raise ValueError(
+                    f"{len(self.labels)} labels for a state of {len(logits)} samples: psld_jax.sample_ode tells them "
+                    "apart with step_control='batch' alone, psld_jax.generate always"
+                )
             return jnp.take_along_axis(jax.nn.log_softmax(logits), self.labels[:, None], axis=-1).sum()
 
         weight = self.weight(t)

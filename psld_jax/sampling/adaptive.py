@@ -191,32 +191,38 @@ def ode_problem(
     return OdeProblem(velocity(sde, t_end, t_start), final, times, solver, step_control, max_steps)
 
 
-def solve_ode(problem: OdeProblem, eps_fn: Any, z: blocks.State) -> tuple[blocks.State, Array, Array]:
+def solve_ode(
+    problem: OdeProblem, eps_fn: Any, z: blocks.State, own: dict[str, Array] | None = None
+) -> tuple[blocks.State, Array, Array]:
     """Solve, as a function to be traced: the state at the end, leaves ``[n, ...]``, NFE ``[n]`` and times ``[n]``.
 
-    The times are those that were reached; where that is not the end, the state is NaN.
+    The times are those that were reached; where that is not the end, the state is NaN. With ``own``, what samples have
+    of their own as arrays ``[n, ...]``, ``eps_fn(own)`` is the function of a state of these samples and a time: each
+    sample has steps of its own, and so its own part of them.
     """
 
-    def field(t, z, _):
-        matrix = problem.velocity(t)
-        k = matrix.shape[0]
-        eps = evaluate(eps_fn, z, t)
-        return blocks.add(blocks.apply(matrix[:, :k], z), blocks.apply(matrix[:, k:], eps))
+    def solve(z, own):
+        of_these = eps_fn if own is None else eps_fn(own)
 
-    def solve(z):
+        def field(t, z, _):
+            matrix = problem.velocity(t)
+            k = matrix.shape[0]
+            eps = evaluate(of_these, z, t)
+            return blocks.add(blocks.apply(matrix[:, :k], z), blocks.apply(matrix[:, k:], eps))
+
         z, nfe, reached = integrate(field, problem.solver, problem.times, z, max_steps=problem.max_steps)
         if problem.final is not None:
-            eps = evaluate(eps_fn, z, problem.times[1])
+            eps = evaluate(of_these, z, problem.times[1])
             z = blocks.add(blocks.apply(problem.final[0], z), blocks.apply(problem.final[1], eps))
             nfe = nfe + 1
         done = reached == problem.times[1]
         return jax.tree.map(lambda leaf: jnp.where(done, leaf, jnp.nan), z), nfe, reached
 
     if problem.step_control == "batch":
-        z, nfe, reached = solve(z)
+        z, nfe, reached = solve(z, own)
         n = jax.tree.leaves(z)[0].shape[0]
         return z, jnp.full(n, nfe), jnp.full(n, reached)
-    z, nfe, reached = jax.vmap(solve)(jax.tree.map(lambda leaf: leaf[:, None], z))
+    z, nfe, reached = jax.vmap(solve)(*jax.tree.map(lambda leaf: leaf[:, None], (z, own)))
     return jax.tree.map(lambda leaf: leaf[:, 0], z), nfe, reached
 
 

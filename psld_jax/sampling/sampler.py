@@ -46,7 +46,7 @@ def _solve_rows(eps_fn, conditions, rows, count, z_T, keys, arrays):
 
 def _solve_adaptively(eps_fn, conditions, problem, z_T, keys, arrays):
     """Draw a batch by an adaptive solver; return the samples, the NFE of each, and the time each has reached."""
-    return solve_ode(problem, conditions.eps_fn(eps_fn, arrays), z_T)
+    return solve_ode(problem, functools.partial(conditions.eps_fn, eps_fn), z_T, arrays)
 
 
 _solve_batch = xla.jit(_solve_adaptively, "the adaptive solver")
