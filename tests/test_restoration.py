@@ -43,6 +43,7 @@ def test_ssim_in_its_limits(pair, rng):
     # Each image by itself, and one truth for all.
     np.testing.assert_allclose(metrics.ssim(image, truth)[1], metrics.ssim(image[1:2], truth[1:2])[0], rtol=1e-12)
     np.testing.assert_array_equal(metrics.ssim(image, truth[:1])[0], metrics.ssim(image, truth)[0])
+    np.testing.assert_array_equal(metrics.ssim(image, truth, window=11.0), metrics.ssim(image, truth))
     # The same for another unit.
     np.testing.assert_allclose(
         metrics.ssim(127.5 * image, 127.5 * truth, data_range=255.0), metrics.ssim(image, truth), rtol=1e-10
@@ -58,6 +59,8 @@ def test_bad_input(measure, pair):
         (image, truth * np.nan, {}, "not finite"),
         ("x", truth, {}, "arrays of numbers"),
         (image, truth, {"data_range": 0.0}, "data_range=0.0 must be"),
+        ((image * 0).astype(np.uint8), truth, {}, "levels 0 to 255 have data_range=255, not 2"),
+        (image, (truth * 0).astype(np.uint8), {"data_range": 1.0}, "levels 0 to 255"),
     ):
         with pytest.raises(ValueError, match=message):
             measure(a, b, **options)

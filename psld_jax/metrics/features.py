@@ -98,8 +98,14 @@ class Features:
             raise ValueError(f"the features {self.name!r} are of images {self.image_shape}, not {tuple(image_shape)}")
 
     def __call__(self, images: Array) -> Array:
-        """Return features ``[n, d]``: in batches for numpy arrays; JAX arrays can be traced and differentiated."""
+        """Return features ``[n, d]``: in batches for numpy arrays; JAX arrays can be traced and differentiated.
+
+        Raises:
+          ValueError: for images of another shape, or levels 0 to 255.
+        """
         self.check(images.shape[1:])
+        if images.dtype == np.uint8:
+            raise ValueError(f"the features {self.name!r} are of images in [-1, 1], which psld_jax.normalise makes")
         if isinstance(images, jax.Array):
             return self.fn(images)
         # Whole batches only, so that there is one program.

@@ -13,6 +13,8 @@ Array = Any
 
 #: Of SSIM (Wang et al., 2004): the standard deviation of the window in pixels, and what keeps quotients from 0 / 0.
 _STD, _K1, _K2 = 1.5, 0.01, 0.03
+#: From black to white in uint8.
+_LEVELS = 255
 
 
 def psnr(images: Array, truth: Array, *, data_range: float = 2.0) -> np.ndarray:
@@ -22,10 +24,10 @@ def psnr(images: Array, truth: Array, *, data_range: float = 2.0) -> np.ndarray:
 
     Args:
       images, truth: ``[n, H, W, C]``; one true image serves all.
-      data_range: from black to white, 2 for images in [-1, 1].
+      data_range: from black to white, 2 for images in [-1, 1], 255 for uint8.
 
     Raises:
-      ValueError: for other shapes, values that are not finite, or a range that is not > 0.
+      ValueError: for other shapes, values that are not finite, or a range that is not > 0, or too small for uint8.
     """
     a, b, span = _pair(images, truth, data_range)
     squared = np.mean((a - b) ** 2, axis=(1, 2, 3))
@@ -42,7 +44,7 @@ def ssim(images: Array, truth: Array, *, data_range: float = 2.0, window: int = 
 
     Args:
       images, truth: ``[n, H, W, C]``; one true image serves all.
-      data_range: from black to white, 2 for images in [-1, 1].
+      data_range: from black to white, 2 for images in [-1, 1], 255 for uint8.
       window: its size in pixels, odd, at most that of the images; 11 is the paper's.
 
     Raises:
@@ -53,6 +55,7 @@ def ssim(images: Array, truth: Array, *, data_range: float = 2.0, window: int = 
     if not is_count(window) or window % 2 == 0 or window > min(height, width):
         most = (min(height, width) - 1) // 2 * 2 + 1
         raise ValueError(f"window={window!r} must be an odd number of pixels, at most {most} for {height} x {width}")
+    window = int(window)  # 11.0 is a whole number too
     at = np.arange(window) - window // 2
     taps = np.exp(-0.5 * (at / _STD) ** 2)
     taps /= taps.sum()
@@ -73,6 +76,10 @@ def ssim(images: Array, truth: Array, *, data_range: float = 2.0, window: int = 
 def _pair(images: Array, truth: Array, data_range: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Return both as float64 of one shape, and the range."""
     span = check_number("data_range", data_range, 0, strict=True)
+    if span < _LEVELS and any(getattr(values, "dtype", None) == np.uint8 for values in (images, truth)):
+        raise ValueError(
+            f"levels 0 to 255 have data_range=255, not {span:g}; psld_jax.normalise makes images in [-1, 1] of them"
+        )
     try:
         a, b = np.asarray(images, np.float64), np.asarray(truth, np.float64)
     except (TypeError, ValueError):
