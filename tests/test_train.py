@@ -1,5 +1,6 @@
 """The training loop: what a run leaves, resuming bit for bit, and everything that can end it before its time."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -8,9 +9,11 @@ import signal
 import time
 from pathlib import Path
 
+import chex
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import pytest
 import train_support as support
 from flax import nnx
@@ -21,6 +24,7 @@ import psld_jax as pj
 from psld_jax import build, modes, scores
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.training import train as training
+from psld_jax.training.step import create_state
 from psld_jax.training.watch import Diverged
 
 STEPS = 12
@@ -246,6 +250,22 @@ def test_two_processes_do_not_train_in_one_directory(copy):
         pytest.raises(ValueError, match=f"another process trains in {copy}"),
     ):
         support.train(copy, {"train.steps": 20})
+
+
+def test_an_average_that_was_not_kept_begins_with_the_weights(tmp_path):
+    """A run that was begun with ``ema_decay=0`` may go on with one."""
+    net, transformation = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), optax.sgd(0.1)
+    state = create_state(net, transformation, ema=False)
+    moved = state.online.updated(jax.tree.map(lambda leaf: leaf + 1, state.online.as_dict()))
+    with checkpoint.TrainingCheckpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        checkpoints.save(3, training._items(dataclasses.replace(state, online=moved)), {})
+        checkpoints.wait()
+        with pytest.raises(ValueError, match="ema"):
+            training._restore(checkpoints, 3, create_state(net, transformation, ema=True))
+        found = training._restore(checkpoints, 3, create_state(net, transformation, ema=True), averaged=False)
+    for weights in (found.online, found.ema):
+        chex.assert_trees_all_equal(weights.as_dict(), moved.as_dict())
+    assert found.ema.params["kernel"].get_value() is not found.online.params["kernel"].get_value()
 
 
 def test_a_damaged_checkpoint_is_named(copy):

@@ -7,6 +7,7 @@ follow from ``(seed, k)``. The state and the step are therefore all that a check
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import time
@@ -135,14 +136,14 @@ def train(
 
     with checkpoint.TrainingCheckpoints(workdir / "checkpoints", c.keep_last, c.keep_every) as checkpoints:
         start = checkpoints.latest() or 0
-        seconds = 0.0
+        seconds, averaged = 0.0, True
         if start:
             meta = checkpoints.meta(start)
             _check_resume(meta, config, len(data), console)
-            seconds = meta["seconds"]
+            seconds, averaged = meta["seconds"], meta["config"]["train"]["ema_decay"] > 0
         state = devices.place_state(create_state(net, transformation, c.ema_decay > 0))
         if start:
-            state = _restore(checkpoints, start, state)
+            state = _restore(checkpoints, start, state, averaged)
         size = sum(leaf.size for leaf in jax.tree.leaves(state.online))
         where = f"{devices.count} {jax.default_backend()} device(s)" + (f" of {hosts} processes" if hosts > 1 else "")
         where += ", state split over them" if c.split_state else ""
@@ -257,12 +258,19 @@ def _items(state: TrainState) -> dict[str, Any]:
     return items if state.ema is None else {**items, "ema": state.ema.as_dict()}
 
 
-def _restore(checkpoints: checkpoint.TrainingCheckpoints, step: int, state: TrainState) -> TrainState:
-    """Return the state at ``step``, placed as ``state`` is."""
-    items = checkpoints.restore(step, _items(state))
-    ema = None if state.ema is None else state.ema.updated(items["ema"])
+def _restore(
+    checkpoints: checkpoint.TrainingCheckpoints, step: int, state: TrainState, averaged: bool = True
+) -> TrainState:
+    """Return the state at ``step``, placed as ``state`` is. If no average was kept, it begins with the weights."""
+    kept = state if averaged else dataclasses.replace(state, ema=None)
+    items = checkpoints.restore(step, _items(kept))
+    online = state.online.updated(items["online"])
+    average = items.get("ema")
+    if state.ema is not None and average is None:
+        average = jax.tree.map(jnp.copy, items["online"])  # the state is donated, so that no array may be in it twice
+    ema = None if state.ema is None else state.ema.updated(average)
     number = jnp.full_like(state.step, step)
-    return TrainState(number, state.online.updated(items["online"]), ema, items["optimizer"])
+    return TrainState(number, online, ema, items["optimizer"])
 
 
 def _sample(config: Any, weights: Weights, workdir: Path, step: int) -> np.ndarray:
