@@ -264,11 +264,10 @@ def _restore(
     """Return the state at ``step``, placed as ``state`` is. If no average was kept, it begins with the weights."""
     kept = state if averaged else dataclasses.replace(state, ema=None)
     items = checkpoints.restore(step, _items(kept))
-    online = state.online.updated(items["online"])
-    average = items.get("ema")
-    if state.ema is not None and average is None:
-        average = jax.tree.map(jnp.copy, items["online"])  # the state is donated, so that no array may be in it twice
-    ema = None if state.ema is None else state.ema.updated(average)
+    online, ema = state.online.updated(items["online"]), None
+    if state.ema is not None:
+        # The state is donated, so that no array may be in it twice.
+        ema = state.ema.updated(items["ema"] if averaged else jax.tree.map(jnp.copy, items["online"]))
     number = jnp.full_like(state.step, step)
     return TrainState(number, online, ema, items["optimizer"])
 
