@@ -153,6 +153,7 @@ def test_bad_conditions(digits_model, mnist, known):
         (digits_model, {"operator": lambda x: x - x.mean(0), "measurement": images}, "must be linear|mixes images"),
         (digits_model, {"operator": lambda x: x[::-1], "measurement": images}, "mixes images"),
         (digits_model, {"operator": mixed, "measurement": images, "posterior": "dps"}, "mixes images"),
+        (digits_model, {"operator": lambda x: x, "measurement": images[:0]}, "which holds nothing"),
         (digits_model, {"guidance": 4.0}, "guidance=4.0 has no effect by itself: give label"),
         (digits_model, {"posterior": "conjugate"}, "posterior='conjugate' has no effect by itself: give operator"),
         (digits_model, {"posterior": "dsp"}, "Did you mean 'dps'"),

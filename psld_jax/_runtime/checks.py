@@ -125,6 +125,8 @@ def _check_range(what: str, values: np.ndarray, limit: float = FARTHEST) -> np.n
             f"{what} have dtype {values.dtype}: they must be floating, in [-1, 1]; psld_jax.normalise makes them so"
         )
     check_array(what, values)
+    if not values.size:
+        raise ValueError(f"{what} have shape {values.shape}, which holds nothing")
     low, high = float(values.min()), float(values.max())
     if max(-low, high) > limit:
         raise ValueError(

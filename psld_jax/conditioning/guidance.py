@@ -81,6 +81,9 @@ class ClassifierGuided:
 
         For a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype. Where the weight is 0 the
         classifier is not asked.
+
+        Raises:
+          ValueError: when it is traced, for another number of labels than samples.
         """
 
         def log_likelihood(z: blocks.State) -> Array:
