@@ -210,6 +210,26 @@ def test_conjugate_flow_solves_its_equations_when_nothing_commutes():
     np.testing.assert_allclose(phi.ravel(), end[4:], rtol=1e-10)
 
 
+def test_short_steps_of_a_third_order_diffusion_have_coefficients():
+    sde = pj.sde.ThirdOrder()
+    grid = np.linspace(1.02e-3, 1e-3, 5)  # where rounding in Sigma is as large as 1e-9 of what is integrated
+    table = pj.tabulate(pj.integrators.get("deis", order=4), sde, grid, denoise=False)
+    for row, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        # Lagrange polynomials add up to 1, and for a constant the integral is known.
+        psi = sde.transition(s, t)
+        exact = sde.frame(s) - psi @ sde.frame(t)
+        np.testing.assert_allclose(table.A[row], psi, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(table.B[row].sum(axis=0), exact, rtol=0, atol=1e-8 * np.abs(exact).max())
+
+
+def test_coefficients_of_what_jumps_do_not_pass_for_rounding():
+    from psld_jax.sde._quadrature import conjugate_flow
+
+    zero, jump = lambda u: np.zeros((len(u), 2, 2)), lambda u: np.sign(u - 0.37)[:, None, None] * np.eye(2)
+    with pytest.raises(ValueError, match=r"the step 0\.9 -> 0\.1 do not converge"):
+        conjugate_flow(zero, jump, 0.9, 0.1)
+
+
 def test_o_is_exact_and_lam_s_scales_its_position_noise_only():
     sde, t, s = pj.sde.PSLD(0.3, 4.3, beta_min=2.0, beta_max=9.0), 0.8, 0.55
     length = sde.beta_integral(t) - sde.beta_integral(s)

@@ -167,8 +167,8 @@ def exponential_step(
         return np.where(np.eye(len(at)) == 1, 1.0, ratio).prod(axis=-1)
 
     def forcing(u: np.ndarray) -> np.ndarray:
-        values = lagrange(u)
-        return np.concatenate([values[:, j, None, None] * prediction.N(u) for j in range(len(at))], axis=-1)
+        values, pull = lagrange(u), prediction.N(u)
+        return np.concatenate([values[:, j, None, None] * pull for j in range(len(at))], axis=-1)
 
     scale = prediction.scale
     if scale is None:
