@@ -98,6 +98,8 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(_last_of_each(argv))
     except flags.Error as error:
         sys.exit(f"error: {_flag(why(error))}; --help shows the flags")
+    except SystemExit:
+        sys.exit(0)  # absl has shown the help that was asked for, and would end with 1
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         try:
             build.check_overrides(argv)

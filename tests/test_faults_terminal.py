@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
+from absl import app, flags
 from PIL import Image
 from psld_jax.convert.__main__ import main as convert
 from rich.console import Console
@@ -55,6 +55,20 @@ def test_every_terminal_shows_the_lists(monkeypatch, encoding):
     for name in (*pj.integrators.available(), "digits", "mnist", "cifar10"):
         assert name in text
     assert "hyper-parameters" in text  # no column is cut off
+
+
+def test_help_that_was_asked_for_is_no_failure(capsys):
+    app.define_help_flags()
+    with pytest.raises(SystemExit) as caught:
+        main._parse(["main", "--help"])
+    assert caught.value.code == 0 and "--helpfull" in capsys.readouterr().out
+
+
+def test_the_digits_are_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = build.override(build.load_config("saved"), {"model.checkpoint": "digits"})
+    with pytest.raises(ValueError, match="use --config digits"):
+        build.build_model(config)
 
 
 def test_files_are_written_whatever_the_locale(tmp_path, monkeypatch):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from psld_jax._runtime import distributed
-from psld_jax._runtime.errors import why
+from psld_jax._runtime.errors import shown, why
 
 
 def replace(path: Path, content: str | bytes) -> None:
@@ -53,8 +53,17 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_same(what: str, found: dict[str, Any], about: dict[str, Any]) -> None:
     """Raise a ``ValueError`` that names what differs, if ``what`` depends on something else than ``about``."""
     if found != about:
-        names = ", ".join(f"{key}={found.get(key)!r}" for key in about if found.get(key) != about[key])
-        raise ValueError(f"{what} with {names}; choose another directory, or remove it")
+        raise ValueError(f"{what} with {', '.join(_others(found, about))}; choose another directory, or remove it")
+
+
+def _others(found: dict[str, Any], about: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Name the values that are others in ``about``, those of an inner object by themselves."""
+    for key in (*about, *(key for key in found if key not in about)):
+        old, new = found.get(key), about.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _others(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}={shown(old)}"
 
 
 class Journal:

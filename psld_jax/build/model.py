@@ -148,6 +148,8 @@ def _saved_model(config: Any) -> Model | Classifier:
     m = config.model
     if not m.checkpoint:
         raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
+    if m.checkpoint == "digits" and not Path(m.checkpoint).exists():
+        raise ValueError("config.model.checkpoint='digits': their score is exact, without weights; use --config digits")
     stored, params = open_network(m.checkpoint, m.weights)
     own = _network_fields(config)
     if m.name != "saved":
