@@ -44,6 +44,16 @@ def test_modes_have_their_probability(digits_model, sde, weight):
     assert found.nfe == 40 and found.backward == 39 and found.effective.shape == (40, 32)
 
 
+@pytest.mark.parametrize("path", [pj.sde.Flow(), pytest.param(pj.sde.Cosine(), marks=pytest.mark.slow)], ids=str)
+def test_particles_are_kept_where_the_grid_of_the_diffusion_is_uniform(few_digits, path):
+    """Its last step would lose them: seen 1 to 3 of 64 on a uniform grid, and more than half on this one."""
+    model = model_of(few_digits.data, 0.05, path, few_digits)
+    means = pj.operators.downsample(2)
+    y = np.asarray(means(jnp.asarray(model.data[:2], jnp.float32)))
+    found = pj.sample_posterior(model, means, y, noise_std=0.05, particles=16, nfe=25)
+    assert found.effective[-1].min() > 4
+
+
 @pytest.mark.slow
 def test_exact_guidance_leaves_weights_equal(digits_model):
     """For pixels N(0, 1) PiGDM is exact: what weights tell apart is the error of the steps, and samples are right."""

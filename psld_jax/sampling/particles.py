@@ -85,7 +85,8 @@ def sample_posterior(
       weight: of the guidance; 0 leaves everything to the weights.
       threshold: part of the particles below which the effective number leads to resampling, 0 to 1.
       seed: of all draws; measurement ``i`` has draws of its own.
-      grid: name of a time grid; ``"auto"`` is that of the diffusion.
+      grid: name of a time grid. ``"auto"`` is that of the diffusion, or ``"quadratic"`` where that is uniform: equal
+        steps in time end with one over most noise levels, in which nearly all weights vanish.
 
     Raises:
       ValueError: for anything out of range, or an operator that does not fit; (``NotFinite``) for particles that are
@@ -104,7 +105,8 @@ def sample_posterior(
     if nfe < 2:
         raise ValueError(f"nfe={nfe} must be at least 2: one step and the denoising one")
     check_kind("grid", grid, str, "'auto', or the name of one")
-    table = Setting("ancestral", model.sde.grid if grid == "auto" else grid, hyper={"order": 1}).table(model.sde, nfe)
+    own = "quadratic" if model.sde.grid == "uniform" else model.sde.grid
+    table = Setting("ancestral", own if grid == "auto" else grid, hyper={"order": 1}).table(model.sde, nfe)
     guide = posterior_guided(
         model.eps_fn, model.sde, operator, np.repeat(y, particles, axis=0), noise_std=noise_std, method=posterior
     )
