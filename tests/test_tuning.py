@@ -115,11 +115,12 @@ def test_refining_helps_on_noise_that_it_has_not_seen(rng):
     # A smooth law: between narrow modes samples change sides, and roundings decide where six iterations end.
     model = pj.load("digits", {"data.num_points": 200, "model.bandwidth": 0.4})
     target = model.data[np.arange(600) % 200] + 0.4 * rng.standard_normal((600, *model.image_shape))
-    train, test = (Evaluator(model, target=target, seed=seed, batch_size=64) for seed in (0, 1))
+    # On 64 noises, roundings of another program led to 0.1 to 1.7 times the loss on others. On 256 it is 0.07.
+    train, test = (Evaluator(model, target=target, seed=seed, batch_size=256) for seed in (0, 1))
     setting = Setting("exponential_multistep")
     better = refine(setting, train, 6, steps=6)
     assert len(better.grid) == 6 and better.hyper == setting.hyper
-    assert test(better, 6, 64).loss < 0.5 * test(setting, 6, 64).loss
+    assert test(better, 6, 256).loss < 0.5 * test(setting, 6, 256).loss
 
 
 def test_the_search_finds_the_best_of_a_loss_that_is_known():
