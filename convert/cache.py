@@ -56,16 +56,15 @@ def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Pa
     if not place.is_dir():
         try:
             convert(path, "", place, weights=weights or None, overrides=said)
-        except (ValueError, OSError) as error:
-            if place.is_dir():  # another process was quicker
-                pass
-            elif isinstance(error, OSError):
+        except ValueError:
+            if not place.is_dir():  # or another process was quicker
+                raise
+        except OSError as error:
+            if not place.is_dir():
                 raise ValueError(
                     f"{path} cannot be converted into the cache {place.parent}: {why(error)}. Set XDG_CACHE_HOME to a "
                     "directory that can be written, or run python -m psld_jax.convert and open its output"
                 ) from None
-            else:
-                raise
     read_index(place)
     return place
 

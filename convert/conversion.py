@@ -123,7 +123,8 @@ def _check_overrides(plain: Any, config: Any, overrides: Sequence[str]) -> None:
             raise ValueError(f"--set {field} says nothing of a network {name!r}: its options are model.{name}.*")
     levels = len(sde.alphas_cumprod) if sde.name == "discrete" else 0
     for key in _NAMED if levels else ():
-        if option(overrides, f"sde.{key}") not in ((None, levels) if key == "num_steps" else (None,)):
+        given = option(overrides, f"sde.{key}")
+        if given is not None and (key, given) != ("num_steps", levels):
             raise ValueError(
                 f"--set sde.{key} does not change the {levels} levels, which the file gives; --set "
                 "'sde.alphas_cumprod=()' leaves those out"

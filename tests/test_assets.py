@@ -44,11 +44,11 @@ def test_emoji_of_a_label_have_its_colours():
         smileys, flags = (
             pj.generate(model, nfe=10, n=6, seed=0, batch_size=6, label=label, guidance=2.0) for label in (6, 2)
         )
-    # Corners of both are white; seen 0.98 and more.
+    # Corners of both are white; seen 0.98.
     assert all(images[:, :2, :2].mean() > 0.8 for images in (smileys, flags))
     middle = smileys[:, 4:12, 4:12].mean(axis=(0, 1, 2))
-    assert middle[0] > 0.4 and middle[2] < -0.4  # red, no blue; seen 0.65 and -0.66
-    # At half height a flag begins further out than a round face; seen -0.44 and 0.23.
+    assert middle[0] > 0.4 and middle[2] < -0.4  # red, no blue; seen 0.65 and -0.65
+    # At half height a flag begins further out than a round face; seen -0.45 and 0.30.
     assert flags[:, 8, 1].mean() < smileys[:, 8, 1].mean() - 0.3
 
 

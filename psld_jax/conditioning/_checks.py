@@ -172,13 +172,13 @@ def check_operator(
         shape = getattr(out, "shape", shown(out))
         raise ValueError(f"operator gives {shape} for two images, the measurement has shape {measurement.shape}")
     if linear:
-        a, b = noise[:1], noise[1:]
-        parts, whole = np.asarray(operator(a)) + 2 * np.asarray(operator(b)), np.asarray(operator(a + 2 * b))
+        alone = _alone(operator, noise)
+        parts, whole = alone[:1] + 2 * alone[1:], np.asarray(operator(noise[:1] + 2 * noise[1:]))
         if not np.allclose(parts, whole, rtol=1e-3, atol=1e-3 * np.abs(whole).max()):
             raise ValueError(
                 "operator must be linear: A(a + 2 b) is not A(a) + 2 A(b); posterior='dps' takes any with a derivative"
             )
-        _check_each(operator, noise)
+        _check_each(operator, noise, alone)
         return
     # Inside of the range of images: a function such as a logarithm need not know other numbers.
     images = 0.5 * np.tanh(noise)
@@ -191,7 +191,7 @@ def check_operator(
         raise ValueError("operator, or its derivative, is not finite for an image in [-1, 1]")
     if not np.any(np.asarray(gradient)) and not np.any(np.asarray(pull_back(seen)[0])):
         raise ValueError("operator has the derivative 0 (as rounding has): no measurement can be felt through it")
-    _check_each(operator, images)
+    _check_each(operator, images, _alone(operator, images))
 
 
 def measured_shape(operator: Callable[[Array], Array], shape: tuple[int, ...]) -> Any:
@@ -208,9 +208,13 @@ def measured_shape(operator: Callable[[Array], Array], shape: tuple[int, ...]) -
         raise ValueError(f"operator fails for images {shape} of jax.numpy: {reason}") from None
 
 
-def _check_each(operator: Callable[[Array], Array], images: np.ndarray) -> None:
-    """Raise a ``ValueError`` unless two images ``[2, H, W, C]`` are measured together as each by itself."""
+def _alone(operator: Callable[[Array], Array], images: np.ndarray) -> np.ndarray:
+    """Return what an operator gives for each of the images ``[n, H, W, C]`` by itself, ``[n, ...]``."""
+    return np.concatenate([np.asarray(operator(jnp.asarray(images[i : i + 1]))) for i in range(len(images))])
+
+
+def _check_each(operator: Callable[[Array], Array], images: np.ndarray, alone: np.ndarray) -> None:
+    """Raise a ``ValueError`` unless images ``[n, H, W, C]`` are measured together as each by itself, ``alone``."""
     together = np.asarray(operator(jnp.asarray(images)))
-    alone = np.concatenate([np.asarray(operator(jnp.asarray(images[i : i + 1]))) for i in range(2)])
     if not np.allclose(together, alone, rtol=1e-3, atol=1e-3 * np.abs(alone).max()):
         raise ValueError("operator mixes images: what it gives for two of them is not what it gives for each by itself")

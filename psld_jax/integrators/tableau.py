@@ -182,14 +182,14 @@ def tabulate(
                 back = [_forward_stage(sde, grid[stop], grid[start])] if repeat and i == start else []
                 steps.append([*back, *stages])
                 times.append(grid[i + 1])
-    if analytic_start and grid[0] < 1:
-        lead = sde.gaussian_flow(grid[0], np.float64(1.0), sde.data_std or 1.0)
-        steps[0], times[0] = [Stage(A=lead), *steps[0]], 1.0
     if denoise:
         start, noise = integrator.approach(sde, grid[-1], Place(len(grid) - 1, len(grid)))
         steps.append([*noise, last_stage(sde, start, denoise, stochastic=integrator.stochastic and not integrator.ode)])
         times.append(0.0)
-    return _assemble(steps, np.array(times), sde.num_blocks)
+    table = _assemble(steps, np.array(times), sde.num_blocks)
+    if analytic_start and grid[0] < 1:
+        return _led(table, sde.gaussian_flow(grid[0], np.float64(1.0), sde.data_std or 1.0))
+    return table
 
 
 def from_prior(table: Tableau, sde: LinearSDE) -> Tableau:
@@ -199,13 +199,27 @@ def from_prior(table: Tableau, sde: LinearSDE) -> Tableau:
     evaluation. Where the prior is the law that stays, or keeps data of unit variance, it is that of every time.
     """
     first = float(table.times[0])
-    if np.isclose(first, 1, rtol=1e-9) or sde.stationary or getattr(sde, "variance_preserving", False):
+    if np.isclose(first, 1, rtol=1e-9) or sde.stationary or sde.variance_preserving:
         return table
-    k = sde.num_blocks
-    p, zero = np.tile(np.eye(k), (table.nfe, 1, 1)), np.zeros((table.nfe, k, k))
-    before = {"P": p, "Rpre": zero, "pre_draw": np.full(table.nfe, -1)} if table.P is None else {"P": table.P.copy()}
-    before["P"][0] = before["P"][0] @ sde.factor(np.float64(first)) @ np.linalg.inv(cholesky(sde.prior_cov()))
-    return dataclasses.replace(table, **before, times=np.append(1.0, table.times[1:]))
+    return _led(table, sde.factor(np.float64(first)) @ np.linalg.inv(cholesky(sde.prior_cov())))
+
+
+def _led(table: Tableau, matrix: np.ndarray) -> Tableau:
+    """Return the table for a state of ``t = 1``, which ``matrix`` takes to the start of the grid."""
+    table = with_first_updates(table)
+    assert table.P is not None
+    p = table.P.copy()
+    p[0] = p[0] @ matrix
+    return dataclasses.replace(table, P=p, times=np.append(1.0, table.times[1:]))
+
+
+def with_first_updates(table: Tableau) -> Tableau:
+    """Return the same sampler with an update before each evaluation, which leaves the state as it is if it is new."""
+    if table.P is not None:
+        return table
+    n, k = table.nfe, table.num_blocks
+    before = {"P": np.tile(np.eye(k), (n, 1, 1)), "Rpre": np.zeros((n, k, k)), "pre_draw": np.full(n, -1)}
+    return dataclasses.replace(table, **before)
 
 
 def _forward_stage(sde: LinearSDE, s: float, t: float) -> Stage:

@@ -147,14 +147,16 @@ def prepare(
             fits = known.fits(model.sde, t_end, denoise, steering.resample)
             return fits and known.is_for(model.fingerprint) and steering.t_start == 1
 
+        left_open = sampler == "auto" and solver is None and not hyper  # resolve() refuses "auto" with others
+
         def setting_for(budget: int) -> Setting:
-            if steering.integrated and sampler == "auto" and solver is None and not hyper:
+            if steering.integrated and left_open:
                 # What was tuned need not predict the data, whatever grid was asked for.
                 return MEASURED if _is(grid, "auto") else dataclasses.replace(MEASURED, grid=_times(grid), rho=rho)
             setting = resolve(
                 model, sampler, budget, grid=grid, rho=rho, t_start=t_start, solver=solver, usable=usable, **hyper
             )
-            if sampler != "auto" or solver is not None or not _is(grid, "auto"):
+            if not (left_open and _is(grid, "auto")):
                 return setting
             # Nobody asked for the times and the start of "auto": they give way to a start or an end that was asked for.
             if steering.t_start < 1 and not isinstance(setting.grid, str):

@@ -67,6 +67,8 @@ class LinearSDE(StatesOfBlocks):
     t_end = 1e-3
     last_step = "euler"
     grid = "quadratic"
+    #: Of one block: whether data of unit variance keep it, so that the prior is N(0, 1); else it is N(0, sigma(1)^2).
+    variance_preserving = False
     #: What part of ``E[x_0 | z]`` moves the state, a function of times; ``None``: all, see :meth:`measured`.
     share: Callable[[Array], Array] | None = None
     #: Times at which slopes jump, float64 ``[m]``: what is made of the diffusion is smooth between them.

@@ -45,8 +45,6 @@ class OneBlock(LinearSDE):
     stationary = False
     last_step = "exponential"
     grid = "edm"
-    #: Whether data of unit variance keep it, so that the prior is N(0, 1); else it is N(0, sigma(1)^2).
-    variance_preserving = False
 
     def __init__(self):
         self._set_up(1, [[float(self.std(np.float64(0.0))) ** 2]], "lower", 0.0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from psld_jax._runtime.checks import MIN_TIME
 from psld_jax._runtime.errors import check_choice
-from psld_jax.integrators.tableau import Tableau
+from psld_jax.integrators.tableau import Tableau, with_first_updates
 
 Array = Any
 
@@ -59,7 +59,7 @@ class Coefficients:
         missing = max(0, min(history, table.nfe) - table.B.shape[1])
         b = np.pad(table.B, [(0, 0), (0, missing), (0, 0), (0, 0)])
         table = dataclasses.replace(table, B=b)
-        self._table = _with_first_updates(table) if "P" in free and table.P is None else table
+        self._table = with_first_updates(table) if "P" in free else table
         moves = self._all_moves(set(free), history, consistent)
         self._moves = [(row, entries) for row, entries in moves if not steps or row in steps]
         if not self._moves:
@@ -112,13 +112,6 @@ class Coefficients:
                 beyond = name == "tau" and not MIN_TIME <= table.tau[row] * (1 + theta[number]) <= 1
                 out[name][(column, *index)] = 0.0 if beyond else factor
         return out
-
-
-def _with_first_updates(table: Tableau) -> Tableau:
-    """Return the same sampler with an update before each evaluation, which leaves the state as it is."""
-    n, k = table.nfe, table.num_blocks
-    before = {"P": np.tile(np.eye(k), (n, 1, 1)), "Rpre": np.zeros((n, k, k)), "pre_draw": np.full(n, -1)}
-    return dataclasses.replace(table, **before)
 
 
 def with_more_rows(table: Tableau, nfe: int) -> Tableau:
