@@ -11,6 +11,7 @@ import pytest
 import psld_jax as pj
 from benchmarks import analytic_start as script
 from psld_jax import build
+from psld_jax._runtime import device
 from psld_jax.conditioning.weights import renoised
 from psld_jax.evaluation import evaluate
 from psld_jax.sampling.generate import prepare, resolve
@@ -256,6 +257,53 @@ def test_conditions_see_the_steps_alone(rng):
     y = rng.standard_normal((1, 4, 4, 1))
     pulls = [pj.measurement_pull(sde, data, tables[1], half, y, (4, 4, 1)).weights for tables in (led, plain)]
     np.testing.assert_array_equal(*pulls)
+
+
+@pytest.mark.parametrize("time", ["current", "original"])
+@pytest.mark.parametrize("lead", ["analytic", "prior"])
+@pytest.mark.parametrize("name", ["psld", "third_order", "vp", "edm", "flow"])
+def test_known_pixels_have_their_law_where_the_grid_starts(name, lead, time):
+    """The way to the start is for noise: led there like the others, a known pixel would say nothing of its value."""
+    sde = SDES[name].preconditioned(0.6)
+    grid = "quadratic" if lead == "analytic" else (START, 0.1, 1e-2)
+    for sampler in ("exponential_multistep", "ancestral"):
+        setting = Setting(sampler, grid, t_start=START if lead == "analytic" else 1.0)
+        table = setting.table(sde, 3, t_end=1e-2)
+        known = pj.known_pixels(sde, table, np.ones((1, 2, 2, 1)), np.ones((2, 2)), time=time)
+        first = np.eye(sde.num_blocks) if table.P is None else table.P[0]
+        factor = first @ known.factor[0]
+        np.testing.assert_allclose(first @ known.mean[0], sde.mean(np.float64(START))[:, :1], rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(factor @ factor.T, sde.cov(np.float64(START)), rtol=1e-6, atol=1e-9)
+        after = table.times[1] if time == "current" else np.float64(START)
+        np.testing.assert_allclose(known.mean[1], sde.mean(after)[:, :1], rtol=1e-12)
+
+
+def test_what_is_known_reaches_the_first_evaluation(key):
+    """Two pixels with one value, one step of DDIM from where it is seen: the mean of the other one is closed."""
+    sde, value, n = SDES["vp"], -0.8, 20_000
+    start, middle = (np.float64(sde.time(level)) for level in (1.0, 0.5))
+
+    def same_value(t):  # eps of N(0, 1 1^T), along the mean of both and across it
+        signal, noise = sde.mean(t)[:, 0, 0] ** 2, sde.cov(t)[:, 0, 0]
+        return np.stack([np.sqrt(noise) / (noise + 2 * signal), 1 / np.sqrt(noise)], axis=-1)[:, None]
+
+    weights = device.TimeFunction(same_value, 1e-4)
+
+    def eps_fn(z, t):
+        along, across = weights(t)[0]
+        mean = z[0].mean(axis=2, keepdims=True)
+        return (along * mean + across * (z[0] - mean),)
+
+    table = Setting("ddim", (start, middle), t_start=start).table(sde, 1, t_end=middle, denoise=False)
+    images = np.full((n, 1, 2, 1), value)
+    known = pj.known_pixels(sde, table, images, np.array([[1, 0]]))
+    found = pj.sample(eps_fn, table, sde.prior_sample(key, images.shape), key, known=known)[0][:, 0, 1, 0]
+    (a, b), (v, w) = (np.array([f(t)[0, 0] for t in (start, middle)]) for f in (sde.mean, sde.cov))
+    # Noise has the mean 0, so that of the other pixel is what DDIM takes of E[x_0 | z], of which the known one is half.
+    expected = (b - np.sqrt(w / v) * a) * a / (v + 2 * a**2) * a * value
+    error = float(found.std()) / np.sqrt(n)
+    assert abs(expected) > 8 * error
+    np.testing.assert_allclose(found.mean(), expected, atol=4 * error)
 
 
 def test_the_script_prints_a_row_for_every_budget(monkeypatch, capsys):

@@ -13,7 +13,7 @@ import pytest
 import seeds
 
 import psld_jax as pj
-from psld_jax.sampling.generate import resolve
+from psld_jax.sampling.generate import prepare, resolve
 from psld_jax.sampling.settings import Tuned
 from psld_jax.tuning._coefficients import FREE, Coefficients, with_more_rows
 from psld_jax.tuning._curvature import Objective
@@ -281,6 +281,8 @@ def _damage():
     yield "noise without a draw", row("R", lambda r: [[[0.0] * 2] * 2] * 5)
     yield "last rows", change("last_rows", [0, 1, 2, 3, 9])
     yield "times", change("times", [1.0])
+    yield "lead", change("lead", [0.5])
+    yield "lead without an inverse", change("lead", [0.5, [[1.0, 1.0], [1.0, 1.0]]])
 
 
 @pytest.mark.parametrize(("what", "damage"), list(_damage()), ids=[what for what, _ in _damage()])
@@ -292,6 +294,15 @@ def test_a_damaged_file_is_one_line(solver, tmp_path, what, damage):
     with pytest.raises(ValueError) as raised:
         pj.load_solver(path)
     assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_a_file_holds_the_way_to_the_start(model, solver, tmp_path):
+    table = pj.Setting("ddim", t_start=0.4).table(model.sde, 4)
+    dataclasses.replace(solver, table=table).write(tmp_path / "solver.json")
+    start, matrix = pj.load_solver(tmp_path / "solver.json").table.lead
+    assert start == 0.4
+    np.testing.assert_array_equal(matrix, table.lead[1])
+    assert "lead" not in solver.to_json()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\x00", "null", "[" * 100_000])
@@ -338,6 +349,9 @@ def test_auto_takes_a_solver_for_its_own_budget_alone(model, solver):
     model = dataclasses.replace(model, tuned=(learned, tuned))
     same = {"n": 2, "nfe": 5}
     np.testing.assert_array_equal(pj.generate(model, **same), pj.generate(model, solver=solver, **same))
+    known = {"known": np.zeros((1, 8, 8, 1)), "mask": np.eye(8)}
+    assert prepare(model, nfe=5, **known).setting.solver is None  # there it was worse than what was tuned
+    assert prepare(model, nfe=5, solver=solver, **known).setting.solver is solver
     assert resolve(model, nfe=5).solver is None  # who does not say what it is for gets what is right for all
     for options in ({"nfe": 6}, {"nfe": 5, "denoise": False}, {"nfe": 5, "t_end": 1e-2}, {"nfe": 5, "grid": "uniform"}):
         np.testing.assert_array_equal(

@@ -108,15 +108,20 @@ def known_law(sde: LinearSDE, table: Tableau, *, fresh: bool = True, time: str =
       ValueError: for an unknown ``time``.
     """
     check_choice("time of known pixels", time, TIMES)
-    times = table.times if time == "current" else np.append(table.times[0], table.times[:-1])
+    reached = table.times if table.lead is None else np.append(table.lead[0], table.times[1:])
+    times = reached if time == "current" else np.append(reached[0], reached[:-1])
     # At t = 0 a known pixel is what it is; its momentum there is not asked for.
     noisy = np.where(table.times > 0, 1.0, 0.0)[:, None, None]
     at, start = np.where(times > 0, times, 1.0), np.eye(sde.num_blocks)[:, :1]
+    mean, factor = np.where(times[:, None, None] > 0, sde.mean(at), start), noisy * sde.factor(at)
+    if table.lead is not None:
+        # The way to the start of the grid is for noise. Known pixels are put where that way takes them to their law.
+        mean[0], factor[0] = np.linalg.solve(table.lead[1], mean[0]), np.linalg.solve(table.lead[1], factor[0])
     return Known(
         None,
         None,
-        np.where(times[:, None, None] > 0, sde.mean(at), start),
-        noisy * sde.factor(at),
+        mean,
+        factor,
         np.full(len(times), table.num_draws) + (np.arange(len(times)) if fresh else 0),
         len(times) if fresh else 1,
     )

@@ -41,6 +41,8 @@ class Tableau:
       last_rows: ``[num_steps]`` integers, the row with which each step ends.
       times: ``[num_steps + 1]`` forward time before the first step and after each (0 after the denoising step).
       num_draws: total draws of noise.
+      lead: the time where the grid starts, and the matrix ``[K, K]`` in ``P[0]`` that takes a state of ``t = 1`` there;
+        ``None`` if the state is that of the first time.
     """
 
     tau: Array
@@ -56,6 +58,7 @@ class Tableau:
     last_rows: Array
     times: Array
     num_draws: int
+    lead: tuple[Array, Array] | None = None
 
     @property
     def nfe(self) -> int:
@@ -84,7 +87,8 @@ class Tableau:
 
 
 _ROW_FIELDS = ("tau", "P", "Rpre", "pre_draw", "U", "V", "A", "B", "R", "post_draw")
-jax.tree_util.register_dataclass(Tableau, data_fields=[*_ROW_FIELDS, "last_rows", "times"], meta_fields=["num_draws"])
+_DATA_FIELDS = [*_ROW_FIELDS, "last_rows", "times", "lead"]
+jax.tree_util.register_dataclass(Tableau, data_fields=_DATA_FIELDS, meta_fields=["num_draws"])
 
 
 class _Row:
@@ -210,7 +214,7 @@ def _led(table: Tableau, matrix: np.ndarray) -> Tableau:
     assert table.P is not None
     p = table.P.copy()
     p[0] = p[0] @ matrix
-    return dataclasses.replace(table, P=p, times=np.append(1.0, table.times[1:]))
+    return dataclasses.replace(table, P=p, times=np.append(1.0, table.times[1:]), lead=(table.times[0], matrix))
 
 
 def with_first_updates(table: Tableau) -> Tableau:

@@ -145,7 +145,8 @@ def prepare(
 
         def usable(known: Solver) -> bool:
             fits = known.fits(model.sde, t_end, denoise, steering.resample)
-            return fits and known.is_for(model.fingerprint) and steering.t_start == 1
+            # Its states between steps are its own, not those that known pixels are given (docs/results.md).
+            return fits and known.is_for(model.fingerprint) and steering.t_start == 1 and steering.known is None
 
         left_open = sampler == "auto" and solver is None and not hyper  # resolve() refuses "auto" with others
 

@@ -93,6 +93,8 @@ class Solver:
         table = self.table
         rows = {name: None if values is None else np.asarray(values).tolist() for name, values in table.rows().items()}
         ends = {"last_rows": np.asarray(table.last_rows).tolist(), "times": np.asarray(table.times).tolist()}
+        if table.lead is not None:
+            ends["lead"] = [float(table.lead[0]), np.asarray(table.lead[1]).tolist()]
         header = {"format": _FORMAT, "version": _VERSION, "about": self.about}
         return {**header, "num_draws": int(table.num_draws), **ends, "rows": rows}
 
@@ -167,7 +169,13 @@ def _table(values: dict[str, Any]) -> Tableau:
     last_rows = _numbers("last_rows", values["last_rows"], len(times) - 1, 0, size - 1)
     if last_rows[-1] != size - 1 or (np.diff(last_rows) <= 0).any():
         raise ValueError("last_rows must rise to the last row")
-    return Tableau(**arrays, last_rows=last_rows, times=times, num_draws=int(num_draws))
+    lead = values.get("lead")
+    if lead is not None:
+        start, matrix = lead
+        lead = float(_floats("the time of lead", start, 0)), _floats("the matrix of lead", matrix, 2, (k, k))
+        if not 0 < lead[0] <= 1 or np.linalg.matrix_rank(lead[1]) < k:
+            raise ValueError("lead must be a time in (0, 1] and a matrix that has an inverse")
+    return Tableau(**arrays, last_rows=last_rows, times=times, num_draws=int(num_draws), lead=lead)
 
 
 def _floats(name: str, values: Any, axes: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
