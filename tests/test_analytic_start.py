@@ -167,6 +167,8 @@ def test_a_budget_that_guidance_makes_too_small_is_named_as_it_was_given():
     guided = {"label": 1, "guidance": 2.0}
     with pytest.raises(ValueError, match=r"^nfe=3 is too small: with guidance one step takes 4 evaluations"):
         prepare(model, nfe=3, **guided)
+    with pytest.raises(ValueError, match=r"^nfe=1 is too small: with guidance one step takes 2 evaluations"):
+        prepare(model, "ddim", nfe=1, denoise=False, **guided)
     assert prepare(model, nfe=4, **guided).nfe == 4
     with pytest.raises(ValueError, match="nfe=1 is too small for"):
         prepare(model, nfe=1, **guided)
