@@ -51,6 +51,13 @@ def test_what_was_used_is_cited_once_each(few_digits):
     assert keys(pj.citation(pj.Setting("deis", t_start=0.4)))[1:] == ["zhang2023fast", "dockhorn2022genie"]
 
 
+def test_a_learned_solver_is_cited_for_what_it_was_learned_from(digits_model):
+    solvers = {row.nfe: row.setting for row in digits_model.tuned if row.setting.solver is not None}
+    for setting, led in ((solvers[5], ["dockhorn2022genie"]), (solvers[10], [])):
+        expected = ["psld_jax", "zhang2023fast", "zhang2023gddim", *led]
+        assert keys(pj.citation(setting)) == keys(pj.citation(setting.solver)) == expected
+
+
 @pytest.mark.parametrize("thing", [None, 3, "", ("ddim",), b"ddim"])
 def test_what_has_no_publication_is_refused_in_one_line(thing):
     with pytest.raises(ValueError, match="unknown sampler, path or network") as caught:

@@ -12,6 +12,7 @@ from psld_jax.integrators.base import Integrator, aliases, source
 from psld_jax.report import _bibliography as bibliography
 from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.sampling.settings import Setting
+from psld_jax.sampling.solver import LEARNED, Solver
 from psld_jax.sde import LinearSDE
 from psld_jax.sde.named import _REGISTRY as _PATHS
 
@@ -24,7 +25,8 @@ def citation(*used: Any) -> str:
 
     Args:
       used: names of samplers (acronyms too), paths and families of networks; or an integrator, a
-        :class:`psld_jax.Setting`, a diffusion, or a model, which stands for its network and its path.
+        :class:`psld_jax.Setting`, a learned solver (for what it was learned from), a diffusion, or a model, which
+        stands for its network and its path.
 
     Example:
       >>> import psld_jax as pj
@@ -52,7 +54,11 @@ def _entries(thing: Any) -> dict[str, bibliography.Entry]:
     if isinstance(thing, Model):
         network = thing.config.model.name
         return {**(_named(network) if network not in _NOBODYS else {}), **_entries(thing.sde)}
+    if isinstance(thing, Solver):
+        return _of_start(thing.about)
     if isinstance(thing, Setting):
+        if thing.solver is not None:
+            return _entries(thing.solver)
         led = {key: bibliography.ENTRIES[key] for key in bibliography.ANALYTIC_START} if thing.t_start < 1 else {}
         return _of_integrator(thing.sampler) | led
     if isinstance(thing, Integrator):
@@ -62,6 +68,14 @@ def _entries(thing: Any) -> dict[str, bibliography.Entry]:
         # A path of one's own is nobody else's.
         return {key: entry for name in names for key, entry in _named(name).items()}
     return _named(str(thing))
+
+
+def _of_start(about: Any) -> dict[str, bibliography.Entry]:
+    """Return the publications of the setting that learning began with, also by way of other learned solvers."""
+    start = about.get("start")
+    while isinstance(start, dict) and start.get("sampler") == LEARNED:
+        start = start.get("start")
+    return _entries(Setting.from_json(start)) if isinstance(start, dict) else {}
 
 
 def _named(name: str) -> dict[str, bibliography.Entry]:
