@@ -183,6 +183,17 @@ def test_a_step_is_doubled_as_long_as_the_loss_falls():
 
 
 @pytest.mark.slow
+def test_numbers_of_numpy_and_jax_are_written_as_others_are(model, tmp_path):
+    options = {"num_samples": 16, "batch_size": 8, "iterations": 1, "steps": [0], "history": 3, "distance": 0.5}
+    numbers = {"steps": [np.int32(0)], "num_samples": np.int64(16), "history": np.int32(3), "distance": np.float32(0.5)}
+    numbers |= {"consistent": np.False_, "denoise": np.True_, "soft": jax.numpy.float32(0)}
+    log = tmp_path / "learning.jsonl"
+    found = pj.learn(model, np.int64(3), log=log, **{**options, **numbers})
+    found.solver.write(tmp_path / "solver.json")
+    written = pj.load_solver(tmp_path / "solver.json").about
+    assert written == pj.learn(model, 3, log=log, **options).solver.about == found.solver.about
+
+
 def test_noise_can_be_learned(model):
     options = {"history": 1, "num_samples": 256, "batch_size": 64, "iterations": 6}
     alone = pj.learn(model, 8, pj.Setting("euler_maruyama"), free=("R",), **options)

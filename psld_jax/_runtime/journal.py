@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from psld_jax._runtime import distributed
 from psld_jax._runtime.errors import shown, why
 
@@ -20,6 +22,15 @@ def replace(path: Path, content: str | bytes) -> None:
     else:
         temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """Turn numbers of numpy and JAX, also those in a dict or a sequence, into Python's, which JSON can hold."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
 
 
 def make_directory(path: Path, what: str) -> None:
@@ -99,11 +110,11 @@ class Journal:
     def _write(self, entry: dict[str, Any]) -> None:
         if self._path is not None and distributed.is_first():
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(json.dumps(plain(entry)) + "\n")
 
     def get(self, key: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the known result for ``key``. If there is none, call ``make``, and write down what it returns."""
-        name = json.dumps(key, sort_keys=True)
+        name = json.dumps(plain(key), sort_keys=True)
         if name not in self._known:
             self._known[name] = make()
             self._write({"key": name, **self._known[name]})

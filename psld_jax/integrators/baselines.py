@@ -49,7 +49,8 @@ def last_stage(sde: LinearSDE, t: float, how: bool | str = True, *, stochastic: 
     Raises:
       ValueError: for another name.
     """
-    how = sde.last_step if how is True else choice("denoise", how, LAST_STEPS)
+    its_own = isinstance(how, (bool, np.bool_)) and how
+    how = sde.last_step if its_own else choice("denoise", how, LAST_STEPS)
     if how == "euler":
         return euler_stage(sde, t, t, stochastic=stochastic)
     u, v = sde.denoiser(t)

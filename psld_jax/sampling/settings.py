@@ -13,6 +13,7 @@ import numpy as np
 from psld_jax import integrators
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_counts, is_count, unknown, why
+from psld_jax._runtime.journal import plain
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, from_prior, tabulate
 from psld_jax.sampling.adaptive import SOLVERS
@@ -135,7 +136,7 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that JSON can hold; :meth:`from_json` reads it."""
-        values = {name: _plain(getattr(self, name)) for name in _WRITTEN}
+        values = {name: plain(getattr(self, name)) for name in _WRITTEN}
         values |= {"t_start": self.t_start} if self.t_start < 1 else {}
         return values if self.solver is None else {**values, "solver": self.solver.to_json()}
 
@@ -187,15 +188,6 @@ def given_times(
 def _tuples(value: Any) -> Any:
     """Turn lists into tuples, which JSON does not have."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    """Turn numbers of numpy and JAX, also those in a dict or a sequence, into Python's."""
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
-    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from psld_jax._runtime.checks import check_flag, check_number
 from psld_jax._runtime.errors import check_choice, check_counts, shown
+from psld_jax._runtime.journal import plain
 from psld_jax.sampling.rows import HISTORIES
 from psld_jax.tuning._coefficients import FREE
 
@@ -54,6 +55,9 @@ class Options:
         check_counts(0, **{f"steps[{i}]": step for i, step in enumerate(self.steps)})
         if self.num_samples % self.batch_size:
             raise ValueError(f"num_samples={self.num_samples} must be a multiple of batch_size={self.batch_size}")
+        # Numbers of numpy and JAX become those of Python, which JSON can hold.
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
     def check_budget(self, nfe: int) -> None:
         """Raise a ``ValueError`` unless a solver of ``nfe`` evaluations has the rows in ``steps``."""

@@ -20,7 +20,7 @@ import numpy as np
 from psld_jax import metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_number, check_seed
 from psld_jax._runtime.errors import check_counts, check_kind, shown
-from psld_jax._runtime.journal import Journal
+from psld_jax._runtime.journal import Journal, plain
 from psld_jax.build import Model, check_model
 from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.settings import Setting, choose
@@ -149,6 +149,7 @@ def learn(
         iterations=iterations,
     )
     options.check_budget(nfe)
+    nfe, denoise = int(nfe), plain(denoise)
     seed = check_seed(seed)
     if target is not None:
         target = as_pixels("target", target, model.image_shape)
@@ -166,14 +167,14 @@ def learn(
     found: list[Learned] = []
     for setting in starts:
         run = _Run(setting, evaluator, nfe, options, journal, report)
-        before = judge(setting, nfe, 2 * num_samples, paired=run.paired)
+        before = judge(setting, nfe, 2 * options.num_samples, paired=run.paired)
         if not np.isfinite(before.loss):
             report(f"{setting.describe()}: its samples are not finite, so it is left out")
             continue
         theta, count = run.learned()
         known = {**about, "start": _described(setting), "iterations": count, "numbers": run.coefficients.size}
         solver = Solver(run.coefficients.table(theta), known)
-        after = judge(Setting.learned(solver), nfe, 2 * num_samples, paired=run.paired)
+        after = judge(Setting.learned(solver), nfe, 2 * options.num_samples, paired=run.paired)
         scores = {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)}
         solver = dataclasses.replace(solver, about={**known, "scores": scores})
         found.append(Learned(solver, before, after, run.coefficients.size, count))
