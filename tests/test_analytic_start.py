@@ -162,7 +162,7 @@ def test_what_auto_chose_gives_way_to_a_start_or_an_end_that_is_asked_for(few_di
     assert prepare(learned, nfe=5, t_start=0.5, **measured).setting.solver is None
 
 
-def test_a_budget_that_guidance_makes_too_small_is_named_as_it_was_given():
+def test_a_budget_that_guidance_makes_too_small_is_named_as_it_was_given(monkeypatch):
     model = pj.from_function(lambda x, t, label: x, pj.sde.VPSDE(), (2, 2, 1), n_classes=3)
     guided = {"label": 1, "guidance": 2.0}
     with pytest.raises(ValueError, match=r"^nfe=3 is too small: with guidance one step takes 4 evaluations"):
@@ -170,6 +170,12 @@ def test_a_budget_that_guidance_makes_too_small_is_named_as_it_was_given():
     with pytest.raises(ValueError, match=r"^nfe=1 is too small: with guidance one step takes 2 evaluations"):
         prepare(model, "ddim", nfe=1, denoise=False, **guided)
     assert prepare(model, nfe=4, **guided).nfe == 4
+    # Every smaller budget would have a table of its own.
+    made, table = [], Setting.table
+    monkeypatch.setattr(
+        Setting, "table", lambda self, sde, nfe, **options: made.append(nfe) or table(self, sde, nfe, **options)
+    )
+    assert prepare(model, "ddim", nfe=300, **guided).nfe == 300 and len(made) < 10
     with pytest.raises(ValueError, match="nfe=1 is too small for"):
         prepare(model, nfe=1, **guided)
 
