@@ -183,3 +183,36 @@ def test_a_pull_of_another_table_is_refused(key):
     with pytest.raises(ValueError, match="is none of"):
         pull_law(sde, pj.integrators.get("predictor_corrector", order=2), table, HALF, SHAPE, 0.1, 1.0)
     assert isinstance(jax.tree.leaves(pull), list)
+
+
+class Own:
+    """A user's operator, no pytree: the upper rows of an image."""
+
+    rows = np.eye(8)[:4]  # float64, so that images of float32 become float64 where JAX has it
+
+    def __call__(self, images):
+        return jnp.einsum("ab,nbwc->nawc", jnp.asarray(self.rows), images)
+
+    def pinv(self, measurement):
+        return jnp.einsum("ab,nawc->nbwc", jnp.asarray(self.rows), measurement)
+
+    def projection(self, images):
+        return self.pinv(self(images))
+
+
+@pytest.mark.parametrize("options", [{}, {"null_weight": 1.0}, {"t_start": 0.4}], ids=["", "null_weight", "t_start"])
+def test_an_operator_of_a_class_of_ones_own_is_integrated(few_digits, options):
+    images = few_digits.data[:2]
+    own, ours = Own(), pj.operators.mask(pj.operators.half_mask("top", few_digits.image_shape))
+    found, expected = (
+        pj.generate(few_digits, nfe=4, n=2, operator=one, measurement=one(images), posterior="conjugate", **options)
+        for one in (own, ours)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_an_operator_may_measure_in_another_dtype(few_digits, dtype):
+    images = few_digits.data[:2]
+    options = {"operator": lambda x: x.astype(dtype), "measurement": images, "posterior": "dps"}
+    assert np.isfinite(pj.generate(few_digits, nfe=3, n=2, **options)).all()

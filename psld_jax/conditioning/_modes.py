@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psld_jax import blocks
+
 Array = Any
 
 # Of products and sums in float32, relative: what an operator of a user's own may err by.
@@ -32,11 +34,11 @@ class Flat:
     """The modes of an operator all of whose singular values are 0 or the same: the range of its projection.
 
     Attributes:
-      operator: it has ``projection(images)``.
+      project: ``H^+ H`` of images, as a pytree.
       value: the singular value.
     """
 
-    operator: Any
+    project: Any
     value: Array
 
     def singular_values(self) -> np.ndarray:
@@ -49,7 +51,7 @@ class Flat:
 
     def mixed(self, parts: Array, response: Array) -> Array:
         """Return ``sum_l response_l projection(parts_l)``, ``[L, n, H, W, C]`` to ``[n, H, W, C]``."""
-        return self.operator.projection(jnp.tensordot(response.astype(parts.dtype), parts, 1))
+        return self.project(jnp.tensordot(response.astype(parts.dtype), parts, 1)).astype(parts.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -174,4 +176,11 @@ def modes_of(operator: Any, image_shape: tuple[int, ...]) -> Any:
             "operator has several singular values (H^T H is not a multiple of operator.projection): give it a method "
             "modes(image_shape), or take posterior='pigdm'"
         )
-    return Flat(operator, np.sqrt(squared))
+    # An operator that is a pytree is data of the program; another one is a part of it.
+    its_own = jax.tree_util.all_leaves([operator])
+    project = blocks.as_pytree(operator.projection) if its_own else jax.tree_util.Partial(_projected, operator)
+    return Flat(project, np.sqrt(squared))
+
+
+def _projected(operator: Any, images: Array) -> Array:
+    return operator.projection(images)

@@ -75,14 +75,17 @@ class PosteriorGuided:
             (x0,) = blocks.add(blocks.apply(matrices[:, :k], tuple(z)), blocks.apply(matrices[:, k:], tuple(eps)))
             return x0, eps
 
+        def measured(x0: Array) -> Array:
+            return self.operator(x0).astype(dtype)
+
         x0, pull_back, eps = jax.vjp(data, z, has_aux=True)
-        predicted, transpose = jax.vjp(self.operator, x0)
+        predicted, transpose = jax.vjp(measured, x0)
         residual = self.measurement.astype(dtype) - predicted
         noise = self.noise_std.astype(dtype) ** 2
         if self.method == "pigdm":
 
             def covariance(u: Array) -> Array:
-                return variance * self.operator(transpose(u)[0]) + noise * u
+                return variance * measured(transpose(u)[0]) + noise * u
 
             solved = _solve(covariance, residual, self.iterations)
         else:
