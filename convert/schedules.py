@@ -51,6 +51,14 @@ CONTINUOUS = ("ScoreSdeVeScheduler",)
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "velocity", "sample": "data"}
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 _MAX_STEPS = 100_000
+#: Of a last level without signal, in the schedulers that divide by it: float16's smallest number.
+_ALMOST_ZERO = 2.0**-24
+_DIVIDES = (
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 def diffusion(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
@@ -99,6 +107,9 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> np.ndarray:
         bars = ((roots - last) * (first / (first - last))) ** 2
         betas = 1 - np.concatenate([bars[:1], bars[1:] / bars[:-1]])
     levels = _products(1 - betas)
+    # Where the level before is lower, the levels of the original rise at the end, and those here end at 0.
+    if scheduler.get("rescale_betas_zero_snr") and scheduler["_class_name"] in _DIVIDES and levels[-2] > _ALMOST_ZERO:
+        levels[-1] = _ALMOST_ZERO
     if not (np.isfinite(levels).all() and levels[0] < 1 and levels[-1] >= 0 and (np.diff(levels) < 0).all()):
         raise ValueError("its schedule has levels alphas_cumprod that do not fall from below 1 to 0 or above")
     return levels

@@ -96,6 +96,15 @@ def test_zero_terminal_snr_ends_without_signal():
     np.testing.assert_allclose(np.sqrt(moved.astype(np.float64)), expected, rtol=1e-5, atol=1e-6)  # float32 products
 
 
+@pytest.mark.parametrize("name", ["EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep"])
+def test_schedulers_that_divide_by_the_last_level_keep_a_little_signal(name):
+    """They hold 2^-24 in place of 0, so that their largest noise level is 4096 and not infinite."""
+    given = {"rescale_betas_zero_snr": True, "beta_schedule": "squaredcos_cap_v2"}
+    levels = schedules.alphas_cumprod({"_class_name": f"{name}Scheduler", **given})
+    np.testing.assert_array_equal(levels[:-1], schedules.alphas_cumprod({"_class_name": "DDIMScheduler", **given})[:-1])
+    assert levels[-1] == 2**-24
+
+
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
 def test_every_schedule_falls(schedule):
     for name in ("DDPMScheduler", "HeunDiscreteScheduler"):
