@@ -110,6 +110,8 @@ def write(
 
 #: Of a schedule that has a name. Levels that a file gives take its place.
 _NAMED = ("schedule", "beta_start", "beta_end", "num_steps", "zero_terminal_snr")
+#: Options of a network that do not belong to its weights, or that a file of diffusers leaves to its scheduler.
+_OPEN = ("image_size", "sample_size", "label_dropout", "predicts", "clock")
 
 
 def _check_overrides(plain: Any, config: Any, overrides: Sequence[str]) -> None:
@@ -119,8 +121,13 @@ def _check_overrides(plain: Any, config: Any, overrides: Sequence[str]) -> None:
         return
     for field in build.fields(config):
         section, _, key = field.rpartition(".")
-        if section == "model" and key not in families.SHARED and config.model[key] != plain.model[key]:
+        if section == "model" and key not in (*families.SHARED, name) and config.model[key] != plain.model[key]:
             raise ValueError(f"--set {field} says nothing of a network {name!r}: its options are model.{name}.*")
+        if section == f"model.{name}" and key not in _OPEN and config.model[name][key] != plain.model[name][key]:
+            raise ValueError(
+                f"--set {field}={config.model[name][key]} contradicts the file, whose network was made with "
+                f"{plain.model[name][key]}"
+            )
     levels = len(sde.alphas_cumprod) if sde.name == "discrete" else 0
     for key in _NAMED if levels else ():
         given = option(overrides, f"sde.{key}")

@@ -101,6 +101,14 @@ def test_from_file_to_samples(tmp_path, values):
     assert images.shape == (2, 2, 2, 1) and bool(jnp.all(jnp.isfinite(images)))
 
 
+def test_options_may_be_given_that_contradict_no_weights(tmp_path, values):
+    path = edm_files.write(tmp_path / "a.pkl", edm_files.network(edm_files.TINY, values))
+    convert(path, output=tmp_path / "wide", overrides=["model.edm.image_size=(2,4)", "model.edm.label_dropout=0.1"])
+    assert pj.load(tmp_path / "wide").image_shape == (2, 4, 1)
+    with pytest.raises(ValueError, match=r"--set model.edm.sigma_data=1.0 contradicts the file, .* made with 0.5"):
+        convert(path, output=tmp_path / "out", overrides=["model.edm.sigma_data=1.0"])
+
+
 class Call:
     """Pickles as a call."""
 
