@@ -18,7 +18,7 @@ from .conversion import convert, digest
 from .origins import recognise
 
 #: Changes whenever the same file would be converted to something else.
-_VERSION = 2
+_VERSION = 3
 #: Fields that say how a network is run, and not what is in the file.
 _RUN_TIME = ("model.checkpoint", "model.dtype", "model.weights")
 _READ = (".json", ".safetensors", ".bin")
@@ -65,7 +65,10 @@ def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Pa
                     f"{path} cannot be converted into the cache {place.parent}: {why(error)}. Set XDG_CACHE_HOME to a "
                     "directory that can be written, or run python -m psld_jax.convert and open its output"
                 ) from None
-    read_index(place)
+    try:
+        read_index(place)
+    except ValueError as error:  # what cleans caches may take single files
+        raise ValueError(f"{error}. Remove {place}: then {path} is converted again") from None
     return place
 
 

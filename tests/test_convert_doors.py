@@ -420,6 +420,19 @@ def test_a_file_opens_as_it_is_and_is_converted_once(tmp_path, monkeypatch):
         pj.load(path)
 
 
+def test_a_cache_that_lost_a_file_says_how_to_mend_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    pj.load(FLAT)
+    (place,) = (tmp_path / "psld_jax" / "converted").iterdir()
+    for file in place.rglob("*METADATA"):
+        file.write_text(file.read_text()[:20])
+    with pytest.raises(ValueError, match=f"{place}/online is damaged or incomplete"):
+        pj.load(FLAT)
+    (place / "index.json").unlink()
+    with pytest.raises(ValueError, match=f"Remove {place}: then {FLAT} is converted again"):
+        pj.load(FLAT)
+
+
 # Back again.
 
 

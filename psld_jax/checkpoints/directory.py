@@ -133,8 +133,8 @@ def read_converted(
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.restore(stored, args=ocp.args.PyTreeRestore(restore_args=skeleton))
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{stored} is damaged or incomplete: {why(error)}") from error
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(textwrap.shorten(f"{stored} is damaged or incomplete: {why(error)}", 800)) from error
     shapes = {path: list(array.shape) for path, array in flatten(tree).items()}
     if shapes != {path: entry["shape"] for path, entry in described.items()}:
         raise ValueError(f"{stored} does not hold what {_INDEX} describes: convert the checkpoint again")
