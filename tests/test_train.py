@@ -268,6 +268,12 @@ def test_an_average_that_was_not_kept_begins_with_the_weights(tmp_path):
     assert found.ema.params["kernel"].get_value() is not found.online.params["kernel"].get_value()
 
 
+def test_a_run_goes_on_without_the_network_that_it_began_with(copy, tmp_path):
+    assert support.train(copy, {"train.steps": 12, "train.init": str(tmp_path / "gone")})[0]["steps"] == 12
+    with pytest.raises(ValueError, match="gone"):
+        support.train(tmp_path / "new", {"train.steps": 12, "train.init": str(tmp_path / "gone")})
+
+
 def test_a_damaged_checkpoint_is_named(copy):
     manifest = copy / "checkpoints" / "12" / "ema" / "_METADATA"
     manifest.write_bytes(manifest.read_bytes()[:100])

@@ -131,7 +131,9 @@ def train(
     build.warn_of_data_std(config, data)
     loss, (transformation, rate) = build.build_loss(config), build.build_optimizer(config)
     batches = Batches(data, c.batch_size, config.seed, flip=config.data.flip, shard=(host, hosts))
-    net = build.initial_network(config)
+    # A run that goes on has weights of its own, and those that it began with may be gone.
+    begun = checkpoint.latest_training(workdir) is not None
+    net = build.initial_network(build.override(config, {"train.init": ""}) if begun else config)
     stored, clock = json.loads(config.to_json()), time.perf_counter()
 
     with checkpoint.TrainingCheckpoints(workdir / "checkpoints", c.keep_last, c.keep_every) as checkpoints:
