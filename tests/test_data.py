@@ -238,6 +238,13 @@ def test_float_arrays_must_be_in_range(rng, tmp_path):
         assert "a.npy has values outside [-1, 1] (or NaN) among images 1024 to 1499" in message
 
 
+def test_float_arrays_that_look_like_0_to_1_are_told_of(rng, tmp_path):
+    images = rng.uniform(0, 1, (9, 4, 4, 1)).astype(np.float32)
+    np.save(tmp_path / "a.npy", images)
+    with pytest.warns(UserWarning, match=r"a.npy has values from .*normalise\(images, low=0, high=1\)"):
+        open_dataset("arrays", tmp_path / "a.npy")
+
+
 class Payload:
     def __reduce__(self):
         return exec, ("raise SystemExit('executed')",)

@@ -103,8 +103,12 @@ def test_it_is_told_once_with_counts(tmp_path, packed):
 
 
 @both
-@pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "Training", "train2017", "train_set"])
-@pytest.mark.parametrize("test", ["Test", "testing", "val", "Val", "valid", "Validation", "val2017", "test_images"])
+@pytest.mark.parametrize(
+    "train", ["train", "Train", "TRAIN", "training", "Training", "train2017", "train_set", "images_train"]
+)
+@pytest.mark.parametrize(
+    "test", ["Test", "testing", "val", "Val", "valid", "Validation", "val2017", "test_images", "dev", "images-eval"]
+)
 def test_splits_in_any_spelling(tmp_path, packed, train, test):
     files = {f"{train}/cat/1.png": picture(1), f"{test}/cat/1.png": picture(2), f"{test}/dog/1.png": picture(3)}
     path = write(tmp_path / "set", files, packed)
@@ -210,6 +214,22 @@ def test_a_dataset_json_that_makes_no_sense_is_named(tmp_path, packed, content, 
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}.*dataset.json.*{message}"):
         open_dataset("folder", path, labels=True)
     assert len(open_dataset("folder", path)) == 3  # without labels nobody asks
+
+
+@both
+def test_labels_of_both_splits_are_from_the_same_source(tmp_path, packed):
+    """Else label 0 would be a class of the table in one split, and a directory in the other."""
+    table = json.dumps({"labels": [["cat/1.png", 1], ["cat/2.png", 1], ["dog/1.png", 0]]}).encode()
+    path = write(tmp_path / "set", {**SPLITS, "train/dataset.json": table}, packed)
+    assert values(opened(path, labels=True)[0]) == [(10, 1), (11, 1), (20, 0)]
+    with pytest.raises(ValueError, match="train/dataset.json has labels, and there is no test/dataset.json"):
+        open_dataset("folder", path, "test", labels=True)
+    assert len(open_dataset("folder", path, "test")) == 3
+
+
+def test_names_in_an_archive_may_begin_with_a_dot_and_a_slash(tmp_path):
+    path = write(tmp_path / "set", {f"./{name}": content for name, content in TREE.items()}, True)
+    assert values(opened(path, labels=True)[0]) == [(10, 0), (11, 0), (20, 1)]
 
 
 def test_archives_that_cannot_be_read_are_named(tmp_path, rng):

@@ -26,8 +26,8 @@ class Archive:
         infos = self._open().infolist()
         if any(info.flag_bits & 1 for info in infos):
             raise ValueError(f"{path} is encrypted; make it again without a password")
-        # Windows writes backslashes.
-        self.members = {info.filename.replace("\\", "/"): info.filename for info in infos}
+        # Windows writes backslashes, and other tools begin names with "./".
+        self.members = {info.filename.replace("\\", "/").removeprefix("./"): info.filename for info in infos}
         if len(self.members) < len(infos):
             raise ValueError(f"{path} holds {len(infos) - len(self.members)} names twice; make it again")
 

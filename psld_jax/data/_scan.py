@@ -21,10 +21,14 @@ _SYSTEM = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 )
 # By preference: what there is first of these is the split.
-_SPLITS = {"train": (("train", "training"),), "test": (("test", "testing"), ("val", "valid", "validation"))}
-# train2017, test_set, val-images are splits too.
+_SPLITS = {
+    "train": (("train", "training"),),
+    "test": (("test", "testing"), ("val", "valid", "validation"), ("dev",), ("eval", "evaluation")),
+}
+# train2017, test_set, val-images, images_train are splits too.
 _SPLIT = re.compile(
-    r"(train|training|test|testing|val|valid|validation)([ _-]?(set|split|data|images|imgs))?([ _-]?\d+(x\d+)?)?"
+    r"(?:(?:data|images|imgs)[ _-])?(train|training|test|testing|val|valid|validation|dev|eval|evaluation)"
+    r"([ _-]?(set|split|data|images|imgs))?([ _-]?\d+(x\d+)?)?"
 )
 
 
@@ -133,6 +137,12 @@ def _labels(
             raise ValueError(f"{where}: {file} has no label for {len(missing):,} of the images ({_few(missing, 3)})")
         classes = tuple(map(str, range(1 + max(max(labels.values()) for labels in given.values()))))
         return np.array([given[mine][name.removeprefix(mine)] for name in names], np.int32), classes
+    with_file = [root for root in places if root + LABELS in files]
+    if with_file:
+        raise ValueError(
+            f"{where}: {with_file[0]}{LABELS} has labels, and there is no {place}{LABELS}: the classes of both splits "
+            "must be from the same source"
+        )
     for name in names:
         if "/" not in name.removeprefix(place):
             raise ValueError(

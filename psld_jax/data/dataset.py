@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_flag
 from psld_jax._runtime.errors import check_choice, is_count
 from psld_jax.data.fitting import FITS, Fitting
 from psld_jax.data.folder import CorruptImage, decode
@@ -167,6 +168,8 @@ def open_dataset(
     ):
         if not is_count(value, 0):
             raise ValueError(f"{option}={value!r} must be a whole number, or 0 for none")
+    check_flag("labels", labels)
+    check_flag("convert_channels", convert_channels)
     if channels not in (0, 1, 3):
         raise ValueError(f"channels={channels!r} must be 1, 3, or 0 for what the images have")
     if isinstance(holdout, bool) or not isinstance(holdout, (int, float)) or not 0 <= holdout < 1:

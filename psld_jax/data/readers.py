@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import gzip
 import math
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -118,6 +119,7 @@ def read_arrays(path: Path, split: str, labels: bool) -> Source:
             f"[n, H, W, C] with at most {_MAX_CHANNELS} channels is needed"
         )
     if images.dtype == np.float32:
+        low, high = 1.0, -1.0
         for start in range(0, len(images), 1024):  # not all at once: they may be more than the memory holds
             block = images[start : start + 1024]
             if not np.abs(block).max() <= 1:  # so written, NaN fails too
@@ -125,6 +127,13 @@ def read_arrays(path: Path, split: str, labels: bool) -> Source:
                     f"{path} has values outside [-1, 1] (or NaN) among images {start} to {start + len(block) - 1}: "
                     "scale them"
                 )
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+        if low >= 0 and high > 0.5:
+            warnings.warn(
+                f"{path} has values from {low:.4g} to {high:.4g}: if that is a range of 0 to 1, "
+                "psld_jax.normalise(images, low=0, high=1) takes it to [-1, 1]",
+                stacklevel=3,
+            )
     if numbers is None:
         if labels:
             raise ValueError(f"{path} has no array 'labels' (or 'arr_1'), but labels=True asks for them")
