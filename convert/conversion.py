@@ -57,12 +57,15 @@ def convert(
     saved.check_output(output, overwrite)
     path = Path(checkpoint)
     asked = Asked(config, tuple(overrides), weights, progress)
+    module = recognise(path, origin)
     try:
-        converted = recognise(path, origin).read(path, asked)
+        converted = module.read(path, asked)
         return write(converted, path, output, overwrite=overwrite, overrides=overrides)
     except ValueError as error:
         message = str(error)
         raise ValueError(message if str(path) in message else f"{path}: {message}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a directory, and origin={origin!r} reads {module.ACCEPTS}") from None
 
 
 def write(

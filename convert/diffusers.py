@@ -83,6 +83,7 @@ def read(path: Path, asked: Asked) -> Converted:
     parameters = source_parameters(config)
     with contextlib.ExitStack() as stack:
         files, tensors, weights = _open(unet, path, stack)
+        asked.only(weights)
         renamed, left_out = _names(tensors, {parameter.source for parameter in parameters})
         pairs = mapping.match(renamed, parameters)
         tree = mapping.fill(asked.tracked(pairs, f"{weights} weights"))
@@ -114,7 +115,7 @@ def read(path: Path, asked: Asked) -> Converted:
         config.image_shape,
         config.n_classes,
         tuple(notes),
-        config=asked.config if asked.config not in ("", "auto") else "default",
+        config=asked.base,
         sources={weights: sources},
         format="safetensors" if files[-1].suffix == ".safetensors" else "torch",
         files=(*files, *beside),

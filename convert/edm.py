@@ -70,16 +70,15 @@ def read(path: Path, asked: Asked) -> Converted:
     """
     with read_persistent(path) as file:
         try:
-            return _convert(file, asked.weights)
+            return _convert(file, asked)
         except ValueError as error:
             message = str(error)
             raise ValueError(message if str(path) in message else f"{path}: {message}") from None
 
 
-def _convert(file: PersistentPickle, asked: str | None) -> Converted:
+def _convert(file: PersistentPickle, asked: Asked) -> Converted:
     network, chosen, beside = _network(file.content)
-    if asked not in (None, chosen):
-        raise ValueError(f"weights={asked!r} are not in this file; {chosen!r} are")
+    asked.only(chosen)
     config = configuration(network)
     weights, sources, notes = _weights(file, network, config)
     low, high = max(_SIGMA_MIN, config.sigma_min), min(_SIGMA_MAX, config.sigma_max)
@@ -106,6 +105,7 @@ def _convert(file: PersistentPickle, asked: str | None) -> Converted:
         image_shape=config.image_shape,
         n_classes=config.label_dim,
         notes=tuple(found),
+        config=asked.base,
         sources={chosen: sources},
         format=file.format,
     )

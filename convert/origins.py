@@ -29,6 +29,16 @@ class Asked:
     weights: str | None = None
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None
 
+    @property
+    def base(self) -> str:
+        """The configuration that has what neither the file nor an override says."""
+        return "default" if self.config == "auto" else self.config or "default"
+
+    def only(self, weights: str) -> None:
+        """Raise a ``ValueError`` if others than ``weights``, the only ones in a file, are asked for."""
+        if self.weights not in (None, weights):
+            raise ValueError(f"weights={self.weights!r} are not in this file; {weights!r} are")
+
     def tracked(self, items: Iterable[Any], label: str) -> Iterable[Any]:
         """Go through the items, with ``progress`` if there is one."""
         return items if self.progress is None else self.progress(items, label)

@@ -186,6 +186,9 @@ def read(path: Path, asked: Asked) -> Converted:
         weights = source.metadata.get(_WEIGHTS, "online")
         if weights not in ncsnpp.WEIGHTS[:2]:
             raise ValueError(f"its weights are said to be {weights!r}; ema and online are accepted")
+        asked.only(weights)
+        if asked.base != "default":
+            raise ValueError(f"it has a whole configuration: leave out --config {asked.config}")
         check_choice("config.model.name", config.model.name, KINDS["torch"])
         parameters = _parameters(config)
         known = {parameter.source for parameter in parameters}

@@ -270,6 +270,26 @@ def test_an_override_that_cannot_be_followed_is_refused(tmp_path, override, mess
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_asked_for_in_vain_is_refused(tmp_path, converted):
+    """Weights that a file has not, a configuration that is none or has no place, an origin of other files."""
+    weights = tmp_path / "own.safetensors"
+    written.write(converted, "torch", weights)
+    edm = GOLDEN / "edm_skip_skip.pkl"
+    for path, options, message in (
+        (FLAT, {"weights": "ema"}, "weights='ema' are not in this file; 'online' are"),
+        (FLAT, {"weights": "both"}, "weights='both' are not in this file"),
+        (weights, {"weights": "ema"}, "weights='ema' are not in this file; 'online' are"),
+        (weights, {"config": "digits"}, "has a whole configuration: leave out --config digits"),
+        (edm, {"config": "nothing"}, "unknown config 'nothing'"),
+        (FLAT, {"origin": "edm"}, "is a directory, and origin='edm' reads network-snapshot"),
+    ):
+        with pytest.raises(ValueError, match=f"{path}.*{message}"):
+            convert(path, output=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    convert(edm, "edm_cifar10_uncond_vp", tmp_path / "edm")
+    assert read_converted(tmp_path / "edm")[0]["train"]["noise"] == "log_normal"  # which that configuration has
+
+
 def test_what_is_given_over_what_the_file_says_is_told(tmp_path):
     given = ["model.unet2d.predicts=velocity", "sde.alphas_cumprod=()", "sde.num_steps=500"]
     index = convert(FLAT, "", tmp_path / "out", overrides=given)
