@@ -83,6 +83,7 @@ def _convert(source: Checkpoint, asked: Asked) -> Converted:
         {name: config.sde[name] for name in ("name", *named.parameters(config.sde.name))},
         (h, w, channels),
         notes=notes,
+        fields={"train.objective": config.sde.objective} if velocity else {},  # so that training goes on as it was
         config=config,
         sources={name: mapping.described(network) for name, network in pairs.items()},
         metadata=source.metadata,

@@ -62,6 +62,7 @@ def test_what_is_read(name, converted):
     assert all(options[key] == c[key] for key in ("progressive", "progressive_input", "embedding_type"))
     assert found.sde["name"] == c["sde"]
     assert found.image_shape == (c["image_size"], c["image_size"], c["image_channels"])
+    assert found.fields == ({"train.objective": c["cld_objective"]} if c["sde"] == "cld" else {})
     assert list(found.weights) == ["ema", "online"]
     assert f"{description['parameters']:,} parameters" in found.notes[0]
     assert found.metadata["step"] == description["step"]

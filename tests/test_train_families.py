@@ -76,6 +76,23 @@ def test_a_discrete_process_is_trained_at_its_levels():
         build.build_loss(build.override(config, {"train.noise": "normal"}))
 
 
+def test_a_score_is_trained_by_the_objective_that_it_is_scaled_for(rng):
+    """CLD-SGM's denoising objective: a known velocity at the start, in the loss and in the score."""
+    values = {"model.name": "ncsnpp", "sde.name": "cld", "model.out_ch": 3, "sde.mixed": True, "sde.objective": "dsm"}
+    config = build.override(build.load_config("default"), values)
+    with pytest.raises(ValueError, match="config.train.objective='hsm' must be 'dsm', as config.sde.objective is"):
+        build.build_loss(config)
+    loss, sde = build.build_loss(build.override(config, {"train.objective": "dsm"})), build.build_sde(config)
+    t, numbers = np.array([0.2, 0.7]), rng.standard_normal((5, 1))  # x_0, v_0 (two blocks), eps
+    coefficients = loss.coefficients(t)
+    score = sde.score_skip(t) @ (coefficients.kernel @ numbers) + sde.score_matrix(t)[..., -1:] * (
+        coefficients.target @ numbers
+    )
+    factor = np.linalg.cholesky(sde.cov(t, np.zeros((2, 2))))
+    expected = -np.linalg.solve(np.swapaxes(factor, -1, -2), np.broadcast_to(numbers[-2:], (2, 2, 1)))
+    np.testing.assert_allclose(score[:, -1], expected[:, -1], rtol=1e-9)
+
+
 def test_a_mixed_score_is_trained_for_what_it_leaves(rng):
     """The target makes the score exact: ``Cskip z + C out`` is the score of the kernel."""
     for sde in (pj.sde.CLD(mixed=True), pj.sde.VPSDE(mixed=True)):

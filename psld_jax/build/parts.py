@@ -19,7 +19,7 @@ from psld_jax.models import NCSNppConfig, abstract, families
 from psld_jax.models.structure import image_shape, image_size
 from psld_jax.sampling.adaptive import SOLVERS
 from psld_jax.scores.family import told as told_by
-from psld_jax.sde import LinearSDE, OneBlock, named
+from psld_jax.sde import CLD, LinearSDE, OneBlock, named
 from psld_jax.training import losses, optim
 
 TRAINABLE = ("ncsnpp", "ncsnpp_clf", *families.available())
@@ -139,10 +139,19 @@ def build_held_out(config: Any) -> Dataset | None:
 
 
 def build_loss(config: Any) -> losses.ScoreLoss | losses.ClassifierLoss:
-    """Build the loss that ``config.train`` asks for."""
+    """Build the loss that ``config.train`` asks for.
+
+    Raises:
+      ValueError: for an unknown choice, or an objective whose score ``config.sde`` does not mean.
+    """
     c, m, sde = config.train, config.model, build_sde(config)
     if m.name == "ncsnpp_clf":
         return losses.ClassifierLoss(sde, objective=c.objective, reduce_mean=c.reduce_mean)
+    if isinstance(sde, CLD) and c.objective != sde.objective:
+        raise ValueError(
+            f"config.train.objective={c.objective!r} must be {sde.objective!r}, as config.sde.objective is: samplers "
+            "scale what the network predicts by that covariance"
+        )
     options = network_options(config)
     choices = {"objective": c.objective, "weighting": c.weighting, "norm": c.norm, "reduce_mean": c.reduce_mean}
     choices |= {"noise": c.noise, "log_sigma": (c.noise_mean, c.noise_std)}
