@@ -1,15 +1,20 @@
 """Likelihood and latent states, against closed forms."""
 
+import io
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.special import logsumexp
 from seeds import generator
 
 import psld_jax as pj
-from psld_jax import blocks
+from psld_jax import blocks, build
 from psld_jax.build import Model, load_config
 from psld_jax.latent.likelihood import Likelihood
+from psld_jax.modes import latent
 
 # Twice the usual rates: at t = 1 the data have left next to nothing, and the prior is the law that the ODE ends with.
 SDES = (
@@ -54,6 +59,8 @@ def test_hutchinson_states_its_error(rng):
     assert np.mean(off < 4) > 0.9 and np.median(found.standard_error) > 1e-3
     again = pj.log_likelihood(model, x[:5], draws=64)
     np.testing.assert_allclose(again.nats, found.nats[:5], atol=1e-6)  # a function of (seed, i)
+    later = pj.log_likelihood(model, x[1:2], draws=2, first=1).nats
+    np.testing.assert_allclose(pj.log_likelihood(model, x[:2], draws=2).nats[1:], later, rtol=1e-5)
     assert np.isnan(pj.log_likelihood(model, x[:2], draws=1).standard_error).all()
 
 
@@ -115,3 +122,28 @@ def test_bad_input(rng):
         pj.encode(model, x[:, :1])
     with pytest.raises(ValueError, match="t_end"):
         pj.encode(model, x, t_end=1.0)
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_the_mode_weighs_images_equally_in_batches_of_one_size(rng, tmp_path, monkeypatch, draws):
+    levels = rng.integers(0, 256, (7, 2, 3, 1), np.uint8)
+    data = type("Data", (), {"gather": lambda self, numbers: (levels[numbers], None), "__len__": lambda self: 7})()
+    seen = []
+
+    def one_batch(model, images, *, first, seed, draws, **_):
+        seen.append((len(images), first, seed))
+        nats = np.asarray(images, np.float64).sum((1, 2, 3))
+        return Likelihood(nats, np.full(len(nats), np.nan if draws == 1 else 0.5), 0 * nats + 10, 6)
+
+    monkeypatch.setattr(latent, "sampled_model", lambda config: SimpleNamespace(data=None, config=config))
+    monkeypatch.setattr(latent.build, "build_data", lambda config, split: data)
+    monkeypatch.setattr(latent, "log_likelihood", one_batch)
+    values = {"likelihood.batch_size": 3, "likelihood.draws": draws, "seed": 2**32 - 1}
+    config = build.override(build.load_config("default"), values)
+    printed = io.StringIO()
+    report = latent.run_likelihood(config, tmp_path, Console(file=printed))
+    assert seen == [(3, 0, 2**32 - 1), (3, 3, 2**32 - 1), (3, 6, 2**32 - 1)]
+    nats = pj.dequantize(levels, 2**32 - 1).astype(np.float64).sum((1, 2, 3)).mean() / 6
+    assert report["num_images"] == 7 and report["nats_per_dim"] == pytest.approx(nats)
+    assert report["bits_per_dim"] == pytest.approx(7 - nats / np.log(2))
+    assert ("standard_error_of_draws" in report) == (draws > 1) and "nan" not in printed.getvalue()

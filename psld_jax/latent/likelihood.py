@@ -73,6 +73,7 @@ def log_likelihood(
     draws: int = 4,
     divergence: str = "hutchinson",
     seed: int = 0,
+    first: int = 0,
     t_end: float = 1e-5,
     solver: str = "rk45",
     rtol: float = 1e-5,
@@ -97,7 +98,8 @@ def log_likelihood(
       draws: of the momentum and ``xi``, for each image; together they give the standard error.
       divergence: ``"hutchinson"`` (K Jacobian-vector products an evaluation), or ``"exact"`` (as many as the state has
         numbers: for small images).
-      seed: of the draws; those of image ``i`` are a function of ``(seed, i)``.
+      seed: of the draws; those of image ``i`` are a function of ``(seed, first + i)``.
+      first: number of the first image, where many are taken in several calls.
       t_end, solver, rtol, atol, max_steps: as for :func:`psld_jax.sample_ode`; they control the error of ``log p`` too.
       progress: wraps the numbers of the draws, e.g. ``tqdm.tqdm``.
 
@@ -106,6 +108,7 @@ def log_likelihood(
     """
     check_model(model)
     check_counts(draws=draws)
+    check_counts(0, first=first)
     check_solver(solver, rtol, atol)
     check_choice("divergence", divergence, DIVERGENCES)
     check_counts(max_steps=max_steps)
@@ -113,7 +116,7 @@ def log_likelihood(
     seed, sde = check_seed(seed), model.sde
     images = jnp.asarray(as_pixels("images", images, model.image_shape, levels=False))
     dims = int(np.prod(model.image_shape))
-    keys = random.sample_keys(jax.random.key(seed), np.arange(len(images)))
+    keys = random.sample_keys(jax.random.key(seed), first + np.arange(len(images)))
     matrices = velocity(sde, t_end, 1.0)
     times = to_device(np.array([t_end, 1.0, rtol, atol]), images.dtype)
     inverse = to_device(np.linalg.inv(sde.prior_cov()), images.dtype)

@@ -14,7 +14,7 @@ from psld_jax import build
 from psld_jax._runtime.progress import Bar, track
 from psld_jax.evaluation import plots
 from psld_jax.latent import codes as latent
-from psld_jax.latent.likelihood import dequantize, log_likelihood
+from psld_jax.latent.likelihood import Likelihood, dequantize, log_likelihood
 from psld_jax.modes._common import sampled_model
 
 
@@ -29,30 +29,40 @@ def run_likelihood(config: Any, workdir: Path, console: Console) -> dict[str, An
         quantized = levels.dtype == np.uint8
         images = dequantize(levels, config.seed) if quantized else levels
     options = {name: c[name] for name in ("draws", "divergence", "t_end", "rtol", "atol", "solver")}
-    starts = range(0, len(images), c.batch_size)
+    size = min(c.batch_size, len(images))
+    starts = range(0, len(images), size)
     with Bar(console, "likelihood, draws of every batch", c.draws * len(starts)) as bar:
         parts = [
-            log_likelihood(model, images[at : at + c.batch_size], seed=config.seed + at, progress=bar.each, **options)
+            # The last batch is filled up from the front: another size would be compiled anew.
+            log_likelihood(
+                model,
+                images[np.arange(at, at + size) % len(images)],
+                seed=config.seed,
+                first=at,
+                progress=bar.each,
+                **options,
+            )
             for at in starts
         ]
-    nats, error = (np.concatenate([getattr(part, name) for part in parts]) for name in ("nats", "standard_error"))
+    fields = ("nats", "standard_error", "nfe")
+    nats, error, nfe = (np.concatenate([getattr(part, name) for part in parts])[: len(images)] for name in fields)
+    found = Likelihood(nats, error, nfe, parts[0].dims)
     np.savez(workdir / "likelihood.npz", nats=nats, standard_error=error)
-    dims = parts[0].dims
     report = {
         "num_images": len(nats),
-        "nats_per_dim": float(nats.mean() / dims),
-        "standard_error_of_draws": float(np.sqrt(np.mean(error**2) / len(nats)) / dims),
-        "standard_error_of_images": float(nats.std() / np.sqrt(len(nats)) / dims),
-        "nfe_per_draw": float(np.mean([part.nfe.mean() for part in parts])),
+        "nats_per_dim": float(nats.mean() / found.dims),
+        "standard_error_of_images": float(nats.std() / np.sqrt(len(nats)) / found.dims),
+        "nfe_per_draw": float(nfe.mean()),
         "seconds": time.perf_counter() - start,
     }
     text = f"{report['nats_per_dim']:.4f} nats per dimension"
     if quantized:
-        report["bits_per_dim"] = float(np.mean([part.bits_per_dim().mean() for part in parts]))
+        report["bits_per_dim"] = float(found.bits_per_dim().mean())
         text += f", {report['bits_per_dim']:.3f} bits"
-    spread = (
-        f"{report['standard_error_of_draws']:.2g} from the draws, {report['standard_error_of_images']:.2g} from images"
-    )
+    spread = f"{report['standard_error_of_images']:.2g} from images"
+    if c.draws > 1:  # one draw does not tell
+        report["standard_error_of_draws"] = float(np.sqrt(np.mean(error**2) / len(nats)) / found.dims)
+        spread = f"{report['standard_error_of_draws']:.2g} from the draws, {spread}"
     console.print(
         f"log p of {len(nats)} images: {text} (standard error {spread}); {report['nfe_per_draw']:.0f} NFE a draw"
     )
