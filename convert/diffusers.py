@@ -82,7 +82,7 @@ def read(path: Path, asked: Asked) -> Converted:
     config = UNet2DConfig(**options, predicts=predicts, clock=clock)
     parameters = source_parameters(config)
     with contextlib.ExitStack() as stack:
-        files, tensors, weights = _open(unet, path, stack)
+        files, tensors, weights = _open(unet, path, stack, asked.weights)
         asked.only(weights)
         renamed, left_out = _names(tensors, {parameter.source for parameter in parameters})
         pairs = mapping.match(renamed, parameters)
@@ -92,6 +92,7 @@ def read(path: Path, asked: Asked) -> Converted:
     height, width, channels = config.image_shape
     learned = f", of which the first {channels} are the image's" if config.out_channels > channels else ""
     labels = {"index": f"{config.n_classes} classes", "timestep": "numbers", "identity": "vectors", "": "none"}
+    said = "the average (EMA)" if weights == "ema" else "whether they are an average (EMA), the file does not say"
     clip_x0 = scheduler.get("clip_sample", scheduler.get("_class_name") in ("DDPMScheduler", "DDIMScheduler"))
     notes = [
         f"network: {found}, {size:,} parameters, {config.time_embedding_type} embedding of the time, "
@@ -100,7 +101,7 @@ def read(path: Path, asked: Asked) -> Converted:
         f"the network predicts {predicts} and is told {'the number of the level' if clock == 'index' else 'sigma'}",
         f"images: {height} x {width} x {channels}",
         f"labels: {labels[config.labels]}",
-        f"weights: {', '.join(file.name for file in files)}; whether they are an average (EMA), the file does not say",
+        f"weights: {', '.join(file.name for file in files)}; {said}",
         *_decoders(root),
         *([f"left out, no part of the network: {', '.join(left_out)}"] if left_out else []),
         *([f"options that UNet2DModel does not have, left out: {', '.join(unknown)}"] if unknown else []),
@@ -227,12 +228,14 @@ def _value(key: str, value: Any, default: Any) -> Any:
     raise ValueError(f"{key}={clip(str(value))} in its config.json must be of the kind of {default!r}")
 
 
-def _open(unet: Path, path: Path, stack: contextlib.ExitStack) -> tuple[list[Path], dict[str, mapping.Tensor], str]:
+def _open(
+    unet: Path, path: Path, stack: contextlib.ExitStack, wanted: str | None
+) -> tuple[list[Path], dict[str, mapping.Tensor], str]:
     """Open files of weights: their tensors by name, and whether they are averages (``online`` or ``ema``)."""
     file = path if path.is_file() else _choose(unet)
     weights = "online"
     if file.suffix != ".json":
-        tensors, average = _tensors(file, stack)
+        tensors, average = _tensors(file, stack, wanted)
         return [file], tensors, "ema" if average else weights
     shards = _json(file).get("weight_map")
     if type(shards) is not dict or not shards or not all(type(shard) is str for shard in shards.values()):
@@ -274,10 +277,13 @@ def _without_variant(name: str) -> list[str]:
     return [".".join(parts[:i] + parts[i + 1 :]) for i in range(1, len(parts) - 1)]
 
 
-def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping.Tensor], bool]:
+def _tensors(
+    file: Path, stack: contextlib.ExitStack, wanted: str | None = None
+) -> tuple[dict[str, mapping.Tensor], bool]:
     """Return the tensors by name without a wrapper's prefix, and whether they are averages.
 
-    Where there are both, the averages are taken. Counters and measures keep their whole names.
+    Where there are both, the averages are taken, unless ``online`` weights are wanted. Counters and measures keep their
+    whole names.
     """
     source = stack.enter_context(SafeTensors(file) if file.suffix == ".safetensors" else read_checkpoint(file))
     found: dict[bool, dict[str, mapping.Tensor]] = {}
@@ -288,7 +294,7 @@ def _tensors(file: Path, stack: contextlib.ExitStack) -> tuple[dict[str, mapping
             beside[name] = tensor
         else:
             found.setdefault(naming.is_average(prefix), {})[rest] = tensor
-    average = True in found
+    average = True in found and not (wanted == "online" and False in found)
     return {**found.get(average, {}), **beside}, average
 
 

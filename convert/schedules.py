@@ -75,6 +75,8 @@ def diffusion(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
         raise ValueError(
             f"the scheduler {clip(str(name))} is not supported; {', '.join([*sorted(DISCRETE), *CONTINUOUS])} are"
         )
+    if scheduler.get("predict_epsilon") is False and "prediction_type" not in scheduler:
+        raise ValueError("it says predict_epsilon=False, as diffusers did before prediction_type: write 'sample' there")
     prediction = scheduler.get("prediction_type", "epsilon")
     check_choice("prediction_type", prediction, PREDICTIONS)
     if (

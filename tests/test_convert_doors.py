@@ -290,6 +290,19 @@ def test_what_is_asked_for_in_vain_is_refused(tmp_path, converted):
     assert read_converted(tmp_path / "edm")[0]["train"]["noise"] == "log_normal"  # which that configuration has
 
 
+def test_online_weights_beside_averages_are_taken_where_they_are_asked_for(tmp_path):
+    path = copied(tmp_path)
+    tensors = load_file(path / WEIGHTS)
+    both = {f"ema_model.{name}": value for name, value in tensors.items()}
+    save_file(both | {f"online_model.{name}": value + 1 for name, value in tensors.items()}, path / WEIGHTS)
+    for wanted, taken, added in ((None, "ema", 0), ("ema", "ema", 0), ("online", "online", 1)):
+        found = diffusers.read(path, Asked(weights=wanted))
+        assert list(found.weights) == [taken]
+        bias = found.weights[taken]["layers"]["conv_in"]["bias"]
+        np.testing.assert_array_equal(bias, tensors["conv_in.bias"] + added)
+        assert any("the average (EMA)" in note for note in found.notes) == (taken == "ema")
+
+
 def test_what_is_given_over_what_the_file_says_is_told(tmp_path):
     given = ["model.unet2d.predicts=velocity", "sde.alphas_cumprod=()", "sde.num_steps=500"]
     index = convert(FLAT, "", tmp_path / "out", overrides=given)

@@ -130,6 +130,7 @@ def test_every_schedule_falls(schedule):
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler' is not supported"),
         ({"_class_name": None}, "'None' is not supported"),
+        ({"predict_epsilon": False}, "predict_epsilon=False, as diffusers did before prediction_type"),
         ({"_class_name": ["DDPMScheduler"]}, "is not supported"),
         (
             {
