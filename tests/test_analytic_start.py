@@ -154,6 +154,15 @@ def test_what_auto_chose_gives_way_to_a_start_or_an_end_that_is_asked_for(few_di
             prepare(by_times, nfe=3, t_start=start)
         assert prepare(by_times, nfe=3, t_start=start, grid="quadratic").setting.t_start == start
     assert prepare(by_times, nfe=3, t_start=START).setting.grid == times
+    # Nor of another end: the grid of the diffusion leads there, from the same start.
+    assert prepare(by_times, nfe=3, t_end=times[-1]).setting.grid == times
+    for t_end, start in ((0.01, START), (1e-4, START), (0.9, 1)):
+        sampler = prepare(by_times, nfe=3, t_end=t_end)
+        assert (sampler.setting.grid, sampler.setting.t_start) == ("quadratic", start)
+        assert sampler.table.times[-2] == t_end and sampler.table.nfe == 3
+    told = {**build.sampler_options(few_digits.config), "t_end": 0.01}
+    ((_, _, sampler),) = evaluate.jobs(few_digits, ["ddim"], [3], by_times.tuned, told)
+    assert sampler.table.times[-2] == 0.01 and sampler.setting.sampler == "ddim"
     half = pj.operators.downsample(2)
     measured = {"operator": half, "measurement": np.zeros((1, 4, 4, 1))}
     started = prepare(by_times, nfe=3, t_start=0.5, **measured)

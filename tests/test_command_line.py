@@ -65,7 +65,8 @@ def test_bench_compares_and_keeps_the_other_mode_s_report(tmp_path):
     assert rows["ddim", 25]["rmse"] < rows["ddim", 13]["rmse"]
     assert rows["euler_maruyama", 25]["frechet"] < rows["euler_maruyama", 13]["frechet"]
     lines = (tmp_path / "bench.csv").read_text().splitlines()
-    assert lines[0].startswith("sampler,grid,budget,nfe,rmse,frechet,seconds") and len(lines) == 9
+    assert lines[0] == "sampler,grid,budget,nfe,rmse,frechet,seconds,hyper,t_start" and len(lines) == 9
+    assert all(row["t_start"] == 1 for row in rows.values())
     assert (tmp_path / "error_vs_nfe.png").stat().st_size > 10_000
 
 
@@ -79,6 +80,9 @@ def test_bench_s_numbers_are_those_of_the_library(tmp_path):
     distance = pj.metrics.frechet_distance(*pj.metrics.statistics(images), *law)
     # The same samples, denoised in another program: a few float32 roundings.
     np.testing.assert_allclose(rows[0]["frechet"], distance, rtol=1e-3)
+    late = {"bench.samplers": ("heun",), "bench.nfe": (13,), "sampler.t_start": 0.5}
+    (row,) = run("bench", tmp_path / "late", **late)["bench"]["rows"]
+    assert row["t_start"] == 0.5 and row["frechet"] != rows[0]["frechet"]
 
 
 @pytest.mark.slow

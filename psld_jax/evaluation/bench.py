@@ -23,7 +23,7 @@ from psld_jax.sampling.adaptive import sample_ode
 from psld_jax.sampling.loop import sample
 from psld_jax.sampling.settings import Setting
 
-COLUMNS = ("sampler", "grid", "budget", "nfe", "rmse", "frechet", "seconds", "hyper")
+COLUMNS = ("sampler", "grid", "budget", "nfe", "rmse", "frechet", "seconds", "hyper", "t_start")
 
 
 def select(names: Iterable[str]) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
         if not integrator.stochastic:
             rmse = float(np.sqrt(np.mean((undenoised - exact) ** 2))) if finite else float("inf")
         distance = metrics.frechet_distance(*metrics.statistics(images), *law) if finite else float("inf")
-        values = (name, grid, int(budget), nfe, rmse, float(distance), seconds, hyper)
+        values = (name, grid, int(budget), nfe, rmse, float(distance), seconds, hyper, setting.t_start)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return {"rows": rows, "floor": floor, "num_samples": int(n)}
 

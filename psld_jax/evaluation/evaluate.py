@@ -135,7 +135,7 @@ def jobs(
                 continue
             mine = [row for row in tuned if row.setting.sampler == integrator.name]
             if mine:
-                setting = nearest(mine, budget)
+                setting = nearest(mine, budget).until(options["t_end"], model.sde)
                 own = {"grid": setting.grid, "rho": setting.rho, "t_start": setting.t_start, **setting.hyper}
             else:
                 own |= sampler_hyper(model.config, name)

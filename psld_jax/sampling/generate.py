@@ -162,6 +162,7 @@ def prepare(
             # Nobody asked for the times and the start of "auto": they give way to a start or an end that was asked for.
             if steering.t_start < 1 and not isinstance(setting.grid, str):
                 return dataclasses.replace(setting, grid=model.sde.grid, rho=rho, t_start=1.0)
+            setting = setting.until(t_end, model.sde)
             if t_start is None and isinstance(setting.grid, str) and t_end is not None and t_end >= setting.t_start:
                 return dataclasses.replace(setting, t_start=1.0)
             return setting

@@ -77,6 +77,16 @@ class Setting:
         """The integrator of the setting; ``ValueError`` for an unknown name or hyper-parameter."""
         return integrators.get(self.sampler, **self.hyper)
 
+    def until(self, t_end: float | None, sde: LinearSDE) -> Setting:
+        """Return the setting for grids that end at ``t_end``: other times than these give way to the grid of ``sde``.
+
+        The start stays. ``None`` leaves everything as it is.
+        """
+        given = not isinstance(self.grid, str) and self.solver is None
+        if not given or t_end is None or np.isclose(t_end, self.grid[-1], rtol=1e-9):
+            return self
+        return dataclasses.replace(self, grid=sde.grid)
+
     def table(
         self,
         sde: LinearSDE,

@@ -154,7 +154,7 @@ def learn(
     if target is not None:
         target = as_pixels("target", target, model.image_shape)
     t_end = model.sde.t_end if t_end is None else check_number("t_end", t_end)
-    starts = _starts(model, nfe, start)
+    starts = _starts(model, nfe, start, t_end)
     features = features or metrics.features("pixels")
     evaluator = Evaluator(
         model, target=target, features=features, t_end=t_end, denoise=denoise, seed=seed, batch_size=batch_size
@@ -185,10 +185,10 @@ def learn(
     return min(found, key=lambda one: one.after.loss)
 
 
-def _starts(model: Model, nfe: int, start: Any) -> list[Setting]:
+def _starts(model: Model, nfe: int, start: Any, t_end: float) -> list[Setting]:
     """Return the settings to start from."""
     if start is None:
-        return [choose(model, nfe, lambda solver: False)]
+        return [choose(model, nfe, lambda solver: False).until(t_end, model.sde)]
     starts = [start] if isinstance(start, Setting) else start
     if isinstance(starts, str) or not isinstance(starts, Sequence) or not starts:
         raise ValueError(f"start={shown(start)} must be a psld_jax.Setting, or several")
