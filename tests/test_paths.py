@@ -296,6 +296,8 @@ BAD = [
     (lambda: pj.sde.path(2.0, lambda t: t), "alpha=2.0 must be a function"),
     (lambda: pj.sde.path(lambda t: t.nothing, lambda t: t), "alpha failed for times"),
     (lambda: pj.sde.path(lambda t: 1 - t, lambda t: t, t_end=0.0), "t_end=0.0"),
+    (lambda: pj.sde.path(lambda t: 1 - t, lambda t: t, t_end="late"), "t_end='late'"),
+    (lambda: pj.sde.path(lambda t: np.float32(1) - np.float32(t), lambda t: t), "it gives float32, which loses"),
     (lambda: pj.sde.EDM(sigma_min=1.0, sigma_max=0.5), "sigma_min=1.0, sigma_max=0.5"),
     (lambda: pj.sde.EDM(data_std=0.0), "data_std=0.0"),
     (lambda: pj.sde.VESDE(sigma_min=0.0), "sigma_min=0.0"),
@@ -323,6 +325,31 @@ def test_bad_input_is_one_line_that_names_it(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_own_functions_may_be_made_with_jax():
+    """They compute in float64, whatever JAX does elsewhere."""
+    theirs = pj.sde.path(lambda t: jnp.cos(0.5 * jnp.pi * t), jax.jit(lambda t: jnp.sin(0.5 * jnp.pi * t)))
+    ours = pj.sde.path(lambda t: np.cos(0.5 * np.pi * t), lambda t: np.sin(0.5 * np.pi * t))
+    t = np.linspace(0.01, 1, 20)
+    with jax.enable_x64(False):
+        for name in ("alpha", "std", "alpha_rate", "std_rate"):
+            np.testing.assert_allclose(getattr(theirs, name)(t), getattr(ours, name)(t), rtol=1e-14, atol=1e-15)
+    solved = pj.sde.VaryingSDE(
+        lambda t: -jnp.sin(t)[..., None, None] * jnp.eye(1), lambda t: 2 * jnp.sin(t)[..., None, None] * jnp.eye(1)
+    )
+    np.testing.assert_allclose(solved.mean(0.5)[0, 0], np.exp(np.cos(0.5) - 1), rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", pj.sde.available())
+def test_arguments_of_another_kind_are_named(name):
+    """Everything that a configuration may hold, not only numbers that are too small."""
+    for argument in pj.sde.parameters(name):
+        for value in ("eight", (0.1, 0.2), 1j):
+            with pytest.raises(ValueError, match=argument):
+                pj.sde.get(name, **{argument: value})
+    with pytest.raises(ValueError, match=f"unknown argument of the diffusion '{name}'"):
+        pj.sde.get(name, sigma_low=1.0)
 
 
 def test_prior_and_perturbed_data(key):

@@ -1,5 +1,7 @@
 """Matrices that vary in time, and three blocks: against the closed forms of every diffusion that has a name."""
 
+from fractions import Fraction
+
 import jax
 import numpy as np
 import pytest
@@ -60,6 +62,43 @@ def test_third_order_is_its_matrix_exponential_and_keeps_its_law():
     np.testing.assert_allclose(sde.noise_cov(1e-4)[0, 0], 2 * np.sqrt(27) * 8 * b**5 / 20, rtol=1e-3)
 
 
+def test_a_factor_keeps_its_digits_where_the_covariance_is_nearly_singular():
+    """Without jitter, a short time after the start, against rational numbers: a Cholesky factor of cov(t) had five."""
+    sde, t = pj.sde.ThirdOrder(jitter=0.0), 1e-5
+    rational = np.vectorize(Fraction, otypes=[object])
+    f, d, cov = (rational(matrix) for matrix in (sde.unit_drift, sde.unit_diffusion, sde.initial_cov))
+    # d cov / db = f cov + cov f^T + d, as a series in b.
+    b, term, total = Fraction(sde.beta_integral(t)), cov, cov
+    for n in range(1, 12):
+        term = (f @ term + term @ f.T + (d if n == 1 else 0)) * b / n
+        total = total + term
+    # L D L^T without roots, then the roots.
+    rest, columns = total.copy(), []
+    for k in range(3):
+        pivot, column = rest[k, k], rest[:, k] / rest[k, k]
+        rest = rest - pivot * np.outer(column, column)
+        columns.append(column.astype(float) * float(pivot) ** 0.5)
+    exact = np.stack(columns, axis=1)
+    np.testing.assert_allclose(sde.factor(t), exact, rtol=1e-9, atol=0)
+    options = {"initial_cov": sde.initial_cov, "prior_cov": np.eye(3)}
+    solved = pj.sde.VaryingSDE(sde.drift, sde.diffusion, **options)
+    np.testing.assert_allclose(solved.factor(t), exact, rtol=1e-6, atol=0)
+
+
+def test_covariances_that_are_none_are_refused():
+    for message, wrong in (
+        ("negative eigenvalue -1", -np.eye(2)),
+        ("must be finite and symmetric", np.array([[1.0, 0.5], [0.0, 1.0]])),
+        ("must be finite and symmetric", np.full((2, 2), np.nan)),
+    ):
+        for name in ("initial_cov", "prior_cov"):
+            with pytest.raises(ValueError, match=f"{name}.*{message}"):
+                pj.sde.VaryingSDE(constant, lambda t: np.eye(2), **{name: wrong})
+        for arguments in ({"diffusion": wrong}, {"diffusion": np.eye(2), "initial_cov": wrong}):
+            with pytest.raises(ValueError, match=message):
+                pj.sde.LinearSDE(-np.eye(2), **arguments, beta_min=1.0, beta_max=1.0)
+
+
 K3 = [name for name in pj.integrators.available() if pj.integrators.get(name).applies_to(pj.sde.ThirdOrder())]
 
 
@@ -108,6 +147,9 @@ BAD = [
     (lambda: pj.sde.VaryingSDE(constant, lambda t: np.array([[1.0, 0.5], [0.0, 1.0]])), "symmetric"),
     (lambda: pj.sde.VaryingSDE(constant, lambda t: np.eye(2) / (1 - t)), "diffusion is not finite at t=1;"),
     (lambda: pj.sde.VaryingSDE(constant, constant, t_max=2.0), "t_max=2.0"),
+    (lambda: pj.sde.VaryingSDE(constant, lambda t: np.eye(2), t_max=None), "t_max=None"),
+    (lambda: pj.sde.VaryingSDE(constant, np.eye(2)), "diffusion=an array.*a function of time"),
+    (lambda: pj.sde.VaryingSDE(lambda t: t.nothing, constant), "drift or diffusion failed at t=0.5"),
     (lambda: pj.sde.VaryingSDE(constant, lambda t: np.eye(2), initial_cov=np.eye(3)), "initial_cov has shape"),
     (lambda: pj.sde.VaryingSDE(constant, lambda t: np.eye(2), prior_cov=np.eye(3)), "prior_cov has shape"),
     (lambda: pj.sde.VaryingSDE(constant, lambda t: np.eye(2), t_max=0.9).transition(1.0, 0.5), r"lie in \[0, 0.9\]"),

@@ -10,6 +10,17 @@ from scipy.linalg import expm
 Array = Any
 
 
+def check_covariance(name: str, cov: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise a ``ValueError`` unless ``cov`` is finite, symmetric and positive semi-definite, and of that shape."""
+    if cov.shape != shape:
+        raise ValueError(f"{name} has shape {cov.shape}, expected {shape}")
+    if not (np.isfinite(cov).all() and np.allclose(cov, cov.T, rtol=0, atol=1e-9 * np.abs(cov).max())):
+        raise ValueError(f"{name}={cov.tolist()} must be finite and symmetric")
+    least = float(np.linalg.eigvalsh(cov)[0])
+    if least < -1e-12 * np.abs(cov).max():
+        raise ValueError(f"{name}={cov.tolist()} has the negative eigenvalue {least:.6g}; it must be a covariance")
+
+
 def cholesky(cov: np.ndarray, decomposition: str = "lower") -> np.ndarray:
     """Triangular ``L`` with ``L L^T = cov`` for positive semi-definite ``cov [..., K, K]``.
 
@@ -33,6 +44,18 @@ def cholesky(cov: np.ndarray, decomposition: str = "lower") -> np.ndarray:
         factor[..., j:, j] = column
         rest[..., j:, j:] -= column[..., :, None] * column[..., None, :]
     return factor
+
+
+def triangular(root: np.ndarray, decomposition: str = "lower") -> np.ndarray:
+    """Triangular ``L`` with ``L L^T = root root^T`` for ``root [..., K, M]``, ``M >= K``: Householder reflections.
+
+    It has the digits of ``root``. Those of :func:`cholesky` are half as many where ``root root^T`` is nearly singular.
+    """
+    if decomposition == "upper":
+        return triangular(root[..., ::-1, :])[..., ::-1, ::-1]
+    factor = np.swapaxes(np.linalg.qr(np.swapaxes(root, -1, -2), mode="r"), -1, -2)
+    signs = np.where(np.diagonal(factor, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
+    return factor * signs[..., None, :]
 
 
 def linear_flow(f: np.ndarray, d: np.ndarray, length: Array) -> tuple[np.ndarray, np.ndarray]:

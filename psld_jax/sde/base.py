@@ -18,7 +18,7 @@ from scipy.linalg import expm, solve_continuous_lyapunov
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_kind
 from psld_jax.sde._frame import Rotation
-from psld_jax.sde._linear_algebra import cholesky, linear_flow
+from psld_jax.sde._linear_algebra import check_covariance, cholesky, linear_flow, triangular
 from psld_jax.sde._states import StatesOfBlocks
 
 Array = Any
@@ -59,7 +59,7 @@ class LinearSDE(StatesOfBlocks):
 
     Raises:
       ValueError: for rates that are negative or vanish together, matrices of the wrong shape, an
-        unknown decomposition, a negative jitter, or a drift without a stationary law.
+        unknown decomposition, a negative jitter, a covariance that is none, or a drift without a stationary law.
     """
 
     stationary = True
@@ -96,11 +96,11 @@ class LinearSDE(StatesOfBlocks):
                 f"got {np.shape(drift)} and {np.shape(diffusion)}"
             )
         for name, beta in (("beta_min", beta_min), ("beta_max", beta_max)):
-            if not (np.isfinite(beta) and beta >= 0):
-                raise ValueError(f"{name}={beta} must be a finite number >= 0")
+            check_number(name, beta, 0)
         if beta_min == beta_max == 0:
             raise ValueError("beta_min = beta_max = 0 diffuses nothing; at least one must be > 0")
-        if not np.all(np.linalg.eigvals(self.unit_drift).real < 0):
+        check_covariance("diffusion", self.unit_diffusion, self.unit_drift.shape)
+        if not (np.isfinite(self.unit_drift).all() and np.all(np.linalg.eigvals(self.unit_drift).real < 0)):
             raise ValueError(
                 f"drift={self.unit_drift.tolist()} has an eigenvalue outside the left half-plane: no stationary law"
             )
@@ -111,16 +111,14 @@ class LinearSDE(StatesOfBlocks):
         """Set what every diffusion has, whatever its matrices are."""
         if decomposition not in DECOMPOSITIONS:
             raise ValueError(f"decomposition={decomposition!r} must be one of {', '.join(DECOMPOSITIONS)}")
-        if not (np.isfinite(jitter) and jitter >= 0):
-            raise ValueError(f"jitter={jitter} must be a finite number >= 0")
+        check_number("jitter", jitter, 0)
         #: K: 1 for position alone, 2 for position and momentum.
         self.num_blocks = num_blocks
         self.decomposition, self.jitter = decomposition, float(jitter)
         self.data_std: float | None = None
         shape = (num_blocks, num_blocks)
         self.initial_cov = np.zeros(shape) if initial_cov is None else np.array(initial_cov, np.float64)
-        if self.initial_cov.shape != shape:
-            raise ValueError(f"initial_cov has shape {self.initial_cov.shape}, expected {shape}")
+        check_covariance("initial_cov", self.initial_cov, shape)
 
     # --- coefficients of the SDE ---------------------------------------------------------------
 
@@ -217,7 +215,12 @@ class LinearSDE(StatesOfBlocks):
 
     def factor(self, t: Array, cov0: Array | None = None) -> np.ndarray:
         """Factor ``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``."""
-        return cholesky(self.cov(t, cov0), self.decomposition)
+        start = self.initial_cov if cov0 is None else np.asarray(cov0, np.float64)
+        check_covariance("cov0", start, self.initial_cov.shape)
+        # Of what the parts are squares of: a short time after the start the covariance itself is nearly singular.
+        parts = [self.transition(t, 0.0) @ cholesky(start), cholesky(self.noise_cov(t))]
+        parts += [np.broadcast_to(np.sqrt(self.jitter) * np.eye(self.num_blocks), parts[1].shape)]
+        return triangular(np.concatenate(parts, axis=-1), self.decomposition)
 
     def frame(self, t: Array) -> np.ndarray:
         """Factor ``R_t``, ``[..., K, K]``: ``R R^T = Sigma``, ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang et al., 2023).
@@ -273,10 +276,8 @@ class LinearSDE(StatesOfBlocks):
         Raises:
           ValueError: unless ``data_std`` is finite and > 0.
         """
-        if not (np.isfinite(data_std) and data_std > 0):
-            raise ValueError(f"data_std={data_std} must be a finite number > 0")
         sde = copy.copy(self)
-        sde.data_std = float(data_std)
+        sde.data_std = check_number("data_std", data_std, 0, strict=True)
         return sde
 
     def total_cov(self, t: Array, data_std: float) -> np.ndarray:

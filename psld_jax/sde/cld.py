@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_flag, check_number
 from psld_jax._runtime.errors import check_choice
 from psld_jax.sde.named import register
 from psld_jax.sde.psld import PSLD
@@ -50,11 +51,10 @@ class CLD(PSLD):
         objective: str = "hsm",
         jitter: float = 1e-9,
     ):
-        if not (np.isfinite(mass_inv) and mass_inv > 0):
-            raise ValueError(f"mass_inv={mass_inv} must be a finite number > 0")
+        mass_inv = check_number("mass_inv", mass_inv, 0, strict=True)
         check_choice("objective", objective, OBJECTIVES)
         super().__init__(0.0, 2 * float(np.sqrt(mass_inv)), beta_min, beta_max, kappa, "lower", jitter)
-        self.mixed, self.objective = bool(mixed), objective
+        self.mixed, self.objective = check_flag("mixed", mixed), objective
 
     def __repr__(self) -> str:
         return (

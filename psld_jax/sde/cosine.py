@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -32,9 +33,7 @@ class Cosine(OneBlock):
     variance_preserving = True
 
     def __init__(self, offset: float = 0.008):
-        if not (np.isfinite(offset) and offset > 0):
-            raise ValueError(f"offset={offset} must be a finite number > 0")
-        self.offset = float(offset)
+        self.offset = check_number("offset", offset, 0, strict=True)
         self._rate = 0.5 * np.pi / (1 + self.offset)
         self._start = np.cos(self._rate * self.offset)
         super().__init__()

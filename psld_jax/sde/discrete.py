@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
-from psld_jax._runtime.errors import check_choice, check_counts
+from psld_jax._runtime.checks import check_flag, check_number
+from psld_jax._runtime.errors import check_choice, check_counts, shown
 from psld_jax.sde._quadrature import NODES, WEIGHTS
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
@@ -73,9 +74,13 @@ class Discrete(OneBlock):
         zero_terminal_snr: bool = False,
         alphas_cumprod: Sequence[float] = (),
     ):
-        self.schedule, self.beta_start, self.beta_end = schedule, float(beta_start), float(beta_end)
-        self.num_steps, self.zero_terminal_snr = num_steps, bool(zero_terminal_snr)
-        self.alphas_cumprod = tuple(map(float, np.asarray(alphas_cumprod, np.float64).ravel()))
+        self.beta_start, self.beta_end = check_number("beta_start", beta_start), check_number("beta_end", beta_end)
+        self.schedule = schedule
+        self.num_steps, self.zero_terminal_snr = num_steps, check_flag("zero_terminal_snr", zero_terminal_snr)
+        try:
+            self.alphas_cumprod = tuple(map(float, np.asarray(alphas_cumprod, np.float64).ravel()))
+        except (TypeError, ValueError):
+            raise ValueError(f"alphas_cumprod={shown(alphas_cumprod)} must be numbers that fall") from None
         if self.alphas_cumprod:
             if zero_terminal_snr:
                 raise ValueError("zero_terminal_snr=True moves a named schedule; alphas_cumprod are taken as they are")

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -29,9 +30,8 @@ class EDM(OneBlock):
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, data_std: float = 0.5):
         check_levels(sigma_min, sigma_max)
-        if not (np.isfinite(data_std) and data_std > 0):
-            raise ValueError(f"data_std={data_std} must be a finite number > 0")
-        self.sigma_min, self.sigma_max, self.own_data_std = float(sigma_min), float(sigma_max), float(data_std)
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.own_data_std = check_number("data_std", data_std, 0, strict=True)
         super().__init__()
         self.t_end = self.sigma_min / self.sigma_max
 
@@ -64,5 +64,7 @@ class EDM(OneBlock):
 
 def check_levels(sigma_min: float, sigma_max: float) -> None:
     """Raise a ``ValueError`` unless ``0 < sigma_min < sigma_max``, both finite."""
-    if not (np.isfinite(sigma_max) and 0 < sigma_min < sigma_max):
+    for name, sigma in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
+        check_number(name, sigma)
+    if not 0 < sigma_min < sigma_max:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")

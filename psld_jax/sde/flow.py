@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -31,9 +32,7 @@ class Flow(OneBlock):
     prediction = "flow"
 
     def __init__(self, shift: float = 1.0):
-        if not (np.isfinite(shift) and shift > 0):
-            raise ValueError(f"shift={shift} must be a finite number > 0")
-        self.shift = float(shift)
+        self.shift = check_number("shift", shift, 0, strict=True)
         super().__init__()
 
     def _stretch(self, t: Array) -> np.ndarray:

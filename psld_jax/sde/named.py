@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from psld_jax._runtime.errors import check_choice
 from psld_jax._runtime.registry import Registry
 from psld_jax.sde.base import LinearSDE
 
@@ -51,8 +52,10 @@ def get(name: str, **values: Any) -> LinearSDE:
     """Make the diffusion ``name`` with these arguments, and defaults for the others.
 
     Raises:
-      ValueError: for an unknown name (with the nearest known one), or as the diffusion itself does.
+      ValueError: for an unknown name or argument (with the nearest known one), or as the diffusion itself does.
     """
+    for key in values:
+        check_choice(f"argument of the diffusion {name!r}", key, _arguments(_REGISTRY[name]))
     return _REGISTRY[name](**values)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import why
 from psld_jax.sde._quadrature import NODES, WEIGHTS
 from psld_jax.sde.one_block import OneBlock
@@ -44,9 +46,9 @@ class Path(OneBlock):
                 f"alpha / sigma must fall as t grows, but it does not from t={_CHECKED[i]:.6g} to "
                 f"{_CHECKED[i + 1]:.6g} ({a[i] / s[i] if s[i] else np.inf:.6g} to {a[i + 1] / s[i + 1]:.6g})"
             )
-        if not 0 < t_end < 1:
+        self.t_end = check_number("t_end", t_end)
+        if not 0 < self.t_end < 1:
             raise ValueError(f"t_end={t_end} must lie in (0, 1)")
-        self.t_end = float(t_end)
         self.name = f"{_name(alpha)}, {_name(sigma)}"
         if a[-1] < _NO_SIGNAL * s[-1]:
             self.prediction = "velocity"
@@ -95,19 +97,23 @@ def path(alpha: Function, sigma: Function, *, t_end: float = 1e-3) -> Path:
     to about 1e-11. The prior is ``N(0, sigma(1)^2)``.
 
     Args:
-      alpha, sigma: smooth functions of a time, or of an array of times; numpy's. ``alpha`` may vanish at 1, ``sigma``
-        at 0.
+      alpha, sigma: smooth functions of a time, or of an array of times, by numpy or JAX, in float64.
+        ``alpha`` may vanish at 1, ``sigma`` at 0.
       t_end: where grids end unless told otherwise.
 
     Raises:
       ValueError: for values that are negative, not finite, or zero elsewhere; for ``alpha / sigma`` that does not
-        fall all the way; for a slope that is not finite at ``t = 1``. The message names the time and the value.
+        fall all the way; for a slope that is not finite at ``t = 1``; for values in float32 or less. The message names
+        the time and the value.
     """
     return Path(alpha, sigma, t_end)
 
 
 def _name(fn: Function) -> str:
     return getattr(fn, "__qualname__", repr(fn)).split(".<locals>.")[-1]
+
+
+_COARSE = ("bfloat16", "float16", "float32", "complex64")
 
 
 def _checked(name: str, fn: Function) -> Function:
@@ -117,11 +123,14 @@ def _checked(name: str, fn: Function) -> Function:
 
     def call(t: Array) -> np.ndarray:
         t = np.asarray(t)
-        with np.errstate(all="ignore"):
+        # Functions made with JAX compute in float64 here, as those of numpy do.
+        with np.errstate(all="ignore"), jax.enable_x64(True):
             try:
                 value = np.asarray(fn(t))
             except (TypeError, ValueError):
                 value = np.array([fn(u.item()) for u in t.ravel()]).reshape(t.shape)
+        if value.ndim and value.dtype.name in _COARSE:
+            raise ValueError(f"it gives {value.dtype}, which loses the digits of short steps; compute it in float64")
         dtype = np.complex128 if np.iscomplexobj(value) or np.iscomplexobj(t) else np.float64
         return np.array(np.broadcast_to(value, t.shape), dtype)
 

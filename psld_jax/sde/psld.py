@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import gammainc
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.sde.base import LinearSDE
 from psld_jax.sde.named import register
 
@@ -52,8 +53,7 @@ class PSLD(LinearSDE):
         jitter: float = 1e-9,
     ):
         for name, value in (("gamma", gamma), ("nu", nu), ("kappa", kappa)):
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value} must be a finite number >= 0")
+            check_number(name, value, 0)
         if gamma == nu:
             raise ValueError(
                 f"gamma = nu = {gamma} gives no mass: mass_inv = (gamma - nu)^2 / 4 must be > 0; "

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -27,11 +28,9 @@ class SubVP(OneBlock):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
-        if not (
-            np.isfinite(beta_min) and np.isfinite(beta_max) and min(beta_min, beta_max) >= 0 < max(beta_min, beta_max)
-        ):
-            raise ValueError(f"beta_min={beta_min} and beta_max={beta_max} must be finite, >= 0, and not both 0")
-        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+        self.beta_min, self.beta_max = check_number("beta_min", beta_min, 0), check_number("beta_max", beta_max, 0)
+        if self.beta_min == self.beta_max == 0:
+            raise ValueError(f"beta_min={beta_min} and beta_max={beta_max} diffuse nothing: they must be not both 0")
         super().__init__()
 
     def alpha(self, t: Array) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import gammainc
 
+from psld_jax._runtime.checks import check_number
 from psld_jax.sde.base import LinearSDE
 from psld_jax.sde.named import register
 
@@ -42,9 +43,7 @@ class ThirdOrder(LinearSDE):
         decomposition: str = "lower",
         jitter: float = 1e-9,
     ):
-        if not (np.isfinite(kappa) and kappa >= 0):
-            raise ValueError(f"kappa={kappa} must be a finite number >= 0")
-        self.kappa = float(kappa)
+        self.kappa = check_number("kappa", kappa, 0)
         g, x = np.sqrt(8.0), np.sqrt(27.0)
         self._eigenvalue = -np.sqrt(3.0)
         drift = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, g], [0.0, -g, -x]])

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
+from psld_jax._runtime.errors import check_callable, why
+from psld_jax.sde._linear_algebra import check_covariance
 from psld_jax.sde._quadrature import NODES, WEIGHTS, collocate_many
 from psld_jax.sde.base import LinearSDE
 
@@ -32,7 +36,8 @@ class VaryingSDE(LinearSDE):
     products and sums of positive terms: 1e-12 of their size, and no difference of large numbers for short steps.
 
     Args:
-      drift: ``F``, a function of a time, or of times ``[n]``, to ``[K, K]`` or ``[n, K, K]``, numpy's.
+      drift: ``F``, a function of a time, or of times ``[n]``, to ``[K, K]`` or ``[n, K, K]``, by numpy or JAX,
+        in float64.
       diffusion: ``D`` likewise, symmetric positive semi-definite.
       prior_cov: ``[K, K]``, covariance of the prior; by default that of the kernel at ``t = 1``.
       initial_cov: ``[K, K]``, ``Sigma_0``, zero by default.
@@ -59,11 +64,18 @@ class VaryingSDE(LinearSDE):
         t_end: float = 1e-3,
         t_max: float = 1.0,
     ):
+        check_number("t_end", t_end), check_number("t_max", t_max)
+        for name, fn in (("drift", drift), ("diffusion", diffusion)):
+            check_callable(name, fn, "a function of time; LinearSDE takes constant matrices")
         if not 0 < t_end < t_max <= 1:
             raise ValueError(f"need 0 < t_end < t_max <= 1, got t_end={t_end}, t_max={t_max}")
         self._functions = {"drift": drift, "diffusion": diffusion}
         self.t_end, self.t_max = float(t_end), float(t_max)
-        shape = np.shape(drift(0.5 * t_max))
+        with jax.enable_x64(True):
+            try:
+                shape, _ = np.shape(drift(0.5 * t_max)), diffusion(0.5 * t_max)
+            except Exception as error:
+                raise ValueError(f"drift or diffusion failed at t={0.5 * t_max}: {why(error)}") from error
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ValueError(f"drift({0.5 * t_max}) has shape {shape}, expected a square matrix [K, K]")
         self._set_up(shape[0], initial_cov, decomposition, jitter)
@@ -71,8 +83,7 @@ class VaryingSDE(LinearSDE):
         self._between: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._edges = self._panels()
         self._prior_cov = self.cov(np.float64(t_max)) if prior_cov is None else np.array(prior_cov, np.float64)
-        if self._prior_cov.shape != shape:
-            raise ValueError(f"prior_cov has shape {self._prior_cov.shape}, expected {shape}")
+        check_covariance("prior_cov", self._prior_cov, shape)
 
     def __repr__(self) -> str:
         names = [getattr(fn, "__qualname__", repr(fn)).split(".<locals>.")[-1] for fn in self._functions.values()]
@@ -86,6 +97,7 @@ class VaryingSDE(LinearSDE):
     def diffusion(self, t: Array) -> np.ndarray:
         return self._matrices("diffusion", t)
 
+    @jax.enable_x64(True)  # functions made with JAX compute in float64 here, as those of numpy do
     def _matrices(self, name: str, t: Array) -> np.ndarray:
         t = np.minimum(np.asarray(t, np.float64), self.t_max)
         k, fn = self.num_blocks, self._functions[name]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_flag
 from psld_jax.sde.base import LinearSDE
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
@@ -36,7 +37,7 @@ class VPSDE(OneBlock):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, jitter: float = 0.0, mixed: bool = False):
         LinearSDE.__init__(self, [[-0.5]], [[1.0]], beta_min=beta_min, beta_max=beta_max, jitter=jitter)
-        self.prediction = "mixed" if mixed else "eps"
+        self.prediction = "mixed" if check_flag("mixed", mixed) else "eps"
 
     def __repr__(self) -> str:
         mixed = ", mixed=True" if self.prediction == "mixed" else ""
