@@ -25,6 +25,10 @@ def test_a_program_draws_what_the_library_draws(digits_model, file):
     images = program(12, seed=7)
     np.testing.assert_array_equal(images, pj.generate(digits_model, "ancestral", nfe=4, n=12, seed=7, batch_size=5))
     assert np.abs(images - program(12, seed=8)).max() > 0.1
+    np.testing.assert_array_equal(program(2.0, seed=np.int64(7)), images[:2])
+    for seed in (-1, 0.5, "seven"):
+        with pytest.raises(ValueError, match=f"seed={seed!r} must be an integer"):
+            program(2, seed=seed)
 
 
 def test_a_program_by_the_command_line(tmp_path):

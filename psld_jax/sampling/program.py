@@ -22,6 +22,7 @@ from jax import export
 
 from psld_jax import blocks, build
 from psld_jax._runtime import random, xla
+from psld_jax._runtime.checks import check_seed
 from psld_jax._runtime.errors import check_counts, why
 from psld_jax._runtime.journal import replace
 from psld_jax.integrators.tableau import Tableau
@@ -175,9 +176,11 @@ class Program:
           table: or the table itself.
 
         Raises:
-          ValueError: for ``n`` below 1, both a sampler and a table, a table that does not fit, or as :meth:`tabulate`.
+          ValueError: for ``n`` below 1, a seed that is none, both a sampler and a table, a table that does not fit, or
+            as :meth:`tabulate`.
         """
         check_counts(n=n)
+        n, seed = int(n), check_seed(seed)
         asked = sampler is not None or bool(options)
         if asked and table is not None:
             raise ValueError("give a table, or a sampler with its options, not both")
