@@ -97,6 +97,15 @@ def test_it_is_the_published_method(case, rng):
     np.testing.assert_allclose(got, reference(DENOISE, y * sigmas[0], sigmas, **options), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["edm_heun", "euler_edm", "dpm2", "sa_solver"])
+def test_noise_between_levels_that_are_none_is_refused(name):
+    """It would be left out of every step, without a word."""
+    low, high = ("sigma_min", "sigma_max") if name == "sa_solver" else ("S_min", "S_max")
+    hyper = {low: 5.0, high: 1.0} | ({} if name == "sa_solver" else {"S_churn": 1.0})
+    with pytest.raises(ValueError, match=f"need {low} <= {high}, got {low}=5, {high}=1"):
+        pj.tabulate(pj.integrators.get(name, **hyper), pj.sde.EDM(), [1.0, 0.5])
+
+
 @pytest.mark.parametrize("name", ["edm_heun", "euler_edm", "dpm2"])
 def test_churn_is_added_before_the_denoising_step_too(name):
     """Karras et al., 2022, algorithm 2: all of its steps, so a draw in each, and a last evaluation at more noise."""

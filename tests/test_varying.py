@@ -80,6 +80,10 @@ def test_a_factor_keeps_its_digits_where_the_covariance_is_nearly_singular():
         columns.append(column.astype(float) * float(pivot) ** 0.5)
     exact = np.stack(columns, axis=1)
     np.testing.assert_allclose(sde.factor(t), exact, rtol=1e-9, atol=0)
+    # So have noise levels, which were those of a negative SNR here.
+    times = np.logspace(-6, 0, 50)
+    assert np.all(np.diff(sde.sigma(times)) > 0)
+    np.testing.assert_allclose(sde.time(sde.sigma(times)), times, rtol=1e-6)
     options = {"initial_cov": sde.initial_cov, "prior_cov": np.eye(3)}
     solved = pj.sde.VaryingSDE(sde.drift, sde.diffusion, **options)
     np.testing.assert_allclose(solved.factor(t), exact, rtol=1e-6, atol=0)

@@ -106,10 +106,12 @@ class Churn(NamedTuple):
     S_noise: float
 
     def check(self) -> Churn:
-        """Return these values as floats; raise a ``ValueError`` for one that is negative or NaN."""
+        """Return these values as floats; ``ValueError`` for one that is negative or NaN, or ``S_min > S_max``."""
         most = np.inf if self.S_max == np.inf else check_number("S_max", self.S_max, 0.0)
         rest = (check_number(name, getattr(self, name), 0.0) for name in ("S_churn", "S_min", "S_noise"))
         churn, low, scale = rest
+        if low > most:
+            raise ValueError(f"need S_min <= S_max, got S_min={low:g}, S_max={most:g}: no step would have noise")
         return Churn(churn, low, most, scale)
 
     def __call__(self, sde: LinearSDE, t: float, place: Place) -> tuple[float, list[Stage]]:

@@ -93,6 +93,8 @@ def sa_solver(
     choice("corrector", corrector, (0, 1, 2, 3, 4))
     tau, low = check_number("tau", tau, 0.0), check_number("sigma_min", sigma_min, 0.0)
     high = np.inf if sigma_max == np.inf else check_number("sigma_max", sigma_max, 0.0)
+    if low > high:
+        raise ValueError(f"need sigma_min <= sigma_max, got sigma_min={low:g}, sigma_max={high:g}")
 
     def strength(u: float) -> float:
         return tau if low <= float(sde.sigma(np.float64(u))) <= high else 0.0

@@ -177,8 +177,7 @@ class LinearSDE(StatesOfBlocks):
 
     def snr(self, t: Array) -> np.ndarray:
         """Signal-to-noise ratio ``mu_t^T Sigma_t^-1 mu_t`` of ``x_0`` in ``z_t``, ``[...]``; it falls with ``t``."""
-        mu = self.mean(t)
-        return (np.swapaxes(mu, -1, -2) @ np.linalg.solve(self.cov(t), mu))[..., 0, 0]
+        return (np.linalg.solve(self.factor(t), self.mean(t)) ** 2).sum(axis=(-1, -2))
 
     def log_snr(self, t: Array) -> np.ndarray:
         """Logarithm of the signal-to-noise ratio ``log SNR_t``, ``[...]``, see :meth:`snr`."""
