@@ -11,7 +11,7 @@ Array = Any
 
 
 def check_covariance(name: str, cov: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise a ``ValueError`` unless ``cov`` is finite, symmetric and positive semi-definite, and of that shape."""
+    """Raise a ``ValueError`` unless ``cov``, ``[K, K]``, is finite, symmetric and positive semi-definite."""
     if cov.shape != shape:
         raise ValueError(f"{name} has shape {cov.shape}, expected {shape}")
     if not (np.isfinite(cov).all() and np.allclose(cov, cov.T, rtol=0, atol=1e-9 * np.abs(cov).max())):

@@ -213,7 +213,11 @@ class LinearSDE(StatesOfBlocks):
             raise ValueError(f"sigma={wrong} is no noise level of {self!r}: it must lie in [{least:.6g}, {most:.6g}]")
 
     def factor(self, t: Array, cov0: Array | None = None) -> np.ndarray:
-        """Factor ``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``."""
+        """Factor ``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``.
+
+        Raises:
+          ValueError: for a ``cov0`` that is no covariance of that shape.
+        """
         start = self.initial_cov if cov0 is None else np.asarray(cov0, np.float64)
         check_covariance("cov0", start, self.initial_cov.shape)
         # Of what the parts are squares of: a short time after the start the covariance itself is nearly singular.
