@@ -27,6 +27,7 @@ WRONG = {
     "n_steps": COUNTS,
     "batch_size": COUNTS,
     "draws": COUNTS,
+    "first": (None, "3", 1.5, -1),
     "max_steps": COUNTS,
     "fine": COUNTS,
     "candidates": COUNTS,
