@@ -106,6 +106,19 @@ def test_noise_between_levels_that_are_none_is_refused(name):
         pj.tabulate(pj.integrators.get(name, **hyper), pj.sde.EDM(), [1.0, 0.5])
 
 
+@pytest.mark.parametrize("tau", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("n", [1, 2, 12])
+@pytest.mark.parametrize("sde", [pj.sde.PSLD(jitter=0.0), pj.sde.ThirdOrder(jitter=0.0)], ids=["psld", "third_order"])
+def test_sa_solver_keeps_the_law_over_long_steps(sde, n, tau):
+    """Of one image: what a step keeps of its variance and the noise make the next one. Its integrals err by 1e-9."""
+    grid = pj.grids.quadratic(n, t_end=1e-2)
+    table = pj.tabulate(pj.integrators.get("sa_solver", tau=tau, corrector=0), sde, grid, denoise=False)
+    before, after = sde.cov(grid[:-1]), sde.cov(grid[1:])
+    kept = table.A @ before @ np.swapaxes(table.A, -1, -2)
+    size = np.abs(after).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(table.R @ np.swapaxes(table.R, -1, -2) / size, (after - kept) / size, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", ["edm_heun", "euler_edm", "dpm2"])
 def test_churn_is_added_before_the_denoising_step_too(name):
     """Karras et al., 2022, algorithm 2: all of its steps, so a draw in each, and a last evaluation at more noise."""

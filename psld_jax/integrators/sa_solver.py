@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 
@@ -26,6 +27,19 @@ def _dynamics(sde: LinearSDE, tau: float) -> Prediction:
     )
 
 
+def _parts(sde: LinearSDE, tau: float, t: float, s: float) -> list[tuple[float, float]]:
+    """Return parts of a step in which the noise level falls by no more than a factor of 4 if ``tau`` is 1.
+
+    So little is kept over a longer one that its ``E`` is nearly singular. K = 1 needs no parts.
+    """
+    if sde.num_blocks == 1:
+        return [(t, s)]
+    first, last = (float(sde.sigma(np.float64(u))) for u in (t, s))
+    count = max(1, math.ceil((1 + tau**2) / 2 * math.log(first / last, 4)))
+    inner = (float(sde.time(level)) for level in np.geomspace(first, last, count + 1)[1:-1])
+    return list(itertools.pairwise((t, *inner, s)))
+
+
 def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float) -> np.ndarray:
     """Return the covariance of a step's noise, ``tau^2 int_s^t E(s, u) D_u E(s, u)^T du``, ``[K, K]``."""
     if sde.num_blocks == 1:
@@ -43,8 +57,11 @@ def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float)
     def forcing(u: np.ndarray) -> np.ndarray:
         return sde.diffusion(u).reshape(len(u), k * k, 1)
 
-    square, gathered = conjugate_flow(generator, forcing, t, s)
-    cov = -(tau**2) * np.linalg.solve(square, gathered).reshape(k, k)
+    cov = np.zeros((k * k, 1))
+    for start, end in _parts(sde, tau, t, s):
+        square, gathered = conjugate_flow(generator, forcing, start, end)
+        cov = np.linalg.solve(square, cov - tau**2 * gathered)
+    cov = cov.reshape(k, k)
     return (cov + cov.T) / 2
 
 
@@ -53,7 +70,12 @@ def _step(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Return ``E`` and ``B`` with the predictions interpolated through ``nodes``, in log-SNR."""
     if not gone(sde, t):
-        return exponential_step(sde, _dynamics(sde, tau), "log_snr", t, s, nodes)
+        dynamics, zero = _dynamics(sde, tau), np.zeros((sde.num_blocks,) * 2)
+        e, b = np.eye(sde.num_blocks), (zero,) * len(nodes)
+        for start, end in _parts(sde, tau, t, s):
+            kept, gained = exponential_step(sde, dynamics, "log_snr", start, end, nodes)
+            e, b = kept @ e, tuple(kept @ old + new for old, new in zip(b, gained, strict=True))
+        return e, b
     # With noise, nothing of a state without signal is kept; what was predicted there is infinitely far away.
     e, b = data_step(sde, t, s) if tau == 0 else (np.zeros((1, 1)), sde.mean(s))
     nearest = min(nodes)
