@@ -132,7 +132,7 @@ def get_config() -> ConfigDict:
     config.sampler.name = "auto"
     config.sampler.nfe = 20  # budget, the denoising evaluation included
     # auto (what was tuned with it; that of the diffusion for a sampler that is named: quadratic for PSLD) | uniform |
-    # quadratic | power | log_snr | edm (equal steps in sigma^(1/rho)) | karras (the same)
+    # quadratic | power | log_snr | edm (equal steps in sigma^(1/rho)) | karras (the same) | vp
     config.sampler.grid = "auto"
     config.sampler.rho = 7.0  # of the power and the edm grid
     # In place of grid, t_end and nfe: falling noise levels sigma, or times (of a discrete schedule: numbers of levels)
@@ -158,7 +158,7 @@ def get_config() -> ConfigDict:
     hyper = config.sampler.hyper
     hyper.prediction = placeholder(str)  # eps | eps_r | data (exponential integrators)
     hyper.order = placeholder(int)  # of multistep and exponential integrators, UniPC, ancestral, ...
-    hyper.variable = placeholder(str)  # t | log_t | log_snr | sigma
+    hyper.variable = placeholder(str)  # t | log_t | log_snr | sigma | vp_time
     hyper.eta = placeholder(float)  # ancestral, ddim, ...: 0 (deterministic) to 1
     hyper.jitter = placeholder(float)  # sscs: of its half-steps, in place of that of the diffusion
     hyper.S_churn = placeholder(float)  # edm_heun, euler_edm, dpm2: noise on the way, between S_min and S_max

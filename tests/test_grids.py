@@ -17,7 +17,7 @@ SDE = pj.sde.PSLD()
     t_start=st.floats(0.6, 1.0),
 )
 def test_every_grid_descends_from_start_to_end(name, n_steps, t_end, t_start):
-    options = {"sde": SDE} if name == "log_snr" else {}
+    options = {"sde": SDE} if name in ("log_snr", "vp") else {}
     grid = pj.grids.get(name)(n_steps, t_end=t_end, t_start=t_start, **options)
     assert grid.shape == (n_steps + 1,) and grid.dtype == np.float64
     np.testing.assert_allclose([grid[0], grid[-1]], [t_start, t_end], rtol=1e-14)
@@ -37,6 +37,11 @@ def test_grids_are_what_they_are_called():
         mu = sde.mean(grid)
         snr = (np.swapaxes(mu, 1, 2) @ np.linalg.inv(sde.cov(grid)) @ mu)[:, 0, 0]
         np.testing.assert_allclose(np.diff(np.log(snr)), np.log(snr[-1] / snr[0]) / 10, rtol=1e-6)
+    # The rate of this VP diffusion grows in proportion to time, so it has the time that the grid is quadratic in.
+    vp, other = pj.sde.VPSDE(beta_min=0.0, beta_max=10.0), pj.sde.EDM()
+    levels = vp.sigma(pj.grids.power(10, t_end=0.01, rho=2.0))
+    first, last = (float(other.time(level)) for level in (levels[0], levels[-1]))
+    np.testing.assert_allclose(other.sigma(pj.grids.vp(10, last, first, sde=other)), levels, rtol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +75,9 @@ def test_other_bad_arguments_are_named():
         pj.grids.uniform(0)
     with pytest.raises(ValueError, match="rho=-1.0"):
         pj.grids.power(5, rho=-1.0)
-    with pytest.raises(ValueError, match="sde="):
-        pj.grids.log_snr(5)
+    for name in ("log_snr", "vp"):
+        with pytest.raises(ValueError, match=f"the {name} grid depends on the SDE: pass sde="):
+            pj.grids.get(name)(5)
     with pytest.raises(ValueError, match="n_steps='10'"):
         pj.grids.uniform("10")
     with pytest.raises(ValueError, match="nfe=10.5"):

@@ -26,7 +26,7 @@ from psld_jax.sde._quadrature import conjugate_flow, integrate
 Array = Any
 
 PREDICTIONS = ("eps", "eps_r", "data")
-VARIABLES = ("t", "log_t", "log_snr", "sigma")
+VARIABLES = ("t", "log_t", "log_snr", "sigma", "vp_time")
 PROJECTIONS = ("least_squares", "position", "momentum")
 
 
@@ -130,8 +130,10 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
 
 
 def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[Array], np.ndarray]:
-    """Return the variable of the interpolating polynomials: ``t``, ``log t``, the log of the SNR, or ``SNR^-1/2``.
+    """Return the variable of the interpolating polynomials.
 
+    ``t``, ``log_t``, ``log_snr``, ``sigma = SNR^-1/2``, or ``vp_time = sqrt(log(1 + sigma^2))``, the time of a VP
+    diffusion whose rate grows in proportion to it: one that is near its ``t``, for every path.
     A function of times ``[...]``, to the same shape.
 
     Raises:
@@ -143,6 +145,7 @@ def interpolation_variable(sde: LinearSDE, name: str) -> Callable[[Array], np.nd
         "log_t": np.log,
         "log_snr": sde.log_snr,
         "sigma": lambda t: np.exp(-0.5 * sde.log_snr(t)),
+        "vp_time": lambda t: np.sqrt(np.logaddexp(0.0, -sde.log_snr(t))),
     }[name]
 
 

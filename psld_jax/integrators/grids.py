@@ -135,6 +135,22 @@ def edm(
     return _at_levels(sde, np.linspace(first ** (1 / rho), last ** (1 / rho), n_steps + 1) ** rho, t_start, t_end)
 
 
+def vp(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: LinearSDE | None = None) -> np.ndarray:
+    """The quadratic grid of a VP diffusion, at its noise levels: equal steps in ``u^(1/2)``, whatever the path.
+
+    ``u = sqrt(log(1 + sigma^2))`` is the time of a VP diffusion whose rate grows in proportion to time. Where there is
+    no signal at ``t_start``, its noise level counts as 80. Float64 ``[n_steps + 1]``.
+
+    Raises:
+      ValueError: as :func:`log_snr`.
+    """
+    _check(n_steps, t_end, t_start)
+    if sde is None:
+        raise ValueError("the vp grid depends on the SDE: pass sde=...")
+    first, last = (np.log1p(level**2) ** 0.25 for level in _levels(sde, t_start, t_end))
+    return _at_levels(sde, np.sqrt(np.expm1(np.linspace(first, last, n_steps + 1) ** 4)), t_start, t_end)
+
+
 def _levels(sde: LinearSDE, t_start: float, t_end: float) -> tuple[float, float]:
     first, last = (float(sde.sigma(np.float64(t))) for t in (t_start, t_end))
     return (first if first < _NO_SIGNAL else max(_INSTEAD, 10 * last)), last
@@ -201,6 +217,7 @@ _GRIDS: dict[str, Callable[..., np.ndarray]] = {
     "log_snr": log_snr,
     "edm": edm,
     "karras": edm,  # as diffusers call it
+    "vp": vp,
 }
 
 

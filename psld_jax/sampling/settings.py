@@ -208,27 +208,23 @@ class Tuned:
     setting: Setting
 
 
-#: Up to so many evaluations a model that was not tuned has an analytic start. It helped on four paths at 5 and 6; at 8
-#: it helped on two and cost a little on two (docs/results.md).
-_LAST_LED = 8
+#: Up to so many evaluations a model that was not tuned has an analytic start, with one block and with more. On every
+#: path it helped up to 6; at 8 it halved the error in phase space, and helped nowhere else (docs/results.md).
+_LAST_LED, _LAST_LED_IN_PHASE_SPACE = 6, 8
 
 
 def rule(model: Any, nfe: int) -> Setting:
-    """Return the setting for a model that was not tuned: best, or nearly, for those that were (docs/results.md).
+    """Return the setting for a model that was not tuned: steps in the time of a VP diffusion, whatever the path.
 
     Few evaluations start at the noise level ``sigma = D^(1/2)``, for images of ``D`` numbers. The mean of an image has
     noise of size 1 there, so hardly anything is seen of it before.
     """
     sde, level = model.sde, np.sqrt(np.prod(model.image_shape or 0))
+    last = _LAST_LED if sde.num_blocks == 1 else _LAST_LED_IN_PHASE_SPACE
     start = 1.0
-    if nfe <= _LAST_LED and sde.sigma(np.float64(sde.t_end)) < level < sde.sigma(np.float64(1.0)):
+    if nfe <= last and sde.sigma(np.float64(sde.t_end)) < level < sde.sigma(np.float64(1.0)):
         start = float(sde.time(level))
-    if not sde.stationary and sde.grid != "uniform":
-        # Time is any function of the noise level there; polynomials in log SNR are the same for all of them.
-        return Setting("predictor_corrector", sde.grid, hyper={"order": 2, "variable": "log_snr"}, t_start=start)
-    # A time in which equal steps are of use is one for polynomials too. In log SNR the last of these steps is so long
-    # that extrapolation fails: the rule above had several times the error of DDIM on flow, cosine and discrete paths.
-    return Setting("predictor_corrector", hyper={"order": 3, "variable": "t"}, t_start=start)
+    return Setting("predictor_corrector", "vp", hyper={"order": 3, "variable": "vp_time"}, t_start=start)
 
 
 #: The setting for a measurement that is integrated, whatever was tuned for free samples. At few evaluations higher

@@ -17,7 +17,7 @@ from psld_jax.sde import LinearSDE
 from psld_jax.tuning._evaluate import Score
 
 #: Grids that are tried, as (name, rho).
-GRIDS = (("uniform", 7.0), ("quadratic", 7.0), ("power", 3.0), ("power", 5.0), ("log_snr", 7.0))
+GRIDS = (("uniform", 7.0), ("quadratic", 7.0), ("power", 3.0), ("power", 5.0), ("log_snr", 7.0), ("vp", 7.0))
 
 #: Noise levels that grids start at, beside that of ``t = 1``, see ``Setting.t_start``.
 _FIRST_LEVELS = (2.0, 4.0, 8.0, 16.0, 32.0)
@@ -26,7 +26,7 @@ _FIRST_LEVELS = (2.0, 4.0, 8.0, 16.0, 32.0)
 VALUES: dict[str, tuple[Any, ...]] = {
     "prediction": ("eps", "eps_r", "data"),
     "order": (1, 2, 3, 4),
-    "variable": ("t", "log_t", "log_snr"),
+    "variable": ("t", "log_t", "log_snr", "vp_time"),
     "lam": (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
     "lam_s": (0.0, 0.25, 0.5, 1.0, 2.0),
     "eta": (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -117,6 +117,9 @@ def search(
         pool = [pool[i] for i in sorted(rng.choice(len(pool), candidates, replace=False))]
     defaults = {name: value for name, value in integrators.get(sampler).hyper.items() if name in pool[0].hyper}
     given = [_on(Setting(sampler, hyper=defaults), times) for times in grids]
+    # What models that were not tuned have is good for most of them, and a drawing would seldom have it.
+    known = defaults | ({"variable": "vp_time"} if "variable" in defaults else {})
+    given += [Setting(sampler, "vp", hyper=known, t_start=start) for start in starts]
     pool += [setting for setting in (*inherited, *given) if setting not in pool]
     few = max(num_samples // 4, 1)
     ranked = sorted(pool, key=lambda setting: trial(setting, few).loss)
