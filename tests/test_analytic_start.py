@@ -10,6 +10,7 @@ import pytest
 
 import psld_jax as pj
 from benchmarks import analytic_start as script
+from benchmarks import clocks
 from psld_jax import build
 from psld_jax._runtime import device
 from psld_jax.conditioning.weights import renoised
@@ -331,6 +332,16 @@ def test_the_script_prints_a_row_for_every_budget(monkeypatch, capsys):
     assert [row[0] for row in rows] == ["NFE", "4", "6"]
     values = np.array([[list(map(float, cell.split(", "))) for cell in row[1:]] for row in rows[1:]])
     assert values.shape == (2, 1 + len(script.LEVELS), 2) and np.isfinite(values).all() and (values > 0).all()
+
+
+def test_clocks_are_compared_on_every_path(monkeypatch, capsys):
+    monkeypatch.setattr(clocks, "PATHS", {"edm": {"sde.name": "edm", "data.num_points": 50}})
+    clocks.main((), (4, 10), 8)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0].split("`")[1] for row in rows[1:]] == [grid for grid, *_ in clocks.CLOCKS]
+    errors = np.array([[float(cell.split(", ")[0]) for cell in row[1:]] for row in rows[1:]])
+    # The steps of a VP diffusion err least on this path, whose own time is the noise level.
+    assert errors.shape == (3, 2) and (errors[-1] < errors[:-1]).all()
 
 
 def test_rows_that_are_added_come_after_the_way_to_the_start(rng):

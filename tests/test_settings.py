@@ -89,8 +89,8 @@ def test_auto_is_the_default_and_the_rule_works_for_every_diffusion(sde):
     assert nearest.max() < 0.25
 
 
-@pytest.mark.parametrize("name", ["flow", "cosine", "discrete"])
-def test_the_rule_beats_ddim_where_time_is_uniform(name):
+@pytest.mark.parametrize("name", ["edm", "vesde", "vpsde", "subvp", "flow", "cosine", "discrete"])
+def test_the_rule_beats_ddim(name):
     """Gaussian data, whose ODE has a closed form: polynomials in log SNR had up to five times the error of DDIM."""
     sde, mean, std = pj.sde.get(name), 0.3, 0.4
     digits = pj.load("digits", {"data.num_points": 2})

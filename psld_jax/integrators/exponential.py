@@ -226,7 +226,7 @@ def exponential_multistep(
     Args:
       prediction: ``"eps"``, ``"eps_r"`` or ``"data"``.
       order: 1, 2 or 3.
-      variable: of the polynomials, ``"t"``, ``"log_t"`` or ``"log_snr"``.
+      variable: of the polynomials, ``"t"``, ``"log_t"``, ``"log_snr"``, ``"sigma"`` or ``"vp_time"``.
       projection: of ``"data"``, ``"least_squares"``, ``"position"``, ``"momentum"``, or fitted, see
         :func:`projection`.
 
