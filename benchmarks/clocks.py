@@ -2,7 +2,8 @@
 
 Prints a table for each path of the digits with their exact score, or for each directory of a trained network: the
 error to a fine solution from the same noise, and the Frechet distance in pixels, of ``predictor_corrector`` with steps
-and polynomials in several times. Nothing is tuned, and every grid starts at ``t = 1``.
+and polynomials in several times, and of published samplers on EDM's grid. Nothing is tuned, and every grid starts at
+``t = 1``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from psld_jax.tuning._evaluate import Evaluator
 
 #: Grid, variable and order: the last one is that of models that were not tuned.
 CLOCKS = (("quadratic", "t", 3), ("edm", "log_snr", 2), ("vp", "vp_time", 3))
+PUBLISHED = ("unipc", "dpm_solver_pp_3m", "ipndm", "edm_heun")
 _NAMES = ("psld", "cld", "third_order_langevin", "vpsde", "subvp", "edm", "vesde", "flow", "cosine", "discrete")
 #: By name: what differs from the digits' own path.
 PATHS = {name: {"sde.name": name} for name in _NAMES}
@@ -30,11 +32,14 @@ def main(directories: Sequence[str] = (), budgets: Sequence[int] = BUDGETS, samp
         print(f"\n`{name}`: a fine solution has {evaluator.floor(samples):.3g}\n")
         print("| error, distance | " + " | ".join(f"{nfe} NFE" for nfe in budgets) + " |")
         print("|---" * (1 + len(budgets)) + "|")
+        rows = {f"`{name}`, `edm`": pj.Setting(name, "edm") for name in PUBLISHED}
         for grid, variable, order in CLOCKS:
-            setting = pj.Setting("predictor_corrector", grid, hyper={"order": order, "variable": variable})
+            hyper = {"order": order, "variable": variable}
+            rows[f"`{grid}`, `{variable}`, order {order}"] = pj.Setting("predictor_corrector", grid, hyper=hyper)
+        for title, setting in rows.items():
             scores = [evaluator(setting, nfe, samples) for nfe in budgets]
             cells = " | ".join(f"{score.rmse:.3g}, {score.distance:.3g}" for score in scores)
-            print(f"| `{grid}`, `{variable}`, order {order} | {cells} |", flush=True)
+            print(f"| {title} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
