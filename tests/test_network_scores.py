@@ -339,7 +339,7 @@ def test_published_configurations_have_the_published_size_and_fit_their_diffusio
     assert config.model.in_ch == 3 * sde.num_blocks
     sampler = config.sampler
     setting = resolve(build.Model(sde, print, config, ()), sampler.name, sampler.nfe, grid=sampler.grid)
-    assert pj.grids.for_budget(setting.grid, setting.integrator(), sampler.nfe)[-1] == (sampler.t_end or sde.t_end)
+    assert setting.table(sde, sampler.nfe).times[-2] == (sampler.t_end or sde.t_end)
 
 
 def test_every_configuration_file_is_complete_and_locked():
