@@ -194,6 +194,7 @@ def test_numbers_of_numpy_and_jax_are_written_as_others_are(model, tmp_path):
     assert written == pj.learn(model, 3, log=log, **options).solver.about == found.solver.about
 
 
+@pytest.mark.slow
 def test_noise_can_be_learned(model):
     options = {"history": 1, "num_samples": 256, "batch_size": 64, "iterations": 6}
     alone = pj.learn(model, 8, pj.Setting("euler_maruyama"), free=("R",), **options)
