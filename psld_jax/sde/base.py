@@ -218,8 +218,10 @@ class LinearSDE(StatesOfBlocks):
         Raises:
           ValueError: for a ``cov0`` that is no covariance of that shape.
         """
-        start = self.initial_cov if cov0 is None else np.asarray(cov0, np.float64)
-        check_covariance("cov0", start, self.initial_cov.shape)
+        start = self.initial_cov  # checked when it was set
+        if cov0 is not None:
+            start = np.asarray(cov0, np.float64)
+            check_covariance("cov0", start, self.initial_cov.shape)
         # Of what the parts are squares of: a short time after the start the covariance itself is nearly singular.
         parts = [self.transition(t, 0.0) @ cholesky(start), cholesky(self.noise_cov(t))]
         parts += [np.broadcast_to(np.sqrt(self.jitter) * np.eye(self.num_blocks), parts[1].shape)]
