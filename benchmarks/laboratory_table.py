@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,6 +59,19 @@ ORDERINGS = (
         (100,),
     ),
 )
+
+#: What one panel of the paper's figures compares, by its title.
+PANELS = {
+    "naive and reduced splitting": (
+        *("naive_symplectic_euler", "reduced_symplectic_euler", "naive_velocity_verlet", "reduced_velocity_verlet"),
+        *("naive_oba", "reduced_oba"),
+    ),
+    "DDIM, splitting and conjugate splitting": (
+        *("ddim", "lambda_ddim_i", "lambda_ddim_ii", "reduced_symplectic_euler", "conjugate_symplectic_euler"),
+        *("reduced_velocity_verlet", "conjugate_velocity_verlet"),
+    ),
+    "stochastic": ("euler_maruyama", "sscs", "reduced_oba", "conjugate_oba"),
+}
 
 
 def distances(
@@ -210,6 +225,12 @@ def _orderings(rows: Sequence[dict[str, Any]], features: str) -> Iterator[str]:
     yield f"Told apart: a difference of more than {APART:g} standard errors, over networks where there are several."
 
 
+def _compares(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether two samplers or more have two budgets or more."""
+    counts = collections.Counter(row["sampler"] for row in rows)
+    return sum(count > 1 for count in counts.values()) > 1
+
+
 def write(
     directory: Path,
     rows: Sequence[dict[str, Any]],
@@ -218,7 +239,7 @@ def write(
     about: dict[str, Any],
     held_out: dict[tuple[str, int], dict[int, float]],
 ) -> None:
-    """Write ``laboratory.md``, ``laboratory.json``, a figure of each network and one of the best samplers of all."""
+    """Write ``laboratory.md``, ``laboratory.json``, figures of each network and one of the best samplers of all."""
     replace(directory / "laboratory.md", markdown(rows, real, facts, about, held_out))
     tables = {features: summary(rows, features) for features in FEATURES}
     content = {"about": about, "real": list(real), "networks": list(facts), "tables": tables}
@@ -232,6 +253,16 @@ def write(
         curves = [row for row in tables["classifier"] if row["network"] == network and row["distance"] is not None]
         if curves:
             plots.save_curves(directory / f"{network}.png", curves, title, floor, "as many real images")
+        panels = {
+            name: [{**row, name: row["distance"]} for row in curves if row["sampler"] in of_it]
+            for name, of_it in PANELS.items()
+        }
+        # A panel needs something to compare: two curves, of two budgets each.
+        panels = {name: part for name, part in panels.items() if _compares(part)}
+        if panels:
+            path, floors = directory / f"{network}_paper.png", dict.fromkeys(panels, floor["distance"])
+            titles = {name: name for name in panels}
+            plots.save_curves(path, list(itertools.chain(*panels.values())), titles, floors, "as many real images")
     curves = [{**row, "sampler": row["network"], "nfe": row["budget"]} for row in best(rows, "classifier")]
     if curves:
         plots.save_curves(directory / "best.png", curves, title, floor, "as many real images")

@@ -86,6 +86,25 @@ def test_the_best_sampler_is_judged_on_seeds_that_have_not_chosen_it():
     assert "| `vp` | 0 | 5 | 1.25 |" in page
 
 
+@pytest.mark.parametrize("budgets, drawn", [((10,), False), ((10, 50), True)])
+def test_the_papers_figure_is_drawn_where_curves_can_be_compared(tmp_path, budgets, drawn):
+    rows = [
+        {"network": "psld", "seed": 0, "cell": cell(name, budget, seed, 1.0 + seed, 2.0)}
+        for name in ("euler_maruyama", "reduced_oba", "unipc")
+        for budget in budgets
+        for seed in (0, 1)
+    ]
+    real = [{"what": "training images, as many", "images": 100, "pixels": 0.5, "classifier": 0.25}]
+    laboratory_table.write(tmp_path, rows, real, [], {}, {})
+    assert (tmp_path / "psld.png").exists()
+    assert (tmp_path / "psld_paper.png").exists() == drawn
+
+
+def test_panels_of_the_paper_have_samplers_that_exist():
+    for names in laboratory_table.PANELS.values():
+        assert set(names) <= set(laboratory_networks.SAMPLERS)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
