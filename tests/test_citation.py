@@ -28,6 +28,7 @@ def test_every_name_has_a_publication_of_its_authors(name):
 
 def test_every_publication_is_well_formed_bibtex_and_of_something():
     of_names = [bibliography.SOURCES, bibliography.INTEGRATORS, bibliography.PATHS, bibliography.NETWORKS]
+    of_names.append(bibliography.POSTERIORS)
     used = {key for table in of_names for keys in table.values() for key in keys} | set(bibliography.ADAPTIVE)
     used |= set(bibliography.ANALYTIC_START)
     assert used == set(bibliography.ENTRIES)
@@ -63,6 +64,11 @@ def test_what_has_no_publication_is_refused_in_one_line(thing):
     with pytest.raises(ValueError, match="unknown sampler, path or network") as caught:
         pj.citation(thing)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_the_default_sampler_and_posteriors_are_cited_by_their_names():
+    assert keys(pj.citation("auto")) == keys(pj.citation("predictor_corrector"))
+    assert keys(pj.citation("pigdm", "dps"))[1:] == ["song2023pigdm", "chung2023dps"]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():

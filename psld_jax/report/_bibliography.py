@@ -189,6 +189,20 @@ ENTRIES: dict[str, Entry] = {
         2021,
         "2105.05233",
     ),
+    "song2023pigdm": Entry(
+        "inproceedings",
+        "Pseudoinverse-Guided Diffusion Models for Inverse Problems",
+        "Jiaming Song and Arash Vahdat and Morteza Mardani and Jan Kautz",
+        2023,
+        {"booktitle": _ICLR},
+    ),
+    "chung2023dps": _talk(
+        "Diffusion Posterior Sampling for General Noisy Inverse Problems",
+        "Hyungjin Chung and Jeongsol Kim and Michael T. McCann and Marc L. Klasky and Jong Chul Ye",
+        _ICLR,
+        2023,
+        "2209.14687",
+    ),
     "vonplaten2022diffusers": Entry(
         "misc",
         "Diffusers: State-of-the-Art Diffusion Models",
@@ -242,6 +256,12 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "ncsnpp_clf": ("song2021score", "dhariwal2021diffusion"),
     "edm": ("karras2022elucidating",),
     "unet2d": ("vonplaten2022diffusers",),
+}
+
+#: Of the ways to agree with a measurement that guide through the network.
+POSTERIORS: dict[str, tuple[str, ...]] = {
+    "pigdm": ("song2023pigdm",),
+    "dps": ("chung2023dps",),
 }
 
 #: Of the analytical first step.

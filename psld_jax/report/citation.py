@@ -11,7 +11,7 @@ from psld_jax.build import MODELS, Model
 from psld_jax.integrators.base import Integrator, aliases, source
 from psld_jax.report import _bibliography as bibliography
 from psld_jax.sampling.adaptive import SOLVERS
-from psld_jax.sampling.settings import Setting
+from psld_jax.sampling.settings import UNTUNED, Setting
 from psld_jax.sampling.solver import LEARNED, Solver
 from psld_jax.sde import LinearSDE
 from psld_jax.sde.named import _REGISTRY as _PATHS
@@ -24,7 +24,8 @@ def citation(*used: Any) -> str:
     """Return BibTeX for this package and for the publications behind what was ``used``, each of them once.
 
     Args:
-      used: names of samplers (acronyms too), paths and families of networks; or an integrator, a
+      used: names of samplers (acronyms too; ``"auto"`` is what a model without a tuning has), paths, families of
+        networks and posteriors (``"pigdm"``, ``"dps"``); or an integrator, a
         :class:`psld_jax.Setting`, a learned solver (for what it was learned from), a diffusion, or a model, which
         stands for its network and its path.
 
@@ -79,8 +80,11 @@ def _of_start(about: Any) -> dict[str, bibliography.Entry]:
 
 
 def _named(name: str) -> dict[str, bibliography.Entry]:
-    """Return the publications of every sampler, path and network of that name."""
-    keys = (*bibliography.PATHS.get(name, ()), *bibliography.NETWORKS.get(name, ()))
+    """Return the publications of every sampler, path, network and posterior of that name."""
+    if name == "auto":
+        return _of_integrator(UNTUNED)
+    tables = (bibliography.PATHS, bibliography.NETWORKS, bibliography.POSTERIORS)
+    keys = tuple(key for table in tables for key in table.get(name, ()))
     if name in SOLVERS:
         keys += bibliography.ADAPTIVE
     if keys:
@@ -89,7 +93,9 @@ def _named(name: str) -> dict[str, bibliography.Entry]:
     if name.lower() in known:
         return _of_integrator(known[name.lower()])
     networks = [network for network in MODELS if network not in _NOBODYS]
-    raise unknown("sampler, path or network", name, [*integrators.available(), *SOLVERS, *sde.available(), *networks])
+    samplers = ("auto", *integrators.available(), *SOLVERS)
+    names = {*samplers, *sde.available(), *networks, *bibliography.POSTERIORS}
+    raise unknown("sampler, path or network", name, names)
 
 
 def _of_integrator(name: str) -> dict[str, bibliography.Entry]:

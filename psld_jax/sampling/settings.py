@@ -212,6 +212,9 @@ class Tuned:
 #: path it helped up to 6; at 8 it halved the error in phase space, and helped nowhere else (docs/results.md).
 _LAST_LED, _LAST_LED_IN_PHASE_SPACE = 6, 8
 
+#: The sampler of ``"auto"`` for such a model.
+UNTUNED = "predictor_corrector"
+
 
 def rule(model: Any, nfe: int) -> Setting:
     """Return the setting for a model that was not tuned: steps in the time of a VP diffusion, whatever the path.
@@ -224,7 +227,7 @@ def rule(model: Any, nfe: int) -> Setting:
     start = 1.0
     if nfe <= last and sde.sigma(np.float64(sde.t_end)) < level < sde.sigma(np.float64(1.0)):
         start = float(sde.time(level))
-    return Setting("predictor_corrector", "vp", hyper={"order": 3, "variable": "vp_time"}, t_start=start)
+    return Setting(UNTUNED, "vp", hyper={"order": 3, "variable": "vp_time"}, t_start=start)
 
 
 #: The setting for a measurement that is integrated, whatever was tuned for free samples. At few evaluations higher
