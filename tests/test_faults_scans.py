@@ -93,6 +93,19 @@ def test_a_clean_tree_warns_of_nothing(tmp_path, packed):
 
 
 @both
+def test_what_this_package_writes_beside_images_is_no_news(tmp_path, packed):
+    assert opened(write(tmp_path / "set", {"about.json": b"{}", "0.png": picture(1)}, packed))[1] == []
+
+
+@both
+def test_splits_inside_of_classes_are_told(tmp_path, packed):
+    files = {f"{name}/{split}/1.png": picture(1) for name in ("cat", "dog") for split in ("train", "test")}
+    dataset, warned = opened(write(tmp_path / "set", {**files, "fox/train/1.png": picture(2)}, packed), labels=True)
+    assert len(dataset) == 5 and len(warned) == 1
+    assert "the splits cat/test/, cat/train/, dog/test/, dog/train/, whose images are read as one set" in warned[0]
+
+
+@both
 def test_it_is_told_once_with_counts(tmp_path, packed):
     files = {**SPLITS, "train/a.txt": b"", "train/cat/b.TXT": b"", "extra/1.png": picture(1), "stray.png": picture(2)}
     path = write(tmp_path / "set", files, packed)

@@ -15,6 +15,8 @@ import numpy as np
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp", ".gif", ".jfif", ".jpe", ".tif", ".tiff")
 #: Labels by file, as EDM and StyleGAN store them.
 LABELS = "dataset.json"
+#: What this package writes beside images.
+_OWN = "about.json"
 _MAX_CLASSES = 2**16
 # Made by operating systems and disk stations, in directories of images too. In small letters.
 _SYSTEM = frozenset(
@@ -93,7 +95,8 @@ def scan(
     places = list(splits.values()) or [around]
     names = [name for name in images if name.startswith(place)]
     counts = {root: sum(name.startswith(root) for name in images) for root in places}
-    left = _endings(name for name in plain if not name.lower().endswith((*EXTENSIONS, LABELS)))
+    others = (name for name in plain if not name.lower().endswith((*EXTENSIONS, LABELS)))
+    left = _endings(name for name in others if PurePosixPath(name).name != _OWN)
     if system:
         left.insert(0, f"{_count(len(system), 'hidden or system file')} ({_few(sorted({_system(n) for n in system}))})")
     beside = Counter(
@@ -105,6 +108,9 @@ def scan(
     empty = sorted({name for name in directories if not _is_system(name)} - _parents(images))
     if empty:
         left.append(f"{_count(len(empty), 'directory', 'directories')} without images ({_few(empty)})")
+    inner = _inner_splits(names, place)
+    if inner:
+        left.append(f"the splits {_few(inner)}, whose images are read as one set: put the splits above the classes")
     found = "" if not splits else f"splits {', '.join(f'{root} ({counts[root]:,})' for root in places)}"
     has_split = "test" in splits
     if not labels:
@@ -197,6 +203,17 @@ def _splits(images: list[str], around: str, where: str) -> dict[str, str]:
                 found[split] = f"{around}{fitting[0]}/"
                 break
     return found
+
+
+def _inner_splits(names: list[str], place: str) -> list[str]:
+    """Return the directories of splits in those classes that have more than one kind: ``cat/train/``, ``cat/test/``."""
+    kinds: dict[str, dict[str, str]] = {}
+    for name in names:
+        folder, _, rest = name.removeprefix(place).partition("/")
+        top, slash, _ = rest.partition("/")
+        if slash and (match := _SPLIT.fullmatch(top.lower())):
+            kinds.setdefault(folder, {})[f"{folder}/{top}/"] = match[1]
+    return sorted(part for parts in kinds.values() if len(set(parts.values())) > 1 for part in parts)
 
 
 def _wrapper(images: list[str], files: list[str]) -> str:
