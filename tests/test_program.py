@@ -40,6 +40,13 @@ def test_a_program_by_the_command_line(tmp_path):
     assert program(3).shape == (3, 8, 8, 1)
 
 
+def test_a_budget_beyond_a_program_is_refused_before_its_table_is_made(file, monkeypatch):
+    program = Program(file)
+    monkeypatch.setattr("psld_jax.sampling.program.prepare", lambda *_, **__: pytest.fail("a table is made"))
+    with pytest.raises(ValueError, match="nfe=1025 is more than the 1024 evaluations"):
+        program(2, sampler="ddim", nfe=1025)
+
+
 def test_what_is_no_program_is_named(digits_model, file, tmp_path):
     with pytest.raises(ValueError, match="a sampler with a table and without conditions"):
         save_program(prepare(digits_model, "rk45"), tmp_path / "none.npz")

@@ -23,7 +23,7 @@ from jax import export
 from psld_jax import blocks, build
 from psld_jax._runtime import random, xla
 from psld_jax._runtime.checks import check_seed
-from psld_jax._runtime.errors import check_counts, why
+from psld_jax._runtime.errors import check_counts, is_count, why
 from psld_jax._runtime.journal import replace
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.generate import prepare
@@ -150,6 +150,9 @@ class Program:
           ValueError: for anything unknown or out of range; for an adaptive solver; or if the diffusion of the program
             is one of your own: then make the table with :func:`psld_jax.tabulate`.
         """
+        budget: Any = options.get("nfe")
+        if is_count(budget) and budget > MIN_ROWS:  # before so many rows are made
+            raise ValueError(f"nfe={budget} is more than the {MIN_ROWS} evaluations that a program holds")
         config = build.from_dict(self.about["config"])
         sde = build.build_sde(config)
         if repr(sde) != self.about["sde"]:
