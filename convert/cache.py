@@ -55,6 +55,7 @@ def converted(path: Path, overrides: Mapping[str, Any], weights: str = "") -> Pa
     place = platformdirs.user_cache_path("psld_jax") / "converted" / hashlib.sha256(about.encode()).hexdigest()[:32]
     if not place.is_dir():
         try:
+            place.parent.mkdir(parents=True, exist_ok=True)
             convert(path, "", place, weights=weights or None, overrides=said)
         except ValueError:
             if not place.is_dir():  # or another process was quicker

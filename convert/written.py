@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from psld_jax import build
 from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.journal import check_directory
 from psld_jax.checkpoints import directory as saved
 from psld_jax.checkpoints.safetensors import SafeTensors
 from psld_jax.models import edm, families, source_parameters, unet2d_source
@@ -64,6 +65,7 @@ def write(
     if not whole and file.suffix != ".safetensors":
         more = ", or a directory" if to == "diffusers" else ""
         raise ValueError(f"output {file} must be a file that ends in .safetensors{more}")
+    check_directory(file.parent, "the directory of the output")
     if file.exists() and not overwrite:
         raise ValueError(f"{file} exists already; choose another output, or --overwrite")
     others = {place.name for place in file.iterdir()} - {*_JSON, _FILE} if whole and file.is_dir() else set()

@@ -112,6 +112,13 @@ def test_other_places_that_are_empty_or_files_are_named(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"cannot be made: .*/file is a file"):
         (tmp_path / "file").write_text("")
         make_directory(tmp_path / "file" / "b", "the directory")
+    solver = next(row.setting.solver for row in sampler.model.tuned if row.setting.solver is not None)
+    with pytest.raises(ValueError, match=r"s\.json cannot be written: .*/missing is no directory"):
+        solver.write(tmp_path / "missing" / "s.json")
+    for more in ([], ["--to", "torch"]):
+        output = str(tmp_path / "file" / "b.safetensors")
+        assert convert(["--checkpoint", str(tmp_path / "images"), "--output", output, *more]) == 1
+        assert f"cannot be made: {tmp_path / 'file'} is a file" in capsys.readouterr().err
 
 
 # Flags.

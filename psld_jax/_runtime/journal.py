@@ -15,7 +15,13 @@ from psld_jax._runtime.errors import shown, why
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` in one go: a reader finds the old file or the new one, never a part."""
+    """Write ``content`` to ``path`` in one go: a reader finds the old file or the new one, never a part.
+
+    Raises:
+      ValueError: if there is no directory for it.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: {path.parent} is no directory; make it, or choose another place")
     temporary = path.with_name(f".{path.name}.part")
     if isinstance(content, str):
         temporary.write_text(content, encoding="utf-8")
@@ -33,15 +39,20 @@ def plain(value: Any) -> Any:
     return np.asarray(value).tolist() if hasattr(value, "__array__") else value
 
 
+def check_directory(path: Path, what: str) -> None:
+    """Raise a ``ValueError`` if a file is in the place of a directory, or above it."""
+    in_the_way = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
+    if in_the_way is not None:
+        raise ValueError(f"{what}, {path}, cannot be made: {in_the_way} is a file; choose another place")
+
+
 def make_directory(path: Path, what: str) -> None:
     """Make a directory and its parents, or check that it is there and can be written to.
 
     Raises:
-      ValueError: for an empty name, a file in its place or above it, or no permission.
+      ValueError: for a file in its place or above it, or no permission.
     """
-    in_the_way = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
-    if in_the_way is not None:
-        raise ValueError(f"{what}, {path}, cannot be made: {in_the_way} is a file; choose another place")
+    check_directory(path, what)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from psld_jax._runtime import distributed
 from psld_jax._runtime.errors import why
+from psld_jax._runtime.journal import check_directory
 
 #: Sets of weights, the one to take by default first.
 WEIGHTS = ("ema", "online")
@@ -64,6 +65,7 @@ def new_directory(output: str | os.PathLike[str], overwrite: bool = False) -> It
 def check_output(output: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Raise a ``ValueError`` if :func:`new_directory` would refuse that output."""
     output = Path(output)
+    check_directory(output.parent, "the directory of the output")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
