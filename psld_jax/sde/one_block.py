@@ -194,7 +194,8 @@ class OneBlock(LinearSDE):
         if np.any(wrong):
             raise ValueError(
                 f"alpha = 0 at t={_first(t, wrong)}, where {self.prediction!r} says nothing of x_0: start the grid "
-                "below 1 (t_start), or take a network that predicts 'data', 'velocity' or 'flow'"
+                "of a sampler below 1 (t_start), which adaptive solvers do not have, or take a network that predicts "
+                "'data', 'velocity' or 'flow'"
             )
         if self.prediction == "mixed":
             total = alpha**2 + std**2
