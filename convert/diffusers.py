@@ -93,7 +93,6 @@ def read(path: Path, asked: Asked) -> Converted:
     learned = f", of which the first {channels} are the image's" if config.out_channels > channels else ""
     labels = {"index": f"{config.n_classes} classes", "timestep": "numbers", "identity": "vectors", "": "none"}
     said = "the average (EMA)" if weights == "ema" else "whether they are an average (EMA), the file does not say"
-    clip_x0 = scheduler.get("clip_sample", scheduler.get("_class_name") in ("DDPMScheduler", "DDIMScheduler"))
     notes = [
         f"network: {found}, {size:,} parameters, {config.time_embedding_type} embedding of the time, "
         f"{config.out_channels} channels returned{learned}",
@@ -105,7 +104,7 @@ def read(path: Path, asked: Asked) -> Converted:
         *_decoders(root),
         *([f"left out, no part of the network: {', '.join(left_out)}"] if left_out else []),
         *([f"options that UNet2DModel does not have, left out: {', '.join(unknown)}"] if unknown else []),
-        *([_clip_note(scheduler)] if clip_x0 else []),
+        *_scheduler_notes(scheduler),
     ]
     beside = [unet / "config.json", *([scheduler_file] if scheduler_file else [])]
     return Converted(
@@ -314,10 +313,21 @@ def _names(tensors: Mapping[str, mapping.Tensor], known: set[str]) -> tuple[dict
     return renamed, sorted(left_out)
 
 
-def _clip_note(scheduler: dict[str, Any]) -> str:
-    """Say how to clip as the scheduler does."""
-    limit = schedules.number(scheduler, "clip_sample_range", 1.0) if scheduler.get("clip_sample_range") else 1.0
-    wanted = f"config.steer.clip={limit:g}"
-    if scheduler.get("_class_name") == "DDIMScheduler":
-        wanted += " and config.steer.clip_noise=old"
-    return f"the scheduler clips x_0 (clip_sample); samplers here do so with {wanted}"
+def _scheduler_notes(scheduler: dict[str, Any]) -> list[str]:
+    """Say how to clip as the scheduler does, and what it is told in vain."""
+    name, notes = str(scheduler.get("_class_name")), []
+    if schedules.leaves_snr(scheduler):
+        notes.append(f"rescale_betas_zero_snr has no effect, since {name} does not know it")
+    wanted = ""
+    if scheduler.get("thresholding"):
+        ratio = schedules.number(scheduler, "dynamic_thresholding_ratio", 0.995)
+        above = schedules.number(scheduler, "sample_max_value", 1.0) > 1
+        wanted = "config.steer.clip=1" + f" and config.steer.clip_percentile={100 * ratio:g}" * above
+    elif scheduler.get("clip_sample", name.startswith(("DDPM", "DDIM", "RePaint"))):
+        limit = schedules.number(scheduler, "clip_sample_range", 1.0) if scheduler.get("clip_sample_range") else 1.0
+        wanted = f"config.steer.clip={limit:g}"
+    if wanted:
+        what = "thresholding" if scheduler.get("thresholding") else "clip_sample"
+        wanted += " and config.steer.clip_noise=old" * name.startswith(("DDIM", "RePaint"))
+        notes.append(f"the scheduler clips x_0 ({what}); samplers here do so with {wanted}")
+    return notes

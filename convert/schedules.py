@@ -59,6 +59,14 @@ _DIVIDES = (
     "EulerDiscreteScheduler",
     "UniPCMultistepScheduler",
 )
+_RESCALES = (
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    *_DIVIDES,
+)
 
 
 def diffusion(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
@@ -103,18 +111,27 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> np.ndarray:
       ValueError: for an unknown schedule, or numbers that are none.
     """
     betas = _betas(scheduler)
-    if scheduler.get("rescale_betas_zero_snr"):
+    rescaled = scheduler.get("rescale_betas_zero_snr") and not leaves_snr(scheduler)
+    if rescaled:
         roots = np.sqrt(_products(1 - betas))
         first, last = roots[0], roots[-1]
         bars = ((roots - last) * (first / (first - last))) ** 2
         betas = 1 - np.concatenate([bars[:1], bars[1:] / bars[:-1]])
     levels = _products(1 - betas)
     # Where the level before is lower, the levels of the original rise at the end, and those here end at 0.
-    if scheduler.get("rescale_betas_zero_snr") and scheduler["_class_name"] in _DIVIDES and levels[-2] > _ALMOST_ZERO:
+    if rescaled and scheduler["_class_name"] in _DIVIDES and levels[-2] > _ALMOST_ZERO:
         levels[-1] = _ALMOST_ZERO
     if not (np.isfinite(levels).all() and levels[0] < 1 and levels[-1] >= 0 and (np.diff(levels) < 0).all()):
         raise ValueError("its schedule has levels alphas_cumprod that do not fall from below 1 to 0 or above")
     return levels
+
+
+def leaves_snr(scheduler: Mapping[str, Any]) -> bool:
+    """Tell whether zero terminal SNR is asked of a scheduler that does not know it, and so has no effect there.
+
+    A configuration that another scheduler wrote keeps its options.
+    """
+    return bool(scheduler.get("rescale_betas_zero_snr")) and scheduler.get("_class_name") not in _RESCALES
 
 
 def _products(alphas: np.ndarray) -> np.ndarray:

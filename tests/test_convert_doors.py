@@ -85,6 +85,29 @@ def test_the_command_says_what_it_found(tmp_path, capsys):
     assert load_file(FLAT / WEIGHTS).keys() == set(sources)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"thresholding": True}, ["(thresholding); samplers here do so with config.steer.clip=1"]),
+        (
+            {"_class_name": "DDIMScheduler", "thresholding": True, "sample_max_value": 9.0},
+            ["config.steer.clip=1 and config.steer.clip_percentile=99.5 and config.steer.clip_noise=old"],
+        ),
+        ({"clip_sample": False}, []),
+        (
+            {"_class_name": "PNDMScheduler", "clip_sample": False, "rescale_betas_zero_snr": True},
+            ["rescale_betas_zero_snr has no effect, since PNDMScheduler does not know it"],
+        ),
+    ],
+)
+def test_what_a_scheduler_does_beside_its_levels_is_told(tmp_path, said, told):
+    shutil.copytree(FLAT, tmp_path / "in")
+    change_json(tmp_path / "in" / "scheduler_config.json", **said)
+    notes = convert(tmp_path / "in", "", tmp_path / "out")["notes"]
+    found = [note for note in notes if "scheduler clips" in note or "no effect" in note]
+    assert len(found) == len(told) and all(note.endswith(end) for note, end in zip(found, told, strict=True))
+
+
 def test_a_converted_model_gives_the_original_s_numbers(converted):
     model, data = pj.load(converted), np.load(CASE.with_suffix(".npz"))
     assert (model.image_shape, model.n_classes, model.sde.prediction) == ((8, 8, 1), 10, "data")

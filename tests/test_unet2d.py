@@ -106,6 +106,14 @@ def test_schedulers_that_divide_by_the_last_level_keep_a_little_signal(name):
     assert levels[-1] == 2**-24
 
 
+@pytest.mark.parametrize("name", ["DEISMultistep", "PNDM", "LMSDiscrete", "HeunDiscrete", "DPMSolverSinglestep"])
+def test_schedulers_that_do_not_know_zero_terminal_snr_keep_their_levels(name):
+    """A configuration that another scheduler wrote has the option, and the original takes no notice of it."""
+    given = {"_class_name": f"{name}Scheduler"}
+    levels = schedules.alphas_cumprod({**given, "rescale_betas_zero_snr": True})
+    np.testing.assert_array_equal(levels, schedules.alphas_cumprod(given))
+
+
 @pytest.mark.parametrize("name", ["deis", "lms"])
 def test_integrals_over_rounded_levels_end(name):
     """Between levels in float32 the path has large kinks; it is nearly that of the exact levels."""
