@@ -36,6 +36,22 @@ def test_levels_of_255_are_refused_with_what_to_call(name, digits_model):
         TAKERS[name](digits_model, levels.astype(int))
 
 
+TRACED = TAKERS | {
+    "normalise": lambda m, x: pj.normalise(x),
+    "dequantize": lambda m, x: pj.dequantize(x),
+    "t_end": lambda m, x: pj.generate(m, "ddim", nfe=3, n=2, t_end=x[0, 0, 0, 0]),
+    "measurement": lambda m, x: pj.generate(
+        m, "ddim", nfe=3, n=2, operator=pj.operators.downsample(2), measurement=x[:, ::2, ::2]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_what_jax_traces_is_refused_with_what_may_be_traced(name, digits_model):
+    with pytest.raises(ValueError, match="here JAX traces them .*call this outside of it"):
+        jax.jit(lambda x: TRACED[name](digits_model, x))(digits_model.data[:2])
+
+
 def test_uint8_is_understood_where_it_is_safe(digits_model):
     levels = np.round(np.asarray(digits_model.data[:2]) * 127.5 + 127.5).astype(np.uint8)
     images = levels / np.float32(127.5) - 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 
 from psld_jax._runtime.errors import check_images, shown
 
@@ -56,6 +57,15 @@ def check_array(what: str, values: Array) -> None:
         raise ValueError(f"{what}: {bad} of {values.size} values are not finite (NaN or infinite)")
 
 
+def check_known(what: str, values: Any) -> None:
+    """Raise a ``ValueError`` for ``values`` that JAX traces, whose numbers nobody knows yet."""
+    if isinstance(values, Tracer):
+        raise ValueError(
+            f"{what} must be known numbers, and here JAX traces them (jit, vmap or grad): call this outside of it; "
+            "psld_jax.sample and sample_ode may be traced"
+        )
+
+
 def check_seed(seed: Any, name: str = "seed") -> int:
     """Return ``seed`` as an integer; raise a ``ValueError`` unless it is one from 0 to 2**32 - 1."""
     try:
@@ -69,6 +79,7 @@ def check_seed(seed: Any, name: str = "seed") -> int:
 
 def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, strict: bool = False) -> float:
     """Return ``value`` as a float; raise a ``ValueError`` unless it is in ``[low, high]``, above ``low`` if strict."""
+    check_known(name, value)
     # A number of numpy or JAX may be an array without axes.
     scalar = np.asarray(value)[()] if hasattr(value, "__array__") and np.shape(value) == () else value
     known = isinstance(scalar, (int, float, np.integer, np.floating)) and not isinstance(scalar, bool)
@@ -99,6 +110,7 @@ def as_pixels(what: str, images: Array, image_shape: tuple[int, ...], *, levels:
     Raises:
       ValueError: for another shape or type, values that are not finite or lie far outside of [-1, 1].
     """
+    check_known(what, images)
     try:
         values = np.asarray(images)
     except ValueError:
@@ -113,6 +125,7 @@ def as_pixels(what: str, images: Array, image_shape: tuple[int, ...], *, levels:
 
 def check_measurement(what: str, values: Array) -> np.ndarray:
     """Return ``values`` of any shape as an array; a ``ValueError`` if not floating, not finite or far from [-1, 1]."""
+    check_known(what, values)
     values = np.asarray(values)
     if values.dtype == np.uint8:
         raise ValueError(f"{what} is uint8: measure images in [-1, 1], see psld_jax.normalise")
@@ -153,6 +166,7 @@ def normalise(images: Array, *, low: float = 0.0, high: float = 255.0) -> np.nda
     low, high = check_number("low", low), check_number("high", high)
     if not low < high:
         raise ValueError(f"need low < high, got low={low}, high={high}")
+    check_known("images", images)
     values = np.asarray(images)
     check_array("images", values)
     if values.size and (values.min() < low or values.max() > high):

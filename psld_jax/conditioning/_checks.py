@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax._runtime.checks import check_number
+from psld_jax._runtime.checks import check_known, check_number
 from psld_jax._runtime.errors import check_callable, check_choice, shown
 from psld_jax.build import Classifier, Model
 from psld_jax.conditioning.momentum import check_momentum
@@ -151,6 +151,7 @@ def check_labels(label: Any, n_classes: int) -> None:
     Raises:
       ValueError: for labels that are no whole numbers, or out of range.
     """
+    check_known("label", label)
     labels = np.asarray(label)
     if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
         raise ValueError(f"label must be an integer, or integers [n], got {label!r}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime import random, xla
-from psld_jax._runtime.checks import MIN_TIME, as_pixels, check_finite, check_number, check_seed
+from psld_jax._runtime.checks import MIN_TIME, as_pixels, check_finite, check_known, check_number, check_seed
 from psld_jax._runtime.device import to_device
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Model, check_model
@@ -56,6 +56,7 @@ def dequantize(levels: Array, seed: int = 0) -> np.ndarray:
     Raises:
       ValueError: for levels that are not uint8, or a seed that is none.
     """
+    check_known("levels", levels)
     try:
         levels = np.asarray(levels)
     except ValueError:
