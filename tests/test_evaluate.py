@@ -132,6 +132,11 @@ def test_tuned_settings_and_budgets(digits_model):
         list(evaluate.jobs(digits_model, ("ancestral",), (0,), (), options))
 
 
+def test_adaptive_solvers_have_a_column_of_that_name():
+    cells = [evaluate.Cell("rk45", 0, 0, 8, 150.0, 2.0, 1.0, None), evaluate.Cell("ddim", 5, 0, 8, 5.0, 3.0, 1.0, None)]
+    assert evaluate.markdown(evaluate.summary(cells), None).startswith("| | adaptive | 5 NFE |")
+
+
 def test_features(rng):
     images = rng.uniform(-1, 1, (70, 32, 32, 1)).astype(np.float32)
     features = metrics.features("mnist")

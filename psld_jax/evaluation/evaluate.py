@@ -260,7 +260,10 @@ def markdown(rows: list[dict[str, Any]], real: tuple[float, float] | None, publi
     budgets = sorted({row["budget"] for row in rows})
     distances = {b: [row["distance"] for row in rows if row["budget"] == b] for b in budgets}
     best = {b: min((d for d in of_budget if d is not None), default=None) for b, of_budget in distances.items()}
-    lines = ["| | " + " | ".join(f"{b} NFE" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    lines = [
+        "| | " + " | ".join(f"{b} NFE" if b else "adaptive" for b in budgets) + " |",
+        "|---" * (len(budgets) + 1) + "|",
+    ]
     for name in dict.fromkeys(row["sampler"] for row in rows):
         cells = {row["budget"]: row for row in rows if row["sampler"] == name}
         texts = []
