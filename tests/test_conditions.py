@@ -132,6 +132,7 @@ def test_bad_conditions(digits_model, mnist, known):
     for model, options, message in (
         (mnist, {"label": 10, "classifier": clf}, "must lie in 0 to 9"),
         (mnist, {"label": -1, "classifier": clf}, "must lie in 0 to 9"),
+        (mnist, {"label": [1] * 90 + [11], "classifier": clf}, "^label=11 must lie in 0 to 9$"),
         (mnist, {"label": 1.5, "classifier": clf}, "must be an integer"),
         (mnist, {"label": 1}, "takes no labels"),
         (mnist, {"label": 1, "classifier": other}, "the classifier is of PSLD"),

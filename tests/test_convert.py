@@ -512,7 +512,7 @@ def test_damaged_outputs_are_refused(tmp_path):
         (tmp_path / "config.json").write_text("{}")
         with pytest.raises(ValueError, match="holds no converted checkpoint"):
             read_converted(tmp_path)
-    with pytest.raises(ValueError, match="holds no converted checkpoint"):
+    with pytest.raises(ValueError, match="nothing holds no converted checkpoint: there is no such directory"):
         read_converted(tmp_path / "nothing")
     out = tmp_path / "out"
     convert_classifier(out)

@@ -166,6 +166,9 @@ def unflatten(items: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
 def _read_json(directory: Path, name: str) -> dict[str, Any]:
     try:
         return json.loads((directory / name).read_text())
+    except FileNotFoundError:
+        missing = f"there is no {name} in it" if directory.is_dir() else "there is no such directory"
+        raise ValueError(f"{directory} holds no converted checkpoint: {missing}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory} holds no converted checkpoint ({name}: {why(error)})") from None
 

@@ -154,9 +154,10 @@ def check_labels(label: Any, n_classes: int) -> None:
     check_known("label", label)
     labels = np.asarray(label)
     if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
-        raise ValueError(f"label must be an integer, or integers [n], got {label!r}")
+        raise ValueError(f"label must be an integer, or integers [n], got {shown(label)}")
     if labels.min() < 0 or labels.max() >= n_classes:
-        raise ValueError(f"label={label!r} must lie in 0 to {n_classes - 1}")
+        wrong = labels[(labels < 0) | (labels >= n_classes)].flat[0]
+        raise ValueError(f"label={wrong} must lie in 0 to {n_classes - 1}")
 
 
 def check_operator(
