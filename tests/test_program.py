@@ -47,6 +47,13 @@ def test_a_budget_beyond_a_program_is_refused_before_its_table_is_made(file, mon
         program(2, sampler="ddim", nfe=1025)
 
 
+def test_the_command_line_refuses_such_a_budget_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("psld_jax.modes.export.prepared", lambda *_: pytest.fail("a table is made"))
+    config = build.override(build.load_config("digits"), {"sampler.nfe": 100_000})
+    with pytest.raises(ValueError, match="nfe=100000 is more than the 1024 evaluations"):
+        modes.run("program", config, tmp_path / "w", Console(quiet=True))
+
+
 def test_what_is_no_program_is_named(digits_model, file, tmp_path):
     with pytest.raises(ValueError, match="a sampler with a table and without conditions"):
         save_program(prepare(digits_model, "rk45"), tmp_path / "none.npz")

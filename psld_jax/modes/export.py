@@ -11,7 +11,7 @@ from rich.console import Console
 
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.modes._common import prepared, sampled_model
-from psld_jax.sampling.program import save_program
+from psld_jax.sampling.program import check_budget, save_program
 
 
 def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
@@ -39,7 +39,12 @@ def run_export(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
 
 
 def run_program(config: Any, workdir: Path, console: Console) -> dict[str, Any]:
-    """Write the sampler with its network to ``workdir/sampler.npz``, for :class:`psld_jax.sampling.program.Program`."""
+    """Write the sampler with its network to ``workdir/sampler.npz``, for :class:`psld_jax.sampling.program.Program`.
+
+    Raises:
+      ValueError: for a budget beyond what a program holds, an adaptive solver, or conditions.
+    """
+    check_budget(config.sampler.nfe)
     sampler, output = prepared(sampled_model(config), config), workdir / "sampler.npz"
     save_program(sampler, output, batch_size=config.sampling.batch_size, platforms=config.program.platforms)
     console.print(f"{output}: {sampler.nfe} evaluations, {output.stat().st_size / 1e6:.1f} MB")

@@ -90,6 +90,12 @@ def save_program(
     replace(Path(path), content.getvalue())
 
 
+def check_budget(nfe: Any) -> None:
+    """Raise a ``ValueError`` for more evaluations than a program holds, before so many rows are made."""
+    if is_count(nfe) and nfe > MIN_ROWS:
+        raise ValueError(f"nfe={nfe} is more than the {MIN_ROWS} evaluations that a program holds")
+
+
 def _fitting(table: Tableau) -> tuple[dict[str, Array], np.int32]:
     """Return the rows of a table as a program takes them; raise a ``ValueError`` if they are more than it holds."""
     if table.nfe > MIN_ROWS or table.B.shape[1] > HISTORIES[0]:
@@ -150,9 +156,7 @@ class Program:
           ValueError: for anything unknown or out of range; for an adaptive solver; or if the diffusion of the program
             is one of your own: then make the table with :func:`psld_jax.tabulate`.
         """
-        budget: Any = options.get("nfe")
-        if is_count(budget) and budget > MIN_ROWS:  # before so many rows are made
-            raise ValueError(f"nfe={budget} is more than the {MIN_ROWS} evaluations that a program holds")
+        check_budget(options.get("nfe"))
         config = build.from_dict(self.about["config"])
         sde = build.build_sde(config)
         if repr(sde) != self.about["sde"]:
