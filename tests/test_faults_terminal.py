@@ -194,6 +194,9 @@ def test_full_paths_leave_other_text_as_it_is():
         "config.likelihood.batch_size=0 and config.data.fit='pad'"
     )
     assert in_full("batch_size=0", config, "train") == "config.train.batch_size=0"
+    # 0.0 is the value of another field, of a network that is not in use.
+    assert config.model.edm.sigma_min == 0
+    assert in_full("got sigma_min=0.01", config, "sample") == "got config.sde.sigma_min=0.01"
 
 
 # Images that were drawn.

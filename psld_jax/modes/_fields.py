@@ -10,6 +10,7 @@ from typing import Any
 
 from psld_jax._runtime.errors import why
 from psld_jax.checkpoints.directory import flatten
+from psld_jax.models import families
 
 #: Sections that every mode may read, those first whose fields most messages are of; a mode's own comes before them.
 _SECTIONS = ("sampler", "sampling", "steer", "data", "model", "sde", "train")
@@ -37,7 +38,7 @@ def in_full(message: str, config: Any, mode: str) -> str:
     """Rewrite ``message`` with the full path of each field that it names, or whose value it calls unknown.
 
     Where fields of several sections have that name, it is the one that has the value in the message; of several, that
-    of the mode's own section.
+    of the mode's own section. What is not in use is named last.
     """
     own = _OWN.get(mode, mode)
     order = (own, *_SECTIONS)
@@ -50,7 +51,8 @@ def in_full(message: str, config: Any, mode: str) -> str:
         found = [field for field in fields if field.rpartition(".")[2] == name]
         if not found or any(start < match.start() < end for start, end in objects):
             return match[0]
-        same = [field for field in found if message.startswith(_written(values[field]), match.end())]
+        found = [field for field in found if not _is_idle(field, values)] or found
+        same = [field for field in found if _is_next(values[field], message[match.end() :])]
         field = f"config.{(same or found)[0]}"
         return f"{field}=" if name == match[1] else f"{field}: {match[0]}"
 
@@ -61,10 +63,17 @@ def in_full(message: str, config: Any, mode: str) -> str:
     return _UNKNOWN.sub(with_field, _ARGUMENT.sub(full, message), count=1)
 
 
-def _written(value: Any) -> tuple[str, ...]:
-    """Return the ways in which messages write a value."""
+def _is_idle(field: str, values: dict[str, Any]) -> bool:
+    """Tell whether it is an option of another family of networks, or a hyper-parameter that nobody set."""
+    section, _, _ = field.rpartition(".")
+    others = {f"model.{name}" for name in families.available()} - {f"model.{values['model.name']}"}
+    return section in others or (section == "sampler.hyper" and values[field] is None)
+
+
+def _is_next(value: Any, text: str) -> bool:
+    """Tell whether ``text`` begins with the value, as messages write it, and not with a longer one."""
     value = tuple(value) if isinstance(value, list) else value
-    return repr(value), str(value)
+    return any(re.match(rf"{re.escape(written)}(?!\w|\.\d)", text) for written in (repr(value), str(value)))
 
 
 def _holds(value: Any, name: str) -> bool:
