@@ -1,4 +1,4 @@
-"""What the tests themselves keep to."""
+"""What the tests, and the modules of the package, keep to."""
 
 import re
 from pathlib import Path
@@ -19,3 +19,10 @@ def test_random_numbers_come_from_names():
         if GENERATORS.search(line)
     }
     assert not found
+
+
+def test_modules_are_short():
+    """One that grows beyond 350 lines is two rooms."""
+    rooms = [TESTS.parent / "psld_jax", TESTS.parent / "convert"]
+    lines = {path: len(path.read_text().splitlines()) for room in rooms for path in room.rglob("*.py")}
+    assert len(lines) > 100 and {path.name: n for path, n in lines.items() if n > 350} == {}

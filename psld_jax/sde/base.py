@@ -19,15 +19,14 @@ from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_kind
 from psld_jax.sde._frame import Rotation
 from psld_jax.sde._linear_algebra import check_covariance, cholesky, linear_flow, triangular
+from psld_jax.sde._noise_levels import NoiseLevels
 from psld_jax.sde._states import StatesOfBlocks
 
 Array = Any
 DECOMPOSITIONS = ("lower", "upper")
-# Noise levels are looked for from here to t = 1.
-_EARLIEST = 1e-9
 
 
-class LinearSDE(StatesOfBlocks):
+class LinearSDE(NoiseLevels, StatesOfBlocks):
     """A linear diffusion of K blocks with constant matrices, and the base class of all others.
 
     A diffusion is its transition, the covariance of what is added on the way, its mean, its prior, and what the network
@@ -174,43 +173,6 @@ class LinearSDE(StatesOfBlocks):
         psi = self.transition(t, 0.0)
         spread = psi @ start @ np.swapaxes(psi, -1, -2)
         return spread + self.noise_cov(t) + self.jitter * np.eye(self.num_blocks)
-
-    def snr(self, t: Array) -> np.ndarray:
-        """Signal-to-noise ratio ``mu_t^T Sigma_t^-1 mu_t`` of ``x_0`` in ``z_t``, ``[...]``; it falls with ``t``."""
-        return (np.linalg.solve(self.factor(t), self.mean(t)) ** 2).sum(axis=(-1, -2))
-
-    def log_snr(self, t: Array) -> np.ndarray:
-        """Logarithm of the signal-to-noise ratio ``log SNR_t``, ``[...]``, see :meth:`snr`."""
-        return np.log(self.snr(t))
-
-    def sigma(self, t: Array) -> np.ndarray:
-        """Noise level ``SNR_t^(-1/2)``, ``[...]``: the noise in ``x_t / alpha_t``, for one block ``sigma_t / alpha_t``.
-
-        It is the sigma of Karras et al. (2022), whatever diffusion it is asked of; it grows with ``t``.
-        """
-        return np.exp(-0.5 * self.log_snr(t))
-
-    def time(self, sigma: Array) -> np.ndarray:
-        """The time with noise level ``sigma``, ``[...]``: the inverse of :meth:`sigma`, by bisection.
-
-        Raises:
-          ValueError: for a level that the diffusion does not have between ``t = 1e-9`` and 1.
-        """
-        sigma = np.asarray(sigma, np.float64)
-        low, high = np.full(sigma.shape, np.log(_EARLIEST)), np.zeros(sigma.shape)
-        self._check_sigma(sigma, *self.sigma(np.array([_EARLIEST, 1.0])))
-        for _ in range(80):
-            middle = (low + high) / 2
-            early = self.sigma(np.exp(middle)) < sigma
-            low, high = np.where(early, middle, low), np.where(early, high, middle)
-        return np.exp((low + high) / 2)
-
-    def _check_sigma(self, sigma: np.ndarray, least: float, most: float) -> None:
-        # One part in a million of slack: who asks for the level of t = 1 may have it in float32.
-        inside = (sigma >= least * (1 - 1e-6)) & (sigma <= most * (1 + 1e-6))
-        if not np.all(inside):
-            wrong = sigma[~inside].flat[0] if sigma.ndim else sigma
-            raise ValueError(f"sigma={wrong} is no noise level of {self!r}: it must lie in [{least:.6g}, {most:.6g}]")
 
     def factor(self, t: Array, cov0: Array | None = None) -> np.ndarray:
         """Factor ``L_t`` with ``L_t L_t^T = Sigma_t``, triangular as ``decomposition`` says, ``[..., K, K]``.
