@@ -31,6 +31,11 @@ def test_a_grid_can_be_stretched_to_any_number_of_steps(steps, knots):
     np.testing.assert_array_equal(pj.grids.resample(times, len(times) - 1), times)
 
 
+def test_times_that_were_given_are_not_said_to_be_tuned():
+    assert Setting("ddim", TIMES).describe() == "ddim, times of its own"
+    assert Setting("ddim").describe() == "ddim, quadratic grid"
+
+
 def test_a_stretched_grid_keeps_its_shape():
     times = np.geomspace(1.0, 1e-3, 7)
     np.testing.assert_allclose(pj.grids.resample(times, 19), np.geomspace(1.0, 1e-3, 20), rtol=1e-12)

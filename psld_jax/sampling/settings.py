@@ -138,11 +138,11 @@ class Setting:
         """Describe it in one line."""
         if self.solver is not None:
             return self.solver.describe()
-        grid = self.grid if isinstance(self.grid, str) else "tuned"
+        grid = self.grid if isinstance(self.grid, str) else ""
         chosen = [f"{name}={value}" for name, value in self.hyper.items()]
         rho = {"power": f"rho={self.rho:g}", "edm": f"edm grid, rho={self.rho:g}"}
         start = [f"analytic start at t={self.t_start:.3g}"] if self.t_start < 1 else []
-        return ", ".join([self.sampler, rho.get(grid, f"{grid} grid"), *start, *chosen])
+        return ", ".join([self.sampler, rho.get(grid, f"{grid} grid" if grid else "times of its own"), *start, *chosen])
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that JSON can hold; :meth:`from_json` reads it."""
