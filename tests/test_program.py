@@ -40,6 +40,13 @@ def test_a_program_by_the_command_line(tmp_path):
     assert program(3).shape == (3, 8, 8, 1)
 
 
+def test_a_program_takes_the_solver_that_was_learned_for_its_network(digits_model, file):
+    expected = pj.generate(digits_model, nfe=5, n=5, seed=3, batch_size=5)
+    np.testing.assert_array_equal(Program(file)(5, seed=3, sampler="auto", nfe=5), expected)
+    with pytest.raises(ValueError, match="table=3 must be a table"):
+        Program(file)(5, table=3)
+
+
 def test_a_budget_beyond_a_program_is_refused_before_its_table_is_made(file, monkeypatch):
     program = Program(file)
     monkeypatch.setattr("psld_jax.sampling.program.prepare", lambda *_, **__: pytest.fail("a table is made"))

@@ -23,7 +23,7 @@ from jax import export
 from psld_jax import blocks, build
 from psld_jax._runtime import random, xla
 from psld_jax._runtime.checks import check_seed
-from psld_jax._runtime.errors import check_counts, is_count, why
+from psld_jax._runtime.errors import check_counts, check_kind, is_count, why
 from psld_jax._runtime.journal import replace
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.generate import prepare
@@ -76,6 +76,7 @@ def save_program(
         "num_draws": sampler.table.num_draws,
         "platforms": list(exported.platforms),
         "sde": repr(model.sde),
+        "network": model.fingerprint,
         "config": json.loads(model.config.to_json()),
         "tuned": [{"nfe": row.nfe, "setting": row.setting.to_json()} for row in model.tuned],
         **sampler.about(),
@@ -166,6 +167,8 @@ class Program:
             )
         tuned = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"])) for row in self.about["tuned"])
         model = build.Model(sde, lambda z, t: z, config, tuple(self.image_shape), tuned=tuned)
+        # Without its weights it could not tell which solvers were learned for it.
+        vars(model)["fingerprint"] = self.about.get("network", "")
         table = prepare(model, sampler, **options).table
         if table is None:
             raise ValueError(f"{sampler!r} is adaptive and has no table; name an integrator")
@@ -195,6 +198,7 @@ class Program:
             table = self.tabulate(sampler or "auto", **options)
         elif table is None:
             table = self.table
+        check_kind("table", table, Tableau, "a table, such as psld_jax.tabulate makes")
         if table.num_blocks != self.table.num_blocks:
             raise ValueError(f"the table is of {table.num_blocks} blocks, the program of {self.table.num_blocks}")
         rows, count = _fitting(table)
