@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import models_support
@@ -251,3 +252,11 @@ def test_labels_and_inputs_that_do_not_fit_are_refused():
     plain = families.abstract("unet2d", dataclasses.replace(config, num_class_embeds=0))
     with pytest.raises(ValueError, match="takes no labels"):
         nnx.eval_shape(lambda net, *inputs: net(*inputs), plain, x, 1.0, jnp.zeros(2, int))
+
+
+def test_labels_that_are_no_classes_are_said_to_become_part_of_the_model():
+    path = pj.sde.Discrete()
+    model = pj.from_function(lambda x, t: x, path, (8, 8, 3), predicts="eps")
+    told = dataclasses.replace(model, eps_fn=SimpleNamespace(needs_labels=True))
+    with pytest.raises(ValueError, match=r"no classes: eps_fn=model\.eps_fn\.with_labels\(labels\)"):
+        pj.generate(told, "ddim", nfe=3, n=2, label=1)

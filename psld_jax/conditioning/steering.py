@@ -150,6 +150,11 @@ class Steering:
         classifier = build.load(self.classifier) if isinstance(self.classifier, str) else self.classifier
         if classifier is not None:
             _checks.check_classifier(classifier, model)
+        elif getattr(model.eps_fn, "needs_labels", False) and not model.n_classes:
+            raise ValueError(
+                "the labels of this network are no classes: eps_fn=model.eps_fn.with_labels(labels), by "
+                "dataclasses.replace, makes a model that has them, one for each sample of a batch"
+            )
         elif not model.n_classes:
             raise ValueError("the model takes no labels: give a classifier of its diffusion, e.g. 'mnist_clf'")
         _checks.check_labels(self.label, model.n_classes if classifier is None else classifier.n_classes)
