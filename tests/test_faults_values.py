@@ -52,6 +52,48 @@ def test_what_jax_traces_is_refused_with_what_may_be_traced(name, digits_model):
         jax.jit(lambda x: TRACED[name](digits_model, x))(digits_model.data[:2])
 
 
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [
+        ("unipc", {"order": True}),
+        ("unipc", {"order": np.array([2])}),
+        ("unipc", {"order": 1.5}),
+        ("sa_solver", {"corrector": False}),
+        ("dpm_solver_pp_3m", {"lower_order_final": 1}),
+        ("restart", {"base": 3}),
+        ("restart", {"base": ("ipndm", 3)}),
+        ("restart", {"intervals": 3}),
+        ("conjugate", {"B": np.eye(3)}),
+        ("ddim", {"sigmas": "edm"}),
+        ("ddim", {"sigmas": [[1], [2, 3]]}),
+        ("ddim", {"grid": ["a", "b"]}),
+    ],
+    ids=str,
+)
+def test_hyper_parameters_and_times_of_wrong_kinds_are_one_line(name, hyper, digits_model):
+    with pytest.raises(ValueError, match=rf"^{next(iter(hyper))}\b[^\n]* must be [^\n]*$"):
+        pj.generate(digits_model, name, nfe=19, n=2, **hyper)
+
+
+def test_an_interval_that_is_a_number_is_shown(digits_model):
+    with pytest.raises(ValueError, match="intervals holds 3; each is"):
+        pj.generate(digits_model, "restart", nfe=19, n=2, intervals=(3,))
+
+
+def test_whole_numbers_and_lists_will_do_for_orders_and_bases(digits_model):
+    sde, grid = digits_model.sde, np.array([1.0, 0.4, 0.1, 0.01])
+
+    def table(name, **hyper):
+        return pj.tabulate(pj.integrators.get(name, **hyper), sde, grid).rows()
+
+    for name, one, other in (
+        ("unipc", {"order": 2}, {"order": np.float64(2.0)}),
+        ("restart", {"base": ("ipndm", ("order", 3))}, {"base": ["ipndm", ["order", 3.0]]}),
+        ("restart", {"intervals": ((0.1, 1.0, 2, 1),)}, {"intervals": [[0.1, 1.0, 2.0, 1]]}),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, table(name, **one), table(name, **other))
+
+
 def test_uint8_is_understood_where_it_is_safe(digits_model):
     levels = np.round(np.asarray(digits_model.data[:2]) * 127.5 + 127.5).astype(np.uint8)
     images = levels / np.float32(127.5) - 1

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from psld_jax._runtime.errors import unknown
+from psld_jax._runtime.errors import is_count, shown, unknown
 from psld_jax._runtime.registry import Registry
 from psld_jax.sde import PSLD, VPSDE, LinearSDE
 
@@ -247,7 +247,9 @@ def get(name: str, **hyper: Any) -> Integrator:
             if not defaults:
                 raise ValueError(f"integrator {key!r} has no hyper-parameters, got {given!r}")
             raise unknown(f"hyper-parameter of {key!r}", given, defaults)
-    hyper = {**defaults, **hyper}
+    # Orders and counts may come as 2.0 or as a number of numpy.
+    whole = {given: int(value) for given, value in hyper.items() if type(defaults[given]) is int and is_count(value, 0)}
+    hyper = {**defaults, **hyper, **whole}
     arguments = inspect.signature(entry.fn).parameters
     integrator = Integrator(key, 0, hyper, "past" in arguments, entry.fn, "place" in arguments)
     _ = integrator.nfe_per_step  # runs one step on the host, so that bad values are reported now
@@ -267,6 +269,7 @@ def check_stationary(sde: LinearSDE, method: str) -> None:
 
 def choice(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     """Return ``value``; raise a ``ValueError`` that names the hyper-parameter unless ``value`` is allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, allowed))}")
+    fits = np.ndim(value) == 0 and value in allowed
+    if not fits or isinstance(value, bool) != isinstance(allowed[0], bool):
+        raise ValueError(f"{name}={shown(value)} must be one of {', '.join(map(str, allowed))}")
     return value

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
+from psld_jax._runtime.errors import shown
 from psld_jax.integrators._noise_frame import first_order
 from psld_jax.integrators.ancestral import ancestral
 from psld_jax.integrators.base import PAPER, Stage, register
@@ -124,6 +125,6 @@ def conjugate(sde: LinearSDE, t: float, s: float, *, B: Any = 0.0) -> list[Stage
     except (TypeError, ValueError):
         b = np.full((), np.nan)
     if b.shape not in ((), (k, k)) or not np.all(np.isfinite(b)):
-        raise ValueError(f"B={B!r} must be a finite number or a finite {k} x {k} matrix, got shape {b.shape}")
+        raise ValueError(f"B={shown(B)} must be a finite number or a finite {k} x {k} matrix, got shape {b.shape}")
     b = b * np.eye(k) if b.ndim == 0 else b
     return [conjugate_stage(sde, t, s, b).at(t)]

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from psld_jax._runtime.checks import MIN_TIME
-from psld_jax._runtime.errors import check_choice, is_count
+from psld_jax._runtime.errors import check_choice, is_count, shown
 from psld_jax.sde.discrete import Discrete
 
 if TYPE_CHECKING:
@@ -185,7 +185,10 @@ def from_timesteps(sde: LinearSDE, timesteps: Any) -> np.ndarray:
 
 
 def _given(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values, np.float64)
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={shown(values)} must be at least two numbers that fall") from None
     if array.ndim != 1 or len(array) < 2 or not np.all(np.diff(array) < 0):
         raise ValueError(f"{name}={np.array2string(array, threshold=6)} must be at least two numbers that fall")
     return array

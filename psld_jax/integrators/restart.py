@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
-from psld_jax._runtime.errors import is_count
+from psld_jax._runtime.errors import is_count, shown
 from psld_jax.integrators import base as registry
 from psld_jax.integrators._noise_frame import time_between
 from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage, register
@@ -17,9 +17,20 @@ from psld_jax.sde import LinearSDE, cholesky
 Interval = tuple[float, float, int, int]
 
 
-@functools.lru_cache(64)
 def _base(base: Any) -> Integrator:
-    name, *pairs = (base,) if isinstance(base, str) else base
+    """Return the base sampler; raise a ``ValueError`` for what names none."""
+    parts: tuple[Any, ...] = tuple(base) if isinstance(base, tuple | list) and base else (base,)
+    name, *pairs = parts
+    known = isinstance(name, str) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs)
+    if not known:
+        raise ValueError(
+            f"base={shown(base)} must be the name of an integrator, or with hyper-parameters ('ipndm', ('order', 3))"
+        )
+    return _made(name, tuple(map(tuple, pairs)))
+
+
+@functools.lru_cache(64)
+def _made(name: Any, pairs: tuple[tuple[str, Any], ...]) -> Integrator:
     integrator = registry.get(name, **dict(pairs))
     if integrator.name == "restart":
         raise ValueError("base='restart' restarts itself; name another integrator")
@@ -28,14 +39,17 @@ def _base(base: Any) -> Integrator:
 
 def _checked(intervals: Any) -> tuple[Interval, ...]:
     """Return ``intervals`` as numbers; raise a ``ValueError`` that shows the one that is none."""
+    if not isinstance(intervals, tuple | list):
+        raise ValueError(f"intervals={shown(intervals)} must be a tuple of (sigma_min, sigma_max, steps, repeats)")
     for row in intervals:
-        right = len(row) == 4 and all(isinstance(x, int | float) and np.isfinite(x) for x in row)
+        right = isinstance(row, tuple | list) and len(row) == 4
+        right = right and all(isinstance(x, int | float) and np.isfinite(x) for x in row)
         if not (right and 0 < row[0] < row[1] and is_count(row[2]) and is_count(row[3])):
             raise ValueError(
                 f"intervals holds {row!r}; each is (sigma_min, sigma_max, steps, repeats), 0 < sigma_min < sigma_max, "
                 "with counts of at least 1"
             )
-    return tuple(tuple(row) for row in intervals)
+    return tuple((low, high, int(steps), int(times)) for low, high, steps, times in intervals)
 
 
 def _spaced(sde: LinearSDE, top: float, s: float, steps: int, rho: float) -> np.ndarray:
@@ -63,7 +77,8 @@ def _again(
 
 def _evaluations(hyper: dict[str, Any]) -> int:
     """Count the evaluations that are made once a run, in the intervals."""
-    steps = sum(steps * times for _, _, steps, times in _checked(hyper["intervals"] or ()))
+    intervals = () if hyper["intervals"] is None else hyper["intervals"]
+    steps = sum(steps * times for _, _, steps, times in _checked(intervals))
     return steps * _base(hyper["base"]).nfe_per_step
 
 

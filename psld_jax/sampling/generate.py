@@ -91,8 +91,8 @@ def _times(grid: Any) -> str | tuple[float, ...]:
         return grid
     try:
         return tuple(map(float, grid))
-    except TypeError:
-        raise ValueError(f"grid={grid!r} must be a name or falling times, e.g. (1.0, 0.5, 1e-3)") from None
+    except (TypeError, ValueError):
+        raise ValueError(f"grid={shown(grid)} must be a name or falling times, e.g. (1.0, 0.5, 1e-3)") from None
 
 
 def prepare(
