@@ -295,6 +295,11 @@ def _damage():
     yield "times", change("times", [1.0])
     yield "lead", change("lead", [0.5])
     yield "lead without an inverse", change("lead", [0.5, [[1.0, 1.0], [1.0, 1.0]]])
+    yield "no rows", row("A", lambda a: [])
+    yield "half a draw", change("num_draws", 0.5)
+    yield "times that rise", lambda values: values["times"].reverse()
+    for name, value in (("diffusion", 1), ("network", None), ("t_end", "0.001"), ("denoise", 5), ("start", "ddim")):
+        yield f"about.{name}", lambda values, name=name, value=value: values["about"].update({name: value})
 
 
 @pytest.mark.parametrize(("what", "damage"), list(_damage()), ids=[what for what, _ in _damage()])
@@ -325,6 +330,12 @@ def test_what_is_no_solver_is_one_line(tmp_path, content):
         pj.load_solver(path)
     with pytest.raises(ValueError, match="cannot be read"):
         pj.load_solver(tmp_path / "none.json")
+
+
+def test_a_solver_of_other_blocks_is_refused_before_it_runs(vp, solver):
+    edited = dataclasses.replace(solver, about={**solver.about, "diffusion": repr(vp.sde), "t_end": vp.sde.t_end})
+    with pytest.raises(ValueError, match="2 blocks; this model has 1"):
+        prepare(vp, solver=edited)
 
 
 def test_a_solver_is_for_one_diffusion_one_end_and_one_budget(model, vp, solver):

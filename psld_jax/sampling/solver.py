@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax._runtime.errors import check_counts, check_kind, why
+from psld_jax._runtime.checks import check_flag, check_number
+from psld_jax._runtime.errors import check_choice, check_counts, check_kind, why
 from psld_jax._runtime.journal import replace
+from psld_jax.integrators.baselines import LAST_STEPS
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.rows import HISTORIES
 from psld_jax.sde import LinearSDE
@@ -80,6 +82,8 @@ class Solver:
         about, found = self.about, []
         if repr(sde) != about["diffusion"]:
             found.append(f"is for {about['diffusion']}; this model is {sde!r}")
+        if sde.num_blocks != self.table.num_blocks:
+            found.append(f"has matrices for {self.table.num_blocks} blocks; this model has {sde.num_blocks}")
         if t_end is not None and t_end != about["t_end"]:
             found.append(f"ends at t_end={about['t_end']:g}; leave t_end={t_end:g} out")
         if bool(denoise) != bool(about["denoise"]) or (isinstance(denoise, str) and denoise != about["denoise"]):
@@ -110,11 +114,7 @@ class Solver:
         if values.get("version") != _VERSION:
             raise ValueError(f"{source} is of version {values.get('version')!r}; this psld_jax reads {_VERSION}")
         try:
-            about = values["about"]
-            missing = [name for name in _REQUIRED if name not in about]
-            if missing:
-                raise ValueError(f"about lacks {', '.join(missing)}")
-            return cls(_table(values), about)
+            return cls(_table(values), _about(values["about"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{source} is damaged: {why(error)}") from None
 
@@ -144,15 +144,32 @@ def load_solver(path: str | os.PathLike[str]) -> Solver:
     return Solver.from_json(values, str(file))
 
 
+def _about(values: Any) -> dict[str, Any]:
+    """Return what a solver says about itself; check what is read of it."""
+    check_kind("about", values, dict, "an object of JSON")
+    missing = [name for name in _REQUIRED if name not in values]
+    if missing:
+        raise ValueError(f"about lacks {', '.join(missing)}")
+    for name, kind, words in (("diffusion", str, "text"), ("network", str, "text"), ("start", dict, "an object")):
+        check_kind(f"about.{name}", values.get(name, kind()), kind, words)
+    check_number("about.t_end", values["t_end"], 0, 1, strict=True)
+    if isinstance(values["denoise"], str):
+        check_choice("about.denoise", values["denoise"], LAST_STEPS)
+    else:
+        check_flag("about.denoise", values["denoise"])
+    return values
+
+
 def _table(values: dict[str, Any]) -> Tableau:
     """Read the table in the JSON of a solver, and check everything that the loop relies on."""
-    rows, num_draws = values["rows"], values["num_draws"]
+    rows = values["rows"]
     tau = _floats("tau", rows["tau"], 1)
     size = len(tau)
+    num_draws = int(_numbers("num_draws", [values["num_draws"]], 1, 0, 2 * size)[0])  # two in a row at most
     if not (size and (tau > 0).all() and (tau <= 1).all()):
         raise ValueError("tau must be times in (0, 1]")
-    k = len(rows["A"][0])
-    history = len(rows["B"][0])
+    k = _floats("A", rows["A"], 3).shape[-1]
+    history = _floats("B", rows["B"], 4).shape[1]
     if history > HISTORIES[-1]:
         raise ValueError(f"B combines {history} predictions; the loop keeps at most {HISTORIES[-1]}")
     arrays: dict[str, Any] = {"tau": tau, "B": _floats("B", rows["B"], 4, (size, history, k, k))}
@@ -166,6 +183,8 @@ def _table(values: dict[str, Any]) -> Tableau:
         if len({arrays[name] is None for name in names}) > 1:
             raise ValueError(f"{', '.join(names)} must be there together, or none of them")
     times = _floats("times", values["times"], 1)
+    if len(times) < 2 or (np.diff(times) >= 0).any() or times[0] > 1 or times[-1] < 0:
+        raise ValueError("times must fall, from 1 at most to 0 at least")
     last_rows = _numbers("last_rows", values["last_rows"], len(times) - 1, 0, size - 1)
     if last_rows[-1] != size - 1 or (np.diff(last_rows) <= 0).any():
         raise ValueError("last_rows must rise to the last row")
@@ -175,7 +194,7 @@ def _table(values: dict[str, Any]) -> Tableau:
         lead = float(_floats("the time of lead", start, 0)), _floats("the matrix of lead", matrix, 2, (k, k))
         if not 0 < lead[0] <= 1 or np.linalg.matrix_rank(lead[1]) < k:
             raise ValueError("lead must be a time in (0, 1] and a matrix that has an inverse")
-    return Tableau(**arrays, last_rows=last_rows, times=times, num_draws=int(num_draws), lead=lead)
+    return Tableau(**arrays, last_rows=last_rows, times=times, num_draws=num_draws, lead=lead)
 
 
 def _floats(name: str, values: Any, axes: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
