@@ -113,6 +113,38 @@ def test_images_from_a_folder(digits_sweep, digits_model, tmp_path):
         evaluate.evaluate(both[:1], reference, **{**options, "num_samples": 91})
 
 
+def test_a_journal_tells_tolerances_and_folders_apart(digits_model, digits_sweep, tmp_path, rng):
+    """Neither an adaptive solver nor a folder has a setting; a resumed sweep ran none of the second ones."""
+    _, reference, features = digits_sweep
+    jobs, keys = [], []
+    for number, rtol in enumerate((1e-2, 1e-3)):
+        np.savez(tmp_path / f"{number}.npz", images=rng.integers(0, 256, (4, 8, 8, 1), np.uint8))
+        jobs.append(("folder", 0, evaluate.FolderImages(open_dataset("arrays", tmp_path / f"{number}.npz"))))
+        jobs.append(("rk23", 0, prepare(digits_model, "rk23", rtol=rtol)))
+    known = evaluate.Cell("", 0, 0, 4, 0.0, 1.0, 1.0, None)
+    journal = SimpleNamespace(get=lambda key, make: keys.append(json.dumps(key)) or dataclasses.asdict(known))
+    for _ in range(2):
+        evaluate.evaluate(jobs, reference, features=features, num_samples=4, journal=journal)
+    assert keys[:4] == keys[4:] and len(set(keys)) == 4
+
+
+@pytest.mark.filterwarnings("ignore:4 samples of 64 features")
+def test_an_evaluation_is_of_one_network_and_one_reference(tmp_path):
+    config = build.override(build.load_config("digits"), {"data.num_points": 40, "evaluate.samplers": ("ddim",)})
+    config = build.override(config, {"evaluate.nfe": (2,), "evaluate.num_samples": 4, "evaluate.seeds": (0,)})
+    config = build.override(config, {"evaluate.num_reference": 100})
+    compare.run_evaluate(config, tmp_path, Console())
+    with pytest.raises(ValueError, match="is of an evaluation with network="):
+        compare.run_evaluate(build.override(config, {"data.num_points": 41}), tmp_path, Console())
+    own, directory = build.override(config, {"evaluate.reference": str(tmp_path / "law.npz")}), tmp_path / "file"
+    directory.mkdir()
+    np.savez(tmp_path / "law.npz", mu=np.zeros(64), sigma=np.eye(64))
+    compare.run_evaluate(own, directory, Console())
+    np.savez(tmp_path / "law.npz", mu=np.ones(64), sigma=np.eye(64))  # another one in the same place
+    with pytest.raises(ValueError, match="is of an evaluation with reference_images="):
+        compare.run_evaluate(own, directory, Console())
+
+
 def test_tuned_settings_and_budgets(digits_model):
     options = build.sampler_options(digits_model.config)
     tuned = [Tuned(10, Setting("lambda_ddim_ii", "log_snr", hyper={"lam": 0.7})), Tuned(50, Setting("lambda_ddim_ii"))]

@@ -234,6 +234,19 @@ def test_a_journal_that_is_of_something_else_is_named(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
+def test_a_log_without_a_place_or_of_other_bytes_is_one_line(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\n")
+    for path, what in (
+        (tmp_path, "must be a file"),
+        (tmp_path / "none" / "log", "must be a file"),
+        (tmp_path / "binary", "binary is damaged"),
+    ):
+        with pytest.raises(ValueError, match=what) as raised:
+            Journal(path, {}, "an evaluation")
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "none").exists()
+
+
 # Words of other libraries.
 
 ADDRESS = re.compile(r"0x[0-9a-f]{4}|allow_pickle")

@@ -169,6 +169,22 @@ def test_a_killed_learning_goes_on(model, tmp_path, monkeypatch):
         _learned(model, log, seed=5)
 
 
+def test_a_log_is_of_one_target(model, tmp_path, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(*_):
+        raise Begun
+
+    monkeypatch.setattr(module, "_Run", begin)  # made after the log is
+    for _ in range(2):
+        with pytest.raises(Begun):
+            pj.learn(model, 4, target=model.data, log=tmp_path / "log.jsonl")
+    for other in (model.data[1:], None):
+        with pytest.raises(ValueError, match="is of a learning with target="):
+            pj.learn(model, 4, target=other, log=tmp_path / "log.jsonl")
+
+
 def test_a_step_is_doubled_as_long_as_the_loss_falls():
     run = object.__new__(module._Run)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,25 @@ def test_the_space_holds_what_a_sampler_has_and_nothing_invalid():
 
 
 OPTIONS = {"num_samples": 16, "candidates": 3, "gradient_steps": 2}
+
+
+def test_a_log_is_of_one_network_and_one_target(model, target, tmp_path, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(*_, **__):
+        raise Begun
+
+    monkeypatch.setattr(importlib.import_module("psld_jax.tuning.tune"), "Evaluator", begin)  # made after the log is
+    options = {"nfe": (6,), "samplers": ("ddim",), "log": tmp_path / "log.jsonl"}
+    for _ in range(2):
+        with pytest.raises(Begun):
+            pj.tune(model, target=target, **options)
+    for other in (target[1:], None):
+        with pytest.raises(ValueError, match="is of a tuning with target="):
+            pj.tune(model, target=other, **options)
+    with pytest.raises(ValueError, match="is of a tuning with network="):
+        pj.tune(pj.load("digits", {"data.num_points": 100}), target=target, **options)
 
 
 @pytest.mark.slow

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def check_directory(path: Path, what: str) -> None:
     in_the_way = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
     if in_the_way is not None:
         raise ValueError(f"{what}, {path}, cannot be made: {in_the_way} is a file; choose another place")
+
+
+def fingerprint(arrays: Iterable[Any]) -> str:
+    """Return sixteen digits that tell these arrays from others, by their shapes and values in float32; "" for none."""
+    digest, some = hashlib.sha256(), False
+    for array in map(np.asarray, arrays):  # the same weights in float64 are no other network
+        digest.update(str(array.shape).encode() + array.astype(np.float32).tobytes())
+        some = True
+    return digest.hexdigest()[:16] if some else ""
 
 
 def make_directory(path: Path, what: str) -> None:
@@ -103,7 +113,13 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str] | None, about: dict[str, Any], what: str):
         path = None if path is None else Path(path)
         self._path, self._known = path, {}
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path is not None and path.exists() else []
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"the log {path} must be a file in a directory that exists")
+        try:
+            text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is damaged: it holds something else than {what} writes; remove it") from None
+        lines = text.splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]  # a killed run may have cut off the last one
         if path is not None and len(whole) < len(lines) and distributed.is_first():
             replace(path, "".join(whole))

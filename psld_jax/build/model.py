@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib
 import os
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from psld_jax import assets, blocks, scores
 from psld_jax._runtime.checks import check_array
 from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_choice, check_kind, unknown
+from psld_jax._runtime.journal import fingerprint
 from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
 from psld_jax.checkpoints import directory as checkpoint
@@ -64,11 +64,7 @@ class Model:
         """Sixteen digits that tell weights, or the data of an exact score, from others; "" if there are no arrays."""
         # What follows from the diffusion is computed, and differs between machines in the last bits.
         parts = jax.tree.leaves(blocks.as_pytree(self.eps_fn), is_leaf=lambda leaf: isinstance(leaf, TimeFunction))
-        arrays = [np.asarray(leaf) for leaf in parts if isinstance(leaf, (jax.Array, np.ndarray))]
-        digest = hashlib.sha256()
-        for array in arrays:  # the same weights in float64 are no other network
-            digest.update(str(array.shape).encode() + array.astype(np.float32).tobytes())
-        return digest.hexdigest()[:16] if arrays else ""
+        return fingerprint(leaf for leaf in parts if isinstance(leaf, (jax.Array, np.ndarray)))
 
     def denoise(self, z: Any, t: Any) -> jax.Array:
         """Predict ``E[x_0 | z_t = z]``, ``[n, H, W, C]`` in the dtype of ``z``: one evaluation of the network.

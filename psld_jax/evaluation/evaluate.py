@@ -17,7 +17,7 @@ from psld_jax import integrators, metrics
 from psld_jax._runtime import distributed
 from psld_jax._runtime.checks import count_not_finite
 from psld_jax._runtime.errors import check_counts
-from psld_jax._runtime.journal import Journal, replace
+from psld_jax._runtime.journal import Journal, fingerprint, replace
 from psld_jax.build import Model, sampler_hyper, to_images
 from psld_jax.data import Dataset
 from psld_jax.sampling.adaptive import SOLVERS
@@ -39,6 +39,10 @@ class Images(Protocol):
         """Return what a report says of a sampler's setting."""
         ...
 
+    def about(self) -> dict[str, Any]:
+        """Return what the images depend on, as JSON can hold it."""
+        ...
+
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
         """Yield the number of the first image, a state whose first block are the images, and evaluations.
 
@@ -58,6 +62,11 @@ class FolderImages:
 
     def __init__(self, data: Dataset):
         self._data = data
+
+    def about(self) -> dict[str, Any]:
+        """Return how many images there are, and what tells the first hundred from others."""
+        first = np.arange(min(len(self._data), 100))
+        return {"folder": self._data.describe(), "images": fingerprint([to_images(self._data, first)])}
 
     def batches(self, seed: int, numbers: range, size: int) -> Iterator[tuple[int, tuple[Array, ...], np.ndarray]]:
         """Yield what :meth:`Images.batches` does, with images ``[size, H, W, C]`` and no evaluations.
@@ -203,7 +212,8 @@ def evaluate(
     cells = []
     for (name, budget, sampler), seed in itertools.product(jobs, seeds):
         job = (name, budget, sampler, seed)
-        key = [name, budget, seed, num_samples, _json(sampler)]
+        # No setting says what an adaptive solver or a folder is.
+        key = [name, budget, seed, num_samples, _json(sampler) or sampler.about()]
         cells.append(Cell(**journal.get(key, lambda job=job: dataclasses.asdict(run(*job)))))
         report(cells[-1])
     return cells

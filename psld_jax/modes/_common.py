@@ -41,7 +41,9 @@ def prepared(model: build.Model, config: Any, **conditions: Any) -> Sampler:
 
 def identity(model: build.Model, config: Any) -> dict[str, Any]:
     """Identify the model that files were made with, so that another run can check it before it goes on with them."""
-    return {"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint}
+    about = {"model": build.tuned_for(model.config, model.sde), "checkpoint": config.model.checkpoint}
+    # A training run that went on has other weights in the same place.
+    return {**about, "network": model.fingerprint}
 
 
 def exact_images(model: build.Model, config: Any, count: int, seed: int) -> np.ndarray:

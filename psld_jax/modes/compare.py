@@ -14,7 +14,7 @@ from rich.console import Console
 from psld_jax import build, metrics
 from psld_jax._runtime import distributed
 from psld_jax._runtime.checks import NotFinite
-from psld_jax._runtime.journal import Journal
+from psld_jax._runtime.journal import Journal, fingerprint
 from psld_jax._runtime.progress import Bar, track
 from psld_jax.data import open_dataset
 from psld_jax.evaluation import bench, evaluate, plots
@@ -109,6 +109,7 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
         "denoise": build.last_step(config),
     }
     about |= {"reference": c.reference or f"{c.num_reference or 'all'} training images", "num_kept": c.num_kept}
+    about |= {"reference_images": reference.fingerprint}
     pictures = workdir / "pictures"
 
     def tell(cell: evaluate.Cell) -> None:
@@ -189,6 +190,7 @@ class _Reference:
 
     Attributes:
       law: mean and covariance of the features of the training images, of the exact law, or in a file.
+      fingerprint: tells the first of the images, or the mean in a file, from others.
       kept: the first ``num_kept`` features of it; ``None`` for a file, or if none are wanted.
       real: mean and spread of the distance that as many other real images have; ``None`` if there are no images.
     """
@@ -198,11 +200,13 @@ class _Reference:
         self.kept, self.real = None, None
         if model.data is not None:
             images = [exact_images(model, config, c.num_reference or 50_000, 10**6)]
+            self.fingerprint = fingerprint([images[0][:100]])
             others, count = [exact_images(model, config, c.num_samples, seed) for seed in c.seeds], 1
         elif config.data.path or (config.data.name == "digits" and model.image_shape == (8, 8, 1)):  # embedded
             train, test = (build.build_data(model.config, split) for split in ("train", "test"))
             console.print(f"compared with {train.describe()}")
             numbers = np.arange(c.num_reference or len(train))
+            self.fingerprint = fingerprint([build.to_images(train, numbers[:100])])
             count = -(-len(numbers) // 1000)
             images = (build.to_images(train, part) for part in np.array_split(numbers, count))
             seeds = c.seeds if len(test) >= c.num_samples else ()
@@ -220,6 +224,7 @@ class _Reference:
         if c.reference:
             dims = int(np.prod(features(np.zeros((2, *model.image_shape), np.float32)).shape[1:]))
             self.law = metrics.read_statistics(c.reference, dims)
+            self.fingerprint = fingerprint([self.law.mean])
         else:
             moments = _moments(track(images, "features of the reference", console, count), features, c.num_kept)
             self.law, self.kept = moments.gaussian(), moments.kept() if c.num_kept else None

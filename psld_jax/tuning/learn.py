@@ -20,7 +20,7 @@ import numpy as np
 from psld_jax import metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_number, check_seed
 from psld_jax._runtime.errors import check_counts, check_kind, shown
-from psld_jax._runtime.journal import Journal, plain
+from psld_jax._runtime.journal import Journal, fingerprint, plain
 from psld_jax.build import Model, check_model
 from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.settings import Setting, choose
@@ -160,7 +160,8 @@ def learn(
         model, target=target, features=features, t_end=t_end, denoise=denoise, seed=seed, batch_size=batch_size
     )
     about = {"diffusion": repr(model.sde), "network": model.fingerprint, "nfe": nfe, "t_end": t_end, "denoise": denoise}
-    about |= {"features": features.name, "seed": seed, **dataclasses.asdict(options)}
+    about |= {"features": features.name, "target": fingerprint([] if target is None else [target])}
+    about |= {"seed": seed, **dataclasses.asdict(options)}
     about |= {"free": list(options.free), "steps": list(options.steps)}
     journal = Journal(log, about, "a learning")
     judge = evaluator.with_seed(seed + 3)

@@ -15,7 +15,7 @@ import numpy as np
 from psld_jax import build, integrators, metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_seed
 from psld_jax._runtime.errors import check_choice, check_counts, check_kind, shown
-from psld_jax._runtime.journal import Journal, replace
+from psld_jax._runtime.journal import Journal, fingerprint, replace
 from psld_jax.build import Model
 from psld_jax.sampling.generate import check_end
 from psld_jax.sampling.settings import Setting, Tuned
@@ -200,7 +200,8 @@ def tune(
     names = applicable(samplers, model.sde)
     belongs_to = build.tuned_for(model.config, model.sde)
     features = features or metrics.features("pixels")
-    about = {"model": belongs_to, "features": features.name, "num_samples": num_samples}
+    about = {"model": belongs_to, "network": model.fingerprint, "features": features.name, "num_samples": num_samples}
+    about |= {"target": fingerprint([] if target is None else [target])}
     about |= {"t_end": t_end, "denoise": denoise, "seed": seed}
     trials = Journal(log, about, "a tuning")
     batch = max(num_samples // 4, 1)
