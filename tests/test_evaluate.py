@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from seeds import generator
 
@@ -143,6 +144,29 @@ def test_an_evaluation_is_of_one_network_and_one_reference(tmp_path):
     np.savez(tmp_path / "law.npz", mu=np.ones(64), sigma=np.eye(64))  # another one in the same place
     with pytest.raises(ValueError, match="is of an evaluation with reference_images="):
         compare.run_evaluate(own, directory, Console())
+
+
+def test_an_evaluation_of_nothing_or_of_images_in_colour_is_one_line(tmp_path, rng):
+    config = build.override(build.load_config("digits"), {"evaluate.samplers": ("ddim",), "evaluate.nfe": (1,)})
+    with pytest.raises(ValueError, match="leaves nothing to compare"):
+        compare.run_evaluate(config, tmp_path, Console())
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="8 x 8 x 3.*the model has 8 x 8 pixels of 1 channels"):
+        compare.run_evaluate(build.override(config, {"evaluate.folder": str(tmp_path)}), tmp_path, Console())
+    with pytest.raises(ValueError, match="leaves nothing to compare"):
+        compare.run_bench(build.override(config, {"bench.samplers": ("heun",), "bench.nfe": (2,)}), tmp_path, Console())
+    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
+
+
+def test_budgets_below_one_step_count_what_a_run_begins_with(digits_model):
+    """``restart`` with intervals takes evaluations beyond those of its steps."""
+    options = build.sampler_options(digits_model.config)
+    setting = Setting("restart", hyper={"intervals": ((0.1, 0.5, 2, 1),)})
+    least = setting.integrator().least_nfe()
+    assert least > setting.integrator().nfe_per_step + 1
+    tuned = [Tuned(least, setting)]
+    found = evaluate.jobs(digits_model, ("restart",), (least - 1, least), tuned, options)
+    assert [budget for _, budget, _ in found] == [least]
 
 
 def test_tuned_settings_and_budgets(digits_model):

@@ -287,7 +287,7 @@ def test_wrong_kinds_are_one_line(call, argument, value, digits_model):
     assert not any(word in text for word in ("Traceback", "0x", "allow_pickle"))
 
 
-@pytest.mark.parametrize("nfe", [["4"], [0], [2.5], 4, None, "4"])
+@pytest.mark.parametrize("nfe", [["4"], [0], [2.5], 4, None, "4", [1]])
 def test_budgets_of_the_tuner(nfe, digits_model):
     with pytest.raises(ValueError, match="nfe"):
         pj.tune(digits_model, nfe, ["ddim"])

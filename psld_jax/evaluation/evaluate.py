@@ -140,14 +140,15 @@ def jobs(
             continue
         if name != "auto":
             integrator = integrators.get(name)
-            if budget < integrator.nfe_per_step + bool(options["denoise"]):
-                continue
             mine = [row for row in tuned if row.setting.sampler == integrator.name]
             if mine:
                 setting = nearest(mine, budget).until(options["t_end"], model.sde)
-                own = {"grid": setting.grid, "rho": setting.rho, "t_start": setting.t_start, **setting.hyper}
+                own, hyper = {field: getattr(setting, field) for field in own}, setting.hyper
             else:
-                own |= sampler_hyper(model.config, name)
+                hyper = sampler_hyper(model.config, name)
+            own |= hyper
+            if budget < integrators.get(name, **hyper).least_nfe(options["denoise"]):
+                continue
         yield name, budget, prepare(model, name, nfe=budget, **own, **common)
 
 

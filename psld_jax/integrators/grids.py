@@ -269,7 +269,7 @@ def for_budget(
     """
     fn = get(grid) if isinstance(grid, str) else None
     cost, once, last = integrator.nfe_per_step, integrator.nfe_once, bool(denoise)
-    least = cost + once + last
+    least = integrator.least_nfe(denoise)
     if not is_count(nfe, least):
         parts = [f"one step costs {cost}", f"its restarts {once}" * bool(once), "the denoising step 1" * last]
         raise ValueError(

@@ -93,11 +93,16 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
         evaluate.jobs(model, c.samplers, c.nfe, tuned, build.sampler_options(config))
     )
     if c.folder:
-        h, w, channels = model.image_shape
-        data = open_dataset("folder", c.folder, channels=channels)
-        if data.image_shape[:2] != (h, w):
-            raise ValueError(f"{data.describe()}, but the model has {h} x {w} pixels")
+        data = open_dataset("folder", c.folder)
+        if data.image_shape != tuple(model.image_shape):
+            h, w, channels = model.image_shape
+            raise ValueError(f"{data.describe()}, but the model has {h} x {w} pixels of {channels} channels")
         jobs.insert(0, ("folder", 0, evaluate.FolderImages(data)))
+    if not jobs:
+        raise ValueError(
+            f"config.evaluate.samplers={c.samplers} with config.evaluate.nfe={c.nfe} leaves nothing to compare: every "
+            "budget is below one step"
+        )
     features, network = _features(config, console)
     features.check(model.image_shape)
     reference = _Reference(model, config, features, console)

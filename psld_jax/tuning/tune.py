@@ -198,6 +198,11 @@ def tune(
         target = as_pixels("target", target, model.image_shape)
     t_end = model.sde.t_end if t_end is None else t_end
     names = applicable(samplers, model.sde)
+    least = {name: integrators.get(name).least_nfe(denoise) for name in names}
+    if min(least.values()) > budgets[-1]:
+        raise ValueError(
+            f"nfe={tuple(budgets)} leaves nothing to tune: one step takes {min(least.values())} evaluations"
+        )
     belongs_to = build.tuned_for(model.config, model.sde)
     features = features or metrics.features("pixels")
     about = {"model": belongs_to, "network": model.fingerprint, "features": features.name, "num_samples": num_samples}
@@ -266,8 +271,8 @@ def tune(
 
     rows: list[Row] = []
     for name in names:
-        cost, inherited = integrators.get(name).nfe_per_step, []
-        for budget in (b for b in budgets if b >= cost + bool(denoise)):
+        inherited: list[Setting] = []
+        for budget in (b for b in budgets if b >= least[name]):
             rows.append(best_of(name, budget, inherited))
             report(rows[-1])
             inherited = [rows[-1].setting]
