@@ -67,8 +67,11 @@ def test_help_that_was_asked_for_is_no_failure(capsys):
 def test_the_digits_are_no_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = build.override(build.load_config("saved"), {"model.checkpoint": "digits"})
-    with pytest.raises(ValueError, match="use --config digits"):
+    with pytest.raises(ValueError, match="'digits' is an exact score.*--config digits samples it"):
         build.build_model(config)
+    training = build.override(build.load_config("mnist"), {"train.init": "digits", "model.nf": 8})
+    with pytest.raises(ValueError, match="config.train.init: 'digits' is an exact score"):
+        build.initial_network(training)
 
 
 def test_files_are_written_whatever_the_locale(tmp_path, monkeypatch):
@@ -197,6 +200,10 @@ def test_full_paths_leave_other_text_as_it_is():
     # 0.0 is the value of another field, of a network that is not in use.
     assert config.model.edm.sigma_min == 0
     assert in_full("got sigma_min=0.01", config, "sample") == "got config.sde.sigma_min=0.01"
+    # Fields of other kinds of networks describe none of what there is.
+    assert in_full("where channels=1 is expected", config, "train") == "where channels=1 is expected"
+    edm = build.override(config, {"model.name": "edm"})
+    assert in_full("channels=1", edm, "train") == "config.model.edm.channels=1"
 
 
 # Images that were drawn.

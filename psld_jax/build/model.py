@@ -144,8 +144,6 @@ def _saved_model(config: Any) -> Model | Classifier:
     m = config.model
     if not m.checkpoint:
         raise ValueError(f"config.model.name={m.name!r} needs weights: give a directory in config.model.checkpoint")
-    if m.checkpoint == "digits" and not Path(m.checkpoint).exists():
-        raise ValueError("config.model.checkpoint='digits': their score is exact, without weights; use --config digits")
     stored, params = open_network(m.checkpoint, m.weights)
     own = _network_fields(config)
     if m.name != "saved":
@@ -192,6 +190,8 @@ def open_network(directory: str, weights: str, overrides: dict[str, Any] | None 
 
     A checkpoint of another library is converted into the user's cache; ``overrides`` are what it cannot tell.
     """
+    if directory == "digits" and not Path(directory).exists():
+        raise ValueError("'digits' is an exact score without weights, and no network; --config digits samples it")
     place = _place(directory)
     if directory not in assets.NETWORKS:
         cache = importlib.import_module("psld_jax.convert.cache")  # which imports this module, to write configurations
@@ -291,7 +291,10 @@ def initial_network(config: Any) -> Any:
         return net
     graph, state = nnx.split(net)
     own = checkpoint.flatten(_text_keys(nnx.to_pure_dict(state)))
-    given = checkpoint.flatten(open_network(config.train.init, "")[1])
+    try:
+        given = checkpoint.flatten(open_network(config.train.init, "")[1])
+    except ValueError as error:
+        raise ValueError(f"config.train.init: {error}") from error
     wrong = [path for path in given if path not in own or own[path].shape != given[path].shape]
     if wrong:
         raise ValueError(f"config.train.init={config.train.init!r} does not fit the network in {', '.join(wrong[:5])}")

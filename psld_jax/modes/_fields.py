@@ -43,7 +43,10 @@ def in_full(message: str, config: Any, mode: str) -> str:
     own = _OWN.get(mode, mode)
     order = (own, *_SECTIONS)
     values = flatten(json.loads(config.to_json()), separator=".")
-    fields = sorted(values, key=lambda name: order.index(s) if (s := name.partition(".")[0]) in order else len(order))
+    # model.edm and model.unet2d describe networks of these names, and the one that is opened may be either.
+    others = [f"model.{name}." for name in families.available() if config.model.name not in (name, "saved")]
+    known = [name for name in values if not name.startswith(tuple(others))]
+    fields = sorted(known, key=lambda name: order.index(s) if (s := name.partition(".")[0]) in order else len(order))
     objects = [match.span() for match in _OBJECT.finditer(message)]
 
     def full(match: re.Match[str]) -> str:
