@@ -69,6 +69,15 @@ def test_the_message_names_sampler_budget_and_how_many(broken):
     assert [bool(np.isfinite(image).all()) for image in images] == [True, False, True]
 
 
+def test_a_measurement_that_pulls_too_hard_is_named():
+    """A network without signal at t = 1 has a steep x_0; more evaluations only give its gradient more steps to grow."""
+    model = pj.from_function(lambda x, t: 0.5 * x, pj.sde.VPSDE(), (4, 4, 1), predicts="eps")
+    condition = {"operator": pj.operators.downsample(2), "measurement": np.zeros((2, 2, 2, 1), np.float32)}
+    with pytest.raises(pj.NotFinite, match=r"2 of 2 are not finite .* smaller weight.*sigma_interval.*'conjugate'"):
+        pj.generate(model, "ddim", nfe=80, n=2, **condition)
+    assert np.isfinite(pj.generate(model, "ddim", nfe=80, n=2, weight=1e-3, **condition)).all()
+
+
 def test_no_file_is_written_of_it(broken, tmp_path):
     for form in ("png", "npz"):
         with pytest.raises(pj.NotFinite, match="1 of 3"):

@@ -241,13 +241,18 @@ class Sampler:
         """
         budget = "adaptive" if self.nfe is None else f"{self.nfe} evaluations"
         name = self.adaptive["solver"] if self.setting is None else self.setting.describe()
-        check_finite(
-            f"samples of {name}, {budget}",
-            state,
-            len(state[0]),
+        hint = (
             "Take more evaluations (nfe), another sampler (auto, predictor_corrector) or a larger t_end, or look at "
-            "the weights; in Python check=False returns them as they are",
+            "the weights; in Python check=False returns them as they are"
         )
+        chosen = None if self.steering is None else self.steering.steering
+        if chosen is not None and chosen.operator is not None and not chosen.integrated:
+            # Where the network's x_0 is steep, the gradient is steep squared, and more steps do not help.
+            hint = (
+                "The pull of the measurement may be too strong for these steps: take a smaller weight, a "
+                f"sigma_interval without the largest noise levels, or posterior='conjugate'. {hint}"
+            )
+        check_finite(f"samples of {name}, {budget}", state, len(state[0]), hint)
 
     def about(self) -> dict[str, Any]:
         """Return what the samples of a key depend on, besides the model, as JSON can hold it."""
