@@ -212,14 +212,8 @@ class Laboratory:
             if summary["stopped"]:
                 raise SystemExit(f"{summary['stopped']}: {place} is saved; the same command goes on")
             size = sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(pj.load(place).eps_fn.state))
-            content = {
-                "network": name,
-                "seed": seed,
-                "numbers": size,
-                **summary,
-                "config": json.loads(config.to_json()),
-            }
-            replace(done, json.dumps(content, indent=1) + "\n")
+            about = {"network": name, "seed": seed, "numbers": size, **summary, "config": json.loads(config.to_json())}
+            replace(done, json.dumps(about, indent=1) + "\n")
         return pj.load(place)
 
     def tuned(self, name: str, seed: int, model: pj.Model) -> tuple[Any, ...]:
