@@ -27,7 +27,7 @@ def hours(laboratory: Laboratory) -> dict[str, float]:
             parts["training"] += o.steps * step
         if o.tune_samples and not (place / "tuned.json").exists():
             # As tune() says; a gradient costs about two passes more.
-            runs = o.tune_samples * (o.candidates / 2 + 14 + 3 * o.gradient_steps)
+            runs = o.tune_samples * (o.candidates / 2 + 20 + 3 * o.gradient_steps)
             parts["tuning"] += sum(b for b in o.budgets if b <= LAST_TUNED) * len(names) * runs * image
         to_learn = o.to_learn()
         for budget in (b for b in to_learn if not (place / f"solver_{b}.json").exists()):

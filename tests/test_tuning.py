@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,20 @@ def test_the_search_finds_the_best_of_a_loss_that_is_known():
     inherited = Setting("lambda_ddim_i", "log_snr", hyper={"lam": 0.801})
     again = search.search("lambda_ddim_i", trial, num_samples=64, candidates=1, seed=0, inherited=[inherited])
     assert trial(again, 64).loss <= trial(inherited, 64).loss
+
+
+@pytest.mark.parametrize("candidates", [24, 60])
+def test_a_search_costs_what_tune_says(candidates, rng):
+    """``candidates / 2 + 20`` times ``num_samples``, with those that decide between samplers."""
+    sde, known = pj.sde.PSLD(), {}
+
+    def trial(setting, n):
+        return known.setdefault((json.dumps(setting.to_json()), n), Score(None, rng.exponential(), 0.0))
+
+    options = {"num_samples": 64, "candidates": candidates, "seed": 0, "starts": search.first_times(sde, sde.t_end)}
+    search.search("ipndm", trial, **options, grids=[(1.0, 0.5, 1e-3), (0.4, 0.1, 1e-3)])
+    # Measured for four samplers, two diffusions and three budgets: 15 to 25 beside the candidates, 20 on average.
+    assert sum(n for _, n in known) / 64 + 2 == pytest.approx(candidates / 2 + 20, rel=0.1)
 
 
 def test_the_space_holds_what_a_sampler_has_and_nothing_invalid():

@@ -157,7 +157,7 @@ def tune(
     (``search.search``). One of its grids is that of dynamic programming (``gits.gits_grid``). After it, a deterministic
     sampler is improved by gradient (``gradient.refine``). Between samplers the distance of twice as many samples from
     other noise decides.
-    For each sampler and budget this costs about ``num_samples (candidates / 2 + 14 + gradient_steps)`` samples.
+    For each sampler and budget this costs about ``num_samples (candidates / 2 + 20 + gradient_steps)`` samples.
 
     Args:
       model: from ``psld_jax.load``.
