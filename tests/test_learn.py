@@ -145,19 +145,25 @@ def _learned(model, log=None, **options):
     return pj.learn(model, 4, MULTISTEP, log=log, **options)
 
 
+@pytest.fixture(scope="module")
+def learning(model, tmp_path_factory):
+    """A learning to the end, without a break: what it found, its log, and what it reported."""
+    lines, log = [], tmp_path_factory.mktemp("learning") / "log.jsonl"
+    return _learned(model, log, report=lines.append), log, lines
+
+
 @pytest.mark.parametrize("name", ["model", pytest.param("vp", marks=pytest.mark.slow)])
 def test_learning_makes_the_error_smaller_on_noise_it_has_not_seen(name, request):
-    found = _learned(request.getfixturevalue(name))
+    found = request.getfixturevalue("learning")[0] if name == "model" else _learned(request.getfixturevalue(name))
     assert found.better and found.after.rmse < 0.9 * found.before.rmse
     assert found.solver.about["scores"]["after"]["rmse"] == found.after.rmse
     assert found.solver.nfe == 4 and found.size == found.solver.about["numbers"]
 
 
-def test_a_killed_learning_goes_on(model, tmp_path, monkeypatch):
-    lines, log = [], tmp_path / "log.jsonl"
-    whole = _learned(model, log, report=lines.append)
+def test_a_killed_learning_goes_on(model, learning, tmp_path, monkeypatch):
+    whole, written, lines = learning
     assert len(lines) == whole.iterations == 3
-    kept = log.read_text().splitlines(keepends=True)
+    kept, log = written.read_text().splitlines(keepends=True), tmp_path / "log.jsonl"
     log.write_text("".join(kept[:-1]) + kept[-1][:40])  # killed while it wrote
     steps = []
     step = module._Run._step
