@@ -44,6 +44,9 @@ METHODS: dict[str, dict[str, Any]] = {
         for order, null, start in ((1, 1, 1.0), (2, 1, 1.0), (1, 1, 0.4), (2, 1, 0.4), (2, 2, 0.4))
     },
 }
+# What sampler="auto" takes, on two grids, and on that of the diffusion.
+METHODS |= {f"auto, conjugate, {grid} grid": {"posterior": "conjugate", "grid": grid} for grid in ("vp", "quadratic")}
+_OWN_GRID = "auto, conjugate, the diffusion's grid"
 REPLACEMENT = "replacement, order 2"
 PARTICLES = "particles"
 
@@ -65,9 +68,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="problems whose names hold this")
+    parser.add_argument("--sde", default="psld", help="name of a diffusion")
     parser.add_argument("--methods", default="", help="methods whose names hold this")
     args = parser.parse_args()
-    model = pj.load("digits")
+    model = pj.load("digits", {"sde.name": args.sde})
     rng = np.random.default_rng(args.seed)
     print("| problem | method |" + "".join(f" {nfe} |" for nfe in BUDGETS))
     print("|---|---|" + "---|" * len(BUDGETS))
@@ -94,7 +98,7 @@ def _run(
 
     floor = np.mean([energy_distance(a, b) for a, b in zip(again, exact, strict=True)])
     print(f"| {problem} | exact | " + " | ".join([f"{floor:.3f}"] * len(BUDGETS)) + " |", flush=True)
-    methods = dict(METHODS)
+    methods = METHODS | {_OWN_GRID: {"posterior": "conjugate", "grid": model.sde.grid}}
     if isinstance(operator, pj.operators.Mask):
         methods[REPLACEMENT] = _MULTISTEP
 

@@ -230,9 +230,9 @@ def rule(model: Any, nfe: int) -> Setting:
     return Setting(UNTUNED, "vp", hyper={"order": 3, "variable": "vp_time"}, t_start=start)
 
 
-#: The setting for a measurement that is integrated, whatever was tuned for free samples. At few evaluations higher
-#: orders overshoot where its weight is above 1 (docs/results.md).
-MEASURED = Setting("exponential_multistep", hyper={"order": 1, "variable": "log_snr"})
+#: The setting for a measurement that is integrated, whatever was tuned for free samples and whatever the path. At few
+#: evaluations higher orders overshoot where its weight is above 1 (docs/results.md).
+MEASURED = Setting("exponential_multistep", "vp", hyper={"order": 1, "variable": "log_snr"})
 
 
 def choose(model: Any, nfe: int, usable: Callable[[Solver], bool] = lambda solver: True) -> Setting:
