@@ -128,3 +128,27 @@ def test_tuned_samplers_belong_to_a_model(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match="is no file of tuned samplers"):
             read_tuned(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("nfe", 0),
+        ("nfe", 1.5),
+        ("nfe", "10"),
+        ("sampler", ["ddim"]),
+        ("hyper", []),
+        ("hyper", 1),
+        ("rho", None),
+        ("rho", -1),
+    ],
+)
+def test_a_file_of_tuned_samplers_that_was_edited_is_one_line(field, value, tmp_path):
+    row = {"nfe": 10, "setting": Setting("ddim").to_json()}
+    (row if field == "nfe" else row["setting"])[field] = value
+    path = tmp_path / "samplers.json"
+    for best in ([row], []):
+        path.write_text(json.dumps({"model": "", "best": best}))
+        with pytest.raises(ValueError, match="is no file of tuned samplers") as raised:
+            read_tuned(path)
+        assert (field if best else "is empty") in str(raised.value) and "\n" not in str(raised.value)

@@ -12,7 +12,7 @@ import numpy as np
 
 from psld_jax import integrators
 from psld_jax._runtime.checks import check_number
-from psld_jax._runtime.errors import check_counts, is_count, unknown, why
+from psld_jax._runtime.errors import check_counts, check_kind, is_count, unknown, why
 from psld_jax._runtime.journal import plain
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, from_prior, tabulate
@@ -46,6 +46,9 @@ class Setting:
     t_start: float = 1.0
 
     def __post_init__(self) -> None:
+        check_kind("sampler", self.sampler, str, "a name")
+        check_kind("hyper", self.hyper, dict, "a dict of hyper-parameters")
+        check_number("rho", self.rho, 0, strict=True)
         if (self.sampler == LEARNED) != (self.solver is not None):
             raise ValueError(f"sampler={self.sampler!r} with solver={self.solver}: a solver goes with {LEARNED!r}")
         # Numbers of numpy and JAX become those of Python, which JSON can hold.
@@ -165,6 +168,7 @@ class Setting:
             return cls.learned(Solver.from_json(solver))
         if set(values) - {"t_start"} != names:
             raise ValueError(f"a sampler's setting holds {sorted(names)} and may hold t_start, got {sorted(values)}")
+        check_kind("hyper", values["hyper"], dict, "a dict of hyper-parameters")
         hyper = {name: _tuples(value) for name, value in values["hyper"].items()}
         return cls(**{**values, "grid": _tuples(values["grid"]), "hyper": hyper})
 
@@ -261,7 +265,10 @@ def read_tuned(path: Path, which: str = "best") -> tuple[str, tuple[Tuned, ...]]
     """
     try:
         content = json.loads(path.read_text())
-        rows = tuple(Tuned(int(row["nfe"]), Setting.from_json(row["setting"], path.parent)) for row in content[which])
+        check_counts(**{f"{which}[{i}].nfe": row["nfe"] for i, row in enumerate(content[which])})
+        rows = tuple(Tuned(row["nfe"], Setting.from_json(row["setting"], path.parent)) for row in content[which])
+        if not rows:
+            raise ValueError(f"{which} is empty")
         return content["model"], rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no file of tuned samplers ({why(error)}); --mode tune writes one") from None
