@@ -74,4 +74,6 @@ def draw(path: str, name: str = "mnist", budgets: tuple[int, ...] = DRAWN) -> No
 
 
 if __name__ == "__main__":
+    if any(word.startswith("-") for word in sys.argv[1:]):
+        sys.exit(__doc__)
     draw(sys.argv[1]) if len(sys.argv) == 2 else main()

@@ -43,4 +43,6 @@ def main(directories: Sequence[str] = (), budgets: Sequence[int] = BUDGETS, samp
 
 
 if __name__ == "__main__":
+    if any(word.startswith("-") for word in sys.argv[1:]):
+        sys.exit(__doc__)
     main(sys.argv[1:])

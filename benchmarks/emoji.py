@@ -57,6 +57,8 @@ def draw(path: str, columns: int = 16, nfe: int = 20, guidance: float = 2.0) -> 
 
 
 if __name__ == "__main__":
+    if any(word.startswith("-") for word in sys.argv[1:]):
+        sys.exit(__doc__)
     if len(sys.argv) == 2:
         draw(sys.argv[1])
     elif len(sys.argv) in (3, 4):

@@ -65,6 +65,6 @@ def main(diffusion: str, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        raise SystemExit("python benchmarks/named_samplers.py DIFFUSION [SAMPLER ...]")
+    if len(sys.argv) < 2 or any(word.startswith("-") for word in sys.argv[1:]):
+        sys.exit(__doc__)
     main(sys.argv[1], sys.argv[2:])

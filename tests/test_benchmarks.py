@@ -2,6 +2,9 @@
 
 import copy
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -103,6 +106,21 @@ def test_bad_arguments_end_with_one_line_before_anything_runs(tmp_path, capsys, 
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "report.json").exists()
+
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [path.stem for path in sorted(ROOT.glob("benchmarks/*.py")) if '"__main__"' in path.read_text()]
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "peak"])  # which begins with PyTorch
+def test_every_script_tells_its_usage_and_does_nothing_else(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+    told = f"{ended.value.code} {capsys.readouterr().out}"
+    assert "python -m benchmarks" in told or f"python benchmarks/{name}.py" in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_operations_are_counted_through_loops_and_not_for_inserted_zeros():
