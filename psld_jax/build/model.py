@@ -189,6 +189,9 @@ def open_network(directory: str, weights: str, overrides: dict[str, Any] | None 
     """Open configuration and arrays of a saved network, or one that ships; the configuration says where they are from.
 
     A checkpoint of another library is converted into the user's cache; ``overrides`` are what it cannot tell.
+
+    Raises:
+      ValueError: for the digits, and for what holds no network.
     """
     if directory == "digits" and not Path(directory).exists():
         raise ValueError("'digits' is an exact score without weights, and no network; --config digits samples it")
