@@ -154,7 +154,7 @@ class Integrator:
         return self.nfe_once > 0 or any(stage.R is not None for stage in self._probe)
 
     def least_nfe(self, denoise: bool | str = True) -> int:
-        """Return the smallest budget: one step, what a run takes beyond its steps, and the denoising if there is one."""
+        """Return the smallest budget: one step, what a run takes once, and the denoising step if there is one."""
         return self.nfe_per_step + self.nfe_once + bool(denoise)
 
 
