@@ -27,6 +27,7 @@ _CONJUGATE = {**_MULTISTEP, "order": 1, "posterior": "conjugate"}
 #: Rows of the table: what :func:`psld_jax.generate` is given besides the measurement.
 METHODS: dict[str, dict[str, Any]] = {
     "PiGDM, tuned sampler": {"sampler": "auto"},
+    "auto, conjugate": {"posterior": "conjugate"},
     "conjugate": _CONJUGATE,
     "conjugate, null 1, momentum -0.3": {**_CONJUGATE, "null_weight": 1.0, "momentum": -0.3},
     "conjugate, weight 6, null 1.5, momentum -0.5": {
