@@ -60,8 +60,14 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
     for grid in config.bench.grids:
         check_choice("grid", grid, grids.available())
     t_end, denoise = config.sampler.t_end or sde.t_end, last_step(config)
-    least = {name: integrators.get(name, **sampler_hyper(config, name)).least_nfe(denoise) for name in samplers}
-    jobs = [(s, g, b) for b in config.bench.nfe for g in config.bench.grids for s in samplers if b >= least[s]]
+    chosen = [integrators.get(name, **sampler_hyper(config, name)) for name in samplers]
+    jobs = [
+        (integrator, grid, budget)
+        for budget in config.bench.nfe
+        for grid in config.bench.grids
+        for integrator in chosen
+        if budget >= integrator.least_nfe(denoise)
+    ]
     if not jobs:
         raise ValueError(
             f"config.bench.samplers={config.bench.samplers} with config.bench.nfe={config.bench.nfe} leaves nothing to "
@@ -86,9 +92,9 @@ def bench(model: Model, config: Any, progress: Any = None) -> dict[str, Any]:
         exact = np.asarray(exact[0])
     floor = _floor(model.data, config, law)
     rows, run = [], _Stopwatch(model.eps_fn, keys)
-    for name, grid, budget in progress(jobs) if progress else jobs:
+    for integrator, grid, budget in progress(jobs) if progress else jobs:
+        name = integrator.name
         hyper = sampler_hyper(config, name)
-        integrator = integrators.get(name, **hyper)
         setting = Setting(name, grid, config.sampler.rho, hyper, t_start=config.sampler.t_start or 1.0)
         table = setting.table(sde, budget - bool(denoise), t_end=t_end, denoise=False)
         z, seconds = run(table, z_T)

@@ -43,9 +43,9 @@ def in_full(message: str, config: Any, mode: str) -> str:
     own = _OWN.get(mode, mode)
     order = (own, *_SECTIONS)
     values = flatten(json.loads(config.to_json()), separator=".")
-    # model.edm and model.unet2d describe networks of these names, and the one that is opened may be either.
-    others = [f"model.{name}." for name in families.available() if config.model.name not in (name, "saved")]
-    known = [name for name in values if not name.startswith(tuple(others))]
+    # model.edm and model.unet2d describe networks of these names. The one that is opened may be either.
+    others = tuple(f"model.{name}." for name in families.available() if name != config.model.name)
+    known = [name for name in values if config.model.name == "saved" or not name.startswith(others)]
     fields = sorted(known, key=lambda name: order.index(s) if (s := name.partition(".")[0]) in order else len(order))
     objects = [match.span() for match in _OBJECT.finditer(message)]
 
@@ -54,7 +54,7 @@ def in_full(message: str, config: Any, mode: str) -> str:
         found = [field for field in fields if field.rpartition(".")[2] == name]
         if not found or any(start < match.start() < end for start, end in objects):
             return match[0]
-        found = [field for field in found if not _is_idle(field, values)] or found
+        found = [field for field in found if not _is_idle(field, values, others)] or found
         same = [field for field in found if _is_next(values[field], message[match.end() :])]
         field = f"config.{(same or found)[0]}"
         return f"{field}=" if name == match[1] else f"{field}: {match[0]}"
@@ -66,11 +66,9 @@ def in_full(message: str, config: Any, mode: str) -> str:
     return _UNKNOWN.sub(with_field, _ARGUMENT.sub(full, message), count=1)
 
 
-def _is_idle(field: str, values: dict[str, Any]) -> bool:
-    """Tell whether it is an option of another family of networks, or a hyper-parameter that nobody set."""
-    section, _, _ = field.rpartition(".")
-    others = {f"model.{name}" for name in families.available()} - {f"model.{values['model.name']}"}
-    return section in others or (section == "sampler.hyper" and values[field] is None)
+def _is_idle(field: str, values: dict[str, Any], others: tuple[str, ...]) -> bool:
+    """Tell whether it is an option of ``others``, families of networks, or a hyper-parameter that nobody set."""
+    return field.startswith(others) or (field.startswith("sampler.hyper.") and values[field] is None)
 
 
 def _is_next(value: Any, text: str) -> bool:
