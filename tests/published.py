@@ -147,7 +147,7 @@ def dpm_solver_pp_2s(denoise, y, sigmas):
     return y
 
 
-def unipc(denoise, y, sigmas, order, variant):
+def unipc(denoise, y, sigmas, order, variant, lower_order_final=False):
     """The authors' linear systems for the weights, and their halves; the last step is not corrected."""
 
     def differences(newest, nodes, h):
@@ -165,8 +165,8 @@ def unipc(denoise, y, sigmas, order, variant):
             term = term / hh - 1 / factorial
         return scale, np.linalg.solve(np.array(rows), np.array(right))
 
-    seen, waiting = [], None
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    seen, waiting, steps = [], None, len(sigmas) - 1
+    for i, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         lam, d = -np.log(now), None
         if waiting is not None:
             old, start, nodes, h = waiting
@@ -182,16 +182,17 @@ def unipc(denoise, y, sigmas, order, variant):
             )
         d = denoise(y, now) if d is None else d
         seen = [(lam, d), *seen][:order]
+        used = seen[: steps - i] if lower_order_final else seen
         h = -np.log(then) - lam
         start = y
         y = then / now * start - np.expm1(-h) * d
-        if len(seen) > 1:
-            ratios, change = differences(seen[0], seen[1:], h)
+        if len(used) > 1:
+            ratios, change = differences(used[0], used[1:], h)
             scale, rho = weights(ratios, h)
-            if len(seen) == 2:
+            if len(used) == 2:
                 rho = np.array([0.5])
             y = y - scale * sum(w * c for w, c in zip(rho, change, strict=True))
-        waiting = now, start, list(seen), h
+        waiting = now, start, list(used), h
     return y
 
 

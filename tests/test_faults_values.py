@@ -60,6 +60,7 @@ def test_what_jax_traces_is_refused_with_what_may_be_traced(name, digits_model):
         ("unipc", {"order": 1.5}),
         ("sa_solver", {"corrector": False}),
         ("dpm_solver_pp_3m", {"lower_order_final": 1}),
+        ("unipc", {"lower_order_final": "yes"}),
         ("restart", {"base": 3}),
         ("restart", {"base": ("ipndm", 3)}),
         ("restart", {"intervals": 3}),

@@ -67,6 +67,14 @@ CASES = {
         for n in (1, 2, 3)
         for kind in ("bh1", "bh2")
     },
+    **{
+        f"unipc-{n}-final": (
+            {"order": n, "lower_order_final": True},
+            published.unipc,
+            {"order": n, "variant": "bh2", "lower_order_final": True},
+        )
+        for n in (2, 3)
+    },
     "euler_ancestral": ({}, published.euler_ancestral, {"eta": 1.0, "noise": True}),
     "euler_ancestral-half": ({"eta": 0.5}, published.euler_ancestral, {"eta": 0.5, "noise": True}),
     "restart": (

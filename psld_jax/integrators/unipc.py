@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from psld_jax.integrators._noise_frame import data_step, evaluated, gone
-from psld_jax.integrators.base import Stage, choice, register
+from psld_jax.integrators.base import Place, Stage, choice, register
 from psld_jax.integrators.exponential import exponential_step, make_prediction
 from psld_jax.sde import LinearSDE
 
@@ -55,7 +55,15 @@ def _step(
 
 @register("unipc", order=lambda hyper: min(hyper["order"] + 1, 3), aliases=("UniPC",), source="Zhao et al., 2023")
 def unipc(
-    sde: LinearSDE, t: float, s: float, past: tuple[float, ...], *, order: int = 3, variant: str = "bh2"
+    sde: LinearSDE,
+    t: float,
+    s: float,
+    past: tuple[float, ...],
+    place: Place,
+    *,
+    order: int = 3,
+    variant: str = "bh2",
+    lower_order_final: bool = False,
 ) -> list[Stage]:
     """UniPC: a multistep predictor, and a corrector with the evaluation at its end (Zhao et al., NeurIPS 2023).
 
@@ -66,15 +74,24 @@ def unipc(
     corrected. ``predictor_corrector`` with ``prediction="data", variable="log_snr"`` has exact integrals there, too.
     Order 3 by default and for ``order=2``, 2 for ``order=1``; NFE 1, deterministic, any K.
 
+    Args:
+      order: 1 to 3, predictions of a predictor.
+      variant: ``"bh1"`` or ``"bh2"``.
+      lower_order_final: predict the last step but one of the run, denoising included, with order 2 at most, and the
+        last with 1. The authors' code and diffusers do so unless they are told otherwise.
+
     Raises:
       ValueError: for an order other than 1, 2 or 3, or another variant.
     """
     choice("order", order, (1, 2, 3))
     choice("variant", variant, VARIANTS)
-    e, b = _step(sde, t, s, (t, *past[: order - 1]), variant)
+    choice("lower_order_final", lower_order_final, (False, True))
+    left = place.num_steps - place.step if lower_order_final else order
+    e, b = _step(sde, t, s, (t, *past[: min(order, left) - 1]), variant)
     if not past:
         return [evaluated(sde, Stage(e, b), t, "data")]
-    used = past[:order]
+    # The corrector has one prediction more than the predictor of the step that it corrects, when one more was left.
+    used = past[: min(order, left + 1)]
     old = _step(sde, past[0], t, used, variant)[1]
     new = _step(sde, past[0], t, (t, *used), variant)[1]
     correction = (new[0], *(after - before for after, before in zip(new[1:], old, strict=True)))
