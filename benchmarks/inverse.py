@@ -5,13 +5,13 @@ python -m benchmarks.inverse --measurements 16 --samples 32
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 import psld_jax as pj
+from benchmarks import measure
 from psld_jax.evaluation.posterior import MixturePosterior, energy_distance
 
 BUDGETS = (5, 10, 20, 50)
@@ -63,7 +63,7 @@ def cases(image_shape: tuple[int, ...]) -> dict[str, tuple[Any, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measure.Parser("python -m benchmarks.inverse", description=__doc__)
     parser.add_argument("--measurements", type=int, default=16)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
@@ -76,19 +76,25 @@ def main() -> None:
     print("| problem | method |" + "".join(f" {nfe} |" for nfe in BUDGETS))
     print("|---|---|" + "---|" * len(BUDGETS))
     for problem, (operator, noise_std) in cases(model.image_shape).items():
+        # Also where nothing is run: a problem has the same measurements whichever others are chosen.
+        exactly = _draw(model, operator, noise_std, args.measurements, args.samples, rng)
         if args.only in problem:
-            _run(model, problem, operator, noise_std, args.measurements, args.samples, rng, args.methods)
+            _run(model, problem, operator, noise_std, exactly, args.methods)
 
 
-def _run(
-    model: Any, problem: str, operator: Any, noise_std: float, count: int, samples: int, rng: Any, only: str
-) -> None:
+def _draw(model: Any, operator: Any, noise_std: float, count: int, samples: int, rng: Any) -> tuple[Any, Any, Any]:
+    """Measurements ``[count, ...]``, and twice ``samples`` exact samples of the posterior of each."""
     posterior = MixturePosterior(model.data, model.config.model.bandwidth, operator, noise_std)
     truth = model.data[rng.choice(len(model.data), count, replace=False)]
     clean = np.asarray(operator(jnp.asarray(truth)))
     measured = (clean + noise_std * rng.standard_normal(clean.shape)).astype(np.float32)
-    exact = [posterior.sample(y, samples, rng) for y in measured]
-    again = [posterior.sample(y, samples, rng) for y in measured]
+    exact, again = ([posterior.sample(y, samples, rng) for y in measured] for _ in range(2))
+    return measured, exact, again
+
+
+def _run(model: Any, problem: str, operator: Any, noise_std: float, exactly: tuple[Any, Any, Any], only: str) -> None:
+    measured, exact, again = exactly
+    count, samples = len(measured), len(exact[0])
     n = count * samples
     condition = {"operator": operator, "measurement": np.repeat(measured, samples, axis=0), "noise_std": noise_std}
 

@@ -147,9 +147,10 @@ class Laboratory:
     def _same(self, name: str, about: dict[str, Any]) -> None:
         """Write what results in the directory depend on, or check that it is what they depend on."""
         path, about = self.directory / f"{name}.json", json.loads(json.dumps(about))
-        if path.exists():
+        if path.exists():  # and is not written again: another process may work on other networks of the directory
             check_same(str(path), read_json(path), about)
-        replace(path, json.dumps(about) + "\n")
+        else:
+            replace(path, json.dumps(about) + "\n")
 
     def _open(self, split: str) -> Dataset:
         c = self.config("vp", 0, data_std=1.0).data

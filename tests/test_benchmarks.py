@@ -211,3 +211,16 @@ def test_inverse_problems_are_accepted(name):
             sampler = prepare(model, **options, **given)
             runs_backward = options.get("posterior") != "conjugate" or "null_weight" in options
             assert sampler.evaluations == (5, 5 if runs_backward else 0, 0)
+
+
+def test_a_problem_has_the_same_measurements_alone(monkeypatch, capsys):
+    def ran(*arguments):
+        found = {}
+        monkeypatch.setattr(inverse, "_run", lambda model, problem, *rest: found.update({problem: rest[2][0]}))
+        monkeypatch.setattr(sys, "argv", ["inverse", "--measurements", "2", "--samples", "2", *arguments])
+        inverse.main()
+        return found
+
+    alone = ran("--only", "half, noise 0.5")
+    assert list(alone) == ["half, noise 0.5"]
+    np.testing.assert_array_equal(alone["half, noise 0.5"], ran()["half, noise 0.5"])
