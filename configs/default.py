@@ -167,8 +167,8 @@ def get_config() -> ConfigDict:
     hyper.S_noise = placeholder(float)  # its size; of restart, too
     hyper.alpha = placeholder(float)  # edm_heun: where the second evaluation is, 1/2 to 1
     hyper.clock = placeholder(str)  # edm_heun, euler_edm: sigma | t
-    hyper.rule = placeholder(str)  # dpm_solver_pp_3m: exact | original
-    hyper.lower_order_final = placeholder(bool)  # dpm_solver_pp_3m, unipc
+    hyper.rule = placeholder(str)  # dpm_solver_pp_3m, sa_solver: exact | original
+    hyper.lower_order_final = placeholder(bool)  # dpm_solver_pp_3m, unipc, deis, sa_solver
     hyper.variant = placeholder(str)  # unipc: bh1 | bh2
     hyper.tau = placeholder(float)  # sa_solver: how much noise
     hyper.corrector = placeholder(int)  # sa_solver: evaluations that the corrector uses

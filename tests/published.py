@@ -73,13 +73,14 @@ def lms(denoise, y, sigmas, order):
     return y
 
 
-def deis_log_rho(denoise, y, sigmas, order):
+def deis_log_rho(denoise, y, sigmas, order, lower_order_final=False):
     """The same with polynomials in log sigma, by quadrature."""
-    seen = []
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    seen, steps = [], len(sigmas) - 1
+    for i, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         seen = [(now, slope(denoise, y, now)), *seen][:order]
-        for j, (at, d) in enumerate(seen):
-            others = [other for m, (other, _) in enumerate(seen) if m != j]
+        used = seen[: steps - i] if lower_order_final else seen
+        for j, (at, d) in enumerate(used):
+            others = [other for m, (other, _) in enumerate(used) if m != j]
 
             def basis(u, at=at, others=others):
                 return np.exp(u) * np.prod([(u - np.log(o)) / (np.log(at) - np.log(o)) for o in others])
@@ -228,8 +229,11 @@ def restart(denoise, y, sigmas, noise, interval, rho, scale):
     return y
 
 
-def sa_solver(denoise, y, sigmas, noise, predictor, corrector, tau):
-    """Xue et al., 2023, eq. 14 to 17: integrals by quadrature, the corrector with the noise of its predictor."""
+def sa_solver(denoise, y, sigmas, noise, predictor, corrector, tau, original=False, lower_order_final=False):
+    """Xue et al., 2023, eq. 14 to 17: integrals by quadrature, the corrector with the noise of its predictor.
+
+    ``original``: as their code has it for two evaluations, the first moment of the integral is ``h^2 / 2``.
+    """
 
     def step(now, then, start, nodes, xi):
         h, weight = np.log(now / then), 1 + tau**2
@@ -242,15 +246,20 @@ def sa_solver(denoise, y, sigmas, noise, predictor, corrector, tau):
                 return weight * np.exp(-weight * (end - lam)) * np.prod([(lam - o) / (at - o) for o in others])
 
             out = out + quad(basis, -np.log(now), end, epsabs=1e-13, epsrel=1e-12)[0] * d
+        if original and len(nodes) == 2:
+            exact = (h * weight - 1 + np.exp(-weight * h)) / weight**2
+            (newer, new), (older, old) = nodes
+            out = out + weight * (h**2 / 2 - exact) / (newer - older) * (new - old)
         return out
 
-    seen, waiting = [], None
+    seen, waiting, steps = [], None, len(sigmas) - 1
     for i, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         d = denoise(y, now)
         seen = [(-np.log(now), d), *seen]
+        most = steps - i if lower_order_final else len(seen)
         if waiting is not None and corrector:
-            y = step(waiting[0], now, waiting[1], seen[:corrector], waiting[2])
+            y = step(waiting[0], now, waiting[1], seen[: min(corrector, most + 2)], waiting[2])
         start = y
-        y = step(now, then, start, seen[:predictor], noise[i])
+        y = step(now, then, start, seen[: min(predictor, most)], noise[i])
         waiting = now, start, noise[i]
     return y

@@ -51,6 +51,11 @@ CASES = {
     "lms": ({}, published.lms, {"order": 4}),
     "deis": ({}, published.lms, {"order": 3}),
     "deis-log_snr": ({"variable": "log_snr"}, published.deis_log_rho, {"order": 3}),
+    "deis-final": (
+        {"variable": "log_snr", "lower_order_final": True},
+        published.deis_log_rho,
+        {"order": 3, "lower_order_final": True},
+    ),
     **{f"ipndm-{n}": ({"order": n}, published.ipndm, {"order": n}) for n in (1, 2, 3, 4)},
     "dpm_solver_pp_2m": ({}, published.dpm_solver_pp_2m, {}),
     "dpm_solver_pp_2m_sde": ({}, published.dpm_solver_pp_2m, {"noise": True}),
@@ -82,6 +87,17 @@ CASES = {
         published.restart,
         {"interval": (0.3, 2.0, 3, 2), "scale": 1.01, "rho": 5.0, "noise": True},
     ),
+    **{
+        f"sa_solver-{p}-{c}-original": (
+            {"order": p, "corrector": c, "tau": 0.8, "rule": "original", "lower_order_final": True},
+            published.sa_solver,
+            {
+                **{"predictor": p, "corrector": c, "tau": 0.8, "noise": True},
+                **{"original": True, "lower_order_final": True},
+            },
+        )
+        for p, c in ((2, 2), (3, 4), (3, 2), (2, 0))
+    },
     **{
         f"sa_solver-{p}-{c}-{tau}": (
             {"order": p, "corrector": c, "tau": tau},

@@ -15,10 +15,12 @@ import numpy as np
 from scipy.optimize import brentq
 
 from psld_jax._runtime.checks import check_number
-from psld_jax.integrators.base import Place, Stage
+from psld_jax.integrators.base import Place, Stage, choice
 from psld_jax.integrators.exponential import make_prediction
 from psld_jax.sde import LinearSDE, cholesky
 
+#: Whether polynomials are integrated exactly, or by what the authors' code has for it.
+RULES = ("exact", "original")
 #: Largest part of sigma that churn adds in one step (Karras et al., 2022, algorithm 2).
 _MOST = np.sqrt(2.0) - 1.0
 #: A ``sigma`` above this is infinite but for rounding.
@@ -35,6 +37,15 @@ def gone(sde: LinearSDE, t: float) -> bool:
 def regular(sde: LinearSDE, past: tuple[float, ...]) -> tuple[float, ...]:
     """Return the earlier times whose evaluations a multistep method can use: those where some signal is left."""
     return tuple(u for u in past if not gone(sde, u))
+
+
+def lowered(order: int, place: Place, lower_order_final: bool) -> int:
+    """Return the most evaluations that a step may use: as many as steps are left, this one too, if so ``order`` falls.
+
+    The denoising step is one of those that are left.
+    """
+    choice("lower_order_final", lower_order_final, (False, True))
+    return min(order, place.num_steps - place.step) if lower_order_final else order
 
 
 def noise_step(sde: LinearSDE, t: float, s: float) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +65,19 @@ def data_step(sde: LinearSDE, t: float, s: float) -> tuple[np.ndarray, np.ndarra
     """
     gain = sde.frame(s) @ np.linalg.inv(sde.frame(t))
     return gain, (sde.mean(s) - gain @ sde.mean(t)) @ np.eye(sde.num_blocks)[:1]
+
+
+def data_rate(sde: LinearSDE, s: float) -> np.ndarray:
+    """``dz/dlambda`` of the ODE at ``s`` for a prediction of one, ``[K, K]``: ``N dt/dlambda``.
+
+    For K = 1 it is ``alpha_s``.
+    """
+    u = np.float64(s)
+    mu = sde.mean(u)
+    pulled = np.linalg.solve(sde.cov(u), mu)
+    # d log(mu^T Sigma^-1 mu) / dt = -|G^T Sigma^-1 mu|^2 / (mu^T Sigma^-1 mu), and lambda is half of that log.
+    speed = -0.5 * float((pulled.T @ sde.diffusion(u) @ pulled)[0, 0] / (mu.T @ pulled)[0, 0])
+    return make_prediction(sde, "data").N(u) / speed
 
 
 def first_order(sde: LinearSDE, t: float, s: float) -> Stage:

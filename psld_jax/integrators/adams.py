@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from psld_jax.integrators._noise_frame import evaluated, first_order, gone, noise_step, regular
-from psld_jax.integrators.base import Stage, choice, register
+from psld_jax.integrators._noise_frame import evaluated, first_order, gone, lowered, noise_step, regular
+from psld_jax.integrators.base import Place, Stage, choice, register
 from psld_jax.integrators.exponential import VARIABLES, exponential_step, make_prediction
 from psld_jax.sde import LinearSDE
 
@@ -27,7 +27,15 @@ def _interpolated(sde: LinearSDE, t: float, s: float, past: tuple[float, ...], o
 
 @register("deis", order=lambda hyper: min(hyper["order"], 2), aliases=("DEIS",), source="Zhang & Chen, 2023")
 def deis(
-    sde: LinearSDE, t: float, s: float, past: tuple[float, ...], *, order: int = 3, variable: str = "sigma"
+    sde: LinearSDE,
+    t: float,
+    s: float,
+    past: tuple[float, ...],
+    place: Place,
+    *,
+    order: int = 3,
+    variable: str = "sigma",
+    lower_order_final: bool = False,
 ) -> list[Stage]:
     """DEIS: ``eps`` extrapolated by a polynomial through the last evaluations (Zhang & Chen, ICLR 2023, eq. 14).
 
@@ -37,12 +45,18 @@ def deis(
     to 4. What the first one leaves is of Order 2 in the end, however small; until it shows, the error falls with
     ``order``. NFE 1, deterministic, any K.
 
+    Args:
+      order: evaluations in use, 1 to 4.
+      variable: in which the polynomial is, see ``exponential_multistep``.
+      lower_order_final: take the last step but one of the run, denoising included, with order 2 at most, and the last
+        with 1. ``DEISMultistepScheduler`` of diffusers does so in runs of fewer than 15 steps.
+
     Raises:
-      ValueError: for another order or variable.
+      ValueError: for another order or variable, or a ``lower_order_final`` that is not a bool.
     """
     choice("order", order, (1, 2, 3, 4))
     choice("variable", variable, VARIABLES)
-    return [_interpolated(sde, t, s, past, order, variable)]
+    return [_interpolated(sde, t, s, past, lowered(order, place, lower_order_final), variable)]
 
 
 @register("lms", order=lambda hyper: min(hyper["order"], 2), aliases=("LMS",), source="Katherine Crowson, 2022")

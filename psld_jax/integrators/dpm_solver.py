@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from psld_jax.integrators._noise_frame import data_step, evaluated, half_way, regular
+from psld_jax.integrators._noise_frame import RULES, data_step, evaluated, half_way, lowered, regular
 from psld_jax.integrators.ancestral import ancestral
 from psld_jax.integrators.base import Place, Stage, choice, register
 from psld_jax.integrators.exponential import exponential_step, interpolation_variable, make_prediction
 from psld_jax.sde import LinearSDE
-
-RULES = ("exact", "original")
 
 
 @register("dpm_solver_pp_2m", order=2, aliases=("DPM-Solver++(2M)", "dpmpp_2m"), source="Lu et al., 2022")
@@ -95,13 +93,11 @@ def dpm_solver_pp_3m(
       lower_order_final: take the last step but one of the run, denoising included, with order 2, and the last with 1.
 
     Raises:
-      ValueError: for another rule.
+      ValueError: for another rule, or a ``lower_order_final`` that is not a bool.
     """
     choice("rule", rule, RULES)
-    choice("lower_order_final", lower_order_final, (False, True))
-    left = place.num_steps - place.step
     usable = regular(sde, past)
-    order = min(3, 1 + len(usable), left if lower_order_final else 3)
+    order = lowered(min(3, 1 + len(usable)), place, lower_order_final)
     if order < 3:
         return list(dpm_solver_pp_2m(sde, t, s, past[: order - 1]))
     nodes = (t, *usable[:2])

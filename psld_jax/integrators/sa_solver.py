@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
-from psld_jax.integrators._noise_frame import data_step, evaluated, gone
-from psld_jax.integrators.base import Stage, choice, register
+from psld_jax.integrators._noise_frame import RULES, data_rate, data_step, evaluated, gone, lowered
+from psld_jax.integrators.base import Place, Stage, choice, register
 from psld_jax.integrators.exponential import Prediction, exponential_step, make_prediction
 from psld_jax.sde import LinearSDE, cholesky
 from psld_jax.sde._quadrature import conjugate_flow
@@ -66,9 +66,20 @@ def _noise(sde: LinearSDE, dynamics: Prediction, tau: float, t: float, s: float)
 
 
 def _step(
-    sde: LinearSDE, tau: float, t: float, s: float, nodes: tuple[float, ...]
+    sde: LinearSDE, tau: float, t: float, s: float, nodes: tuple[float, ...], rule: str
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Return ``E`` and ``B`` with the predictions interpolated through ``nodes``, in log-SNR."""
+    """Return ``E`` and ``B`` with the predictions interpolated through ``nodes``, in log-SNR.
+
+    By the rule ``"original"`` the slope through two of them is gathered as it is over short steps, at the rate of their
+    end: ``(1 + tau^2) alpha_s h^2 / 2`` for K = 1.
+    """
+    if rule == "original" and len(nodes) == 2 and not gone(sde, max(nodes)):
+        e, (whole,) = _step(sde, tau, t, s, nodes[:1], rule)
+        start, end, newer, older = (float(sde.log_snr(np.float64(u))) / 2 for u in (t, s, *nodes))
+        slope = (1 + tau**2) * data_rate(sde, s) * (end - start) ** 2 / 2 / (newer - older)
+        # The polynomial has the value of the prediction at t there.
+        at_t, other = (whole + slope, -slope) if nodes[0] == t else (slope, whole - slope)
+        return e, (at_t, other)
     if not gone(sde, t):
         dynamics, zero = _dynamics(sde, tau), np.zeros((sde.num_blocks,) * 2)
         e, b = np.eye(sde.num_blocks), (zero,) * len(nodes)
@@ -88,12 +99,15 @@ def sa_solver(
     t: float,
     s: float,
     past: tuple[float, ...],
+    place: Place,
     *,
     order: int = 3,
     corrector: int = 3,
     tau: float = 1.0,
     sigma_min: float = 0.0,
     sigma_max: float = np.inf,
+    rule: str = "exact",
+    lower_order_final: bool = False,
 ) -> list[Stage]:
     """SA-Solver: Adams predictor and corrector in data prediction for the SDE with noise ``tau`` (Xue et al., 2023).
 
@@ -107,12 +121,18 @@ def sa_solver(
       corrector: evaluations that the corrector uses, the new one included, 1 to 4, or 0 for none.
       tau: 0 for the probability-flow ODE, 1 for the reverse SDE, more for more noise.
       sigma_min, sigma_max: steps that begin with a ``sigma`` outside are taken without noise.
+      rule: ``"exact"`` integrates the polynomials. ``"original"`` takes ``(1 + tau^2) alpha_s h^2 / 2`` for the
+        integral of the slope where two evaluations are used, as the authors' code and diffusers do.
+      lower_order_final: take the last step but one of the run, denoising included, with order 2 at most, and the last
+        with 1. The authors' code and diffusers do so unless they are told otherwise.
 
     Raises:
-      ValueError: for another order or corrector, or a ``tau`` or bound that is negative or NaN.
+      ValueError: for another order, corrector or rule, a ``tau`` or bound that is negative or NaN, or a
+        ``lower_order_final`` that is not a bool.
     """
     choice("order", order, (1, 2, 3))
     choice("corrector", corrector, (0, 1, 2, 3, 4))
+    choice("rule", rule, RULES)
     tau, low = check_number("tau", tau, 0.0), check_number("sigma_min", sigma_min, 0.0)
     high = np.inf if sigma_max == np.inf else check_number("sigma_max", sigma_max, 0.0)
     if low > high:
@@ -122,14 +142,19 @@ def sa_solver(
         return tau if low <= float(sde.sigma(np.float64(u))) <= high else 0.0
 
     now = strength(t)
-    e, b = _step(sde, now, t, s, (t, *past[: order - 1]))
+
+    def used(most: int, steps_before: int, times: tuple[float, ...]) -> tuple[float, ...]:
+        return times[: lowered(most, Place(place.step - steps_before, place.num_steps), lower_order_final)]
+
+    e, b = _step(sde, now, t, s, used(order, 0, (t, *past)), rule)
     root = cholesky(_noise(sde, _dynamics(sde, now), now, t, s)) if tau else None
     step = Stage(e, b, root)
     if not (past and corrector):
         return [evaluated(sde, step, t, "data")]
     before = strength(past[0])
-    new = _step(sde, before, past[0], t, (t, *past[: corrector - 1]))[1]
-    old = _step(sde, before, past[0], t, past[:order])[1]
+    # A corrector may have one evaluation more than the predictor of the step that it corrects.
+    new = _step(sde, before, past[0], t, used(corrector, 2, (t, *past)), rule)[1]
+    old = _step(sde, before, past[0], t, used(order, 1, past), rule)[1]
     zero = np.zeros((sde.num_blocks,) * 2)
     weights = tuple(a - b for a, b in itertools.zip_longest(new, (zero, *old), fillvalue=zero))
     correction = Stage(np.eye(sde.num_blocks), weights)

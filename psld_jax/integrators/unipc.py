@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from psld_jax.integrators._noise_frame import data_step, evaluated, gone
+from psld_jax.integrators._noise_frame import data_rate, data_step, evaluated, gone, lowered
 from psld_jax.integrators.base import Place, Stage, choice, register
 from psld_jax.integrators.exponential import exponential_step, make_prediction
 from psld_jax.sde import LinearSDE
@@ -24,19 +24,9 @@ def _half_rule(
     gain, pull = data_step(sde, t, s)
     at_t, at_s, at_other = (float(sde.log_snr(np.float64(u))) for u in (t, s, other))
     # From where no signal is left h is infinite, and only bh2 has a limit.
-    share = pull if variant == "bh2" or gone(sde, t) else 0.5 * (at_s - at_t) * _rate(sde, s)
+    share = pull if variant == "bh2" or gone(sde, t) else 0.5 * (at_s - at_t) * data_rate(sde, s)
     slope = -0.5 * share if other == s else 0.5 * share * (at_s - at_t) / (at_t - at_other)
     return gain, (pull + slope, -slope)
-
-
-def _rate(sde: LinearSDE, s: float) -> np.ndarray:
-    """``dz/dlambda`` at ``s`` for a prediction of one, ``[K, K]``: ``N dt/dlambda``; ``alpha_s`` for K = 1."""
-    u = np.float64(s)
-    mu = sde.mean(u)
-    pulled = np.linalg.solve(sde.cov(u), mu)
-    # d log(mu^T Sigma^-1 mu) / dt = -|G^T Sigma^-1 mu|^2 / (mu^T Sigma^-1 mu), and lambda is half of that log.
-    speed = -0.5 * float((pulled.T @ sde.diffusion(u) @ pulled)[0, 0] / (mu.T @ pulled)[0, 0])
-    return make_prediction(sde, "data").N(u) / speed
 
 
 def _step(
@@ -81,17 +71,17 @@ def unipc(
         last with 1. The authors' code and diffusers do so unless they are told otherwise.
 
     Raises:
-      ValueError: for an order other than 1, 2 or 3, or another variant.
+      ValueError: for an order other than 1, 2 or 3, or another variant; for a ``lower_order_final`` that is not a
+        bool.
     """
     choice("order", order, (1, 2, 3))
     choice("variant", variant, VARIANTS)
-    choice("lower_order_final", lower_order_final, (False, True))
-    left = place.num_steps - place.step if lower_order_final else order
-    e, b = _step(sde, t, s, (t, *past[: min(order, left) - 1]), variant)
+    nodes = (t, *past)[: lowered(order, place, lower_order_final)]
+    e, b = _step(sde, t, s, nodes, variant)
     if not past:
         return [evaluated(sde, Stage(e, b), t, "data")]
-    # The corrector has one prediction more than the predictor of the step that it corrects, when one more was left.
-    used = past[: min(order, left + 1)]
+    # What the predictor of the step that is corrected had.
+    used = past[: lowered(order, Place(place.step - 1, place.num_steps), lower_order_final)]
     old = _step(sde, past[0], t, used, variant)[1]
     new = _step(sde, past[0], t, (t, *used), variant)[1]
     correction = (new[0], *(after - before for after, before in zip(new[1:], old, strict=True)))
