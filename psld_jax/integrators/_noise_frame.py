@@ -42,7 +42,7 @@ def regular(sde: LinearSDE, past: tuple[float, ...]) -> tuple[float, ...]:
 def lowered(order: int, place: Place, lower_order_final: bool) -> int:
     """Return the most evaluations that a step may use: as many as steps are left, this one too, if so ``order`` falls.
 
-    The denoising step is one of those that are left.
+    The denoising step is one of those that are left. ``ValueError`` for a ``lower_order_final`` that is not a bool.
     """
     choice("lower_order_final", lower_order_final, (False, True))
     return min(order, place.num_steps - place.step) if lower_order_final else order
