@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,6 +91,20 @@ def test_particles_of_digits_are_closer_than_guidance(digits_model, rng):
 
 def bent(images):
     return jnp.tanh(2 * images)
+
+
+def test_particles_do_not_depend_on_what_jax_does_with_float64(digits_model):
+    """Draws of the resampling had float64 where that is enabled, and so other bits."""
+    model = model_of(POINTS, 0.3, pj.sde.VPSDE(), digits_model)
+    found = []
+    for x64, promotion in ((False, "strict"), (True, "strict"), (True, "standard")):
+        with jax.enable_x64(x64), jax.numpy_dtype_promotion(promotion):
+            y = np.asarray(FIRST(POINTS), np.float32)
+            found.append(pj.sample_posterior(model, FIRST, y, particles=8, nfe=6, threshold=1.0))
+    for other in found[1:]:
+        # The table is the same; rounding of the score alone may differ.
+        np.testing.assert_allclose(found[0].images, other.images, atol=1e-5)
+        assert other.effective.dtype == np.float32
 
 
 @pytest.mark.slow

@@ -164,6 +164,20 @@ def test_adaptive_nfe_is_the_number_of_calls(key, solver, denoise):
     assert len(calls) == nfe[0]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=lambda dtype: dtype.__name__)
+def test_nothing_needs_dtypes_to_be_promoted(key, dtype):
+    """Whoever asks JAX to refuse implicit promotion can draw with every loop."""
+    integrator = pj.integrators.get("reduced_oba")
+    table = pj.tabulate(integrator, PSLD, pj.grids.quadratic(4))
+    z = PSLD.prior_sample(key, (2, 3), dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        out, nfe = pj.sample_ode(closed_forms.smooth_eps, PSLD, z, rtol=1e-2, atol=1e-2)
+        path = pj.sample(closed_forms.smooth_eps, table, z, key, return_trajectory=True)
+        stepper = pj.stepper(table)
+        state = stepper.step(closed_forms.smooth_eps, stepper.init(z, key))
+    assert nfe.shape == (2,) and {leaf.dtype for leaf in (*out, *path, *state.z)} == {jnp.dtype(dtype)}
+
+
 @pytest.mark.slow
 def test_step_control_by_sample_is_independent_of_the_batch(key):
     z = PSLD.prior_sample(key, (4, 6), jnp.float64)

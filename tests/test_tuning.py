@@ -68,6 +68,16 @@ def test_differences_below_the_noise_do_not_count_and_overflow_loses():
     assert Score(np.nan, 2.0, 1.0).loss == Score(None, np.inf, 1.0).loss == np.inf
 
 
+@pytest.mark.parametrize("x64", [False, True])
+def test_the_loss_of_the_tuner_needs_no_dtype_to_be_promoted(rng, x64):
+    target = pj.metrics.FrechetTarget.of(rng.standard_normal((6, 3)))
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
+        samples = jnp.asarray(rng.standard_normal((5, 3)), jnp.float32)
+        loss = jax.jit(lambda samples, target: evaluate.excess(target.distance(samples), 0.1))(samples, target)
+        assert loss.dtype == (jnp.float64 if x64 else jnp.float32)
+    assert loss == pytest.approx(evaluate.excess(target.distance(np.asarray(samples)), 0.1), rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "nfe"),
@@ -271,6 +281,17 @@ def x0_error(model, images, t, kind):
     z = model.sde.perturb(images, t, noise)
     x0 = pj.blocks.add(pj.blocks.apply(p.U(t), z), pj.blocks.apply(p.V(t), model.eps_fn(z, t)))[0]
     return float(jnp.sqrt(jnp.mean((x0 - images) ** 2)))
+
+
+def test_fitted_weights_do_not_depend_on_what_jax_does_with_float64(model):
+    """The noise had float64 where that is enabled, and so other bits."""
+    noisy = dataclasses.replace(model, eps_fn=Noisy(model.eps_fn, (0.1, 0.1)))
+    fitted = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
+            fitted.append(pj.fit_projection(noisy, model.data[:4], times=(0.1, 0.5)))
+    # The errors are sines of 1e4 z, so the rounding of z in float32 is seen in them. Other noise changes weights by 5%.
+    np.testing.assert_allclose(*fitted, rtol=1e-2)
 
 
 @pytest.mark.slow

@@ -174,7 +174,8 @@ class FrechetTarget(NamedTuple):
     def distance(self, samples: Array) -> Array:
         """Return the distance of samples ``[n, ...]``: float64 for numpy arrays; JAX arrays can be differentiated."""
         xp = jnp if isinstance(samples, jax.Array) else np
-        centred, mean = _centred(samples if xp is jnp else np.asarray(samples, np.float64))
+        dtype = jnp.result_type(float) if xp is jnp else np.float64
+        centred, mean = _centred(xp.asarray(samples, dtype))
         overlap = xp.linalg.svd(centred @ self.factor.T, compute_uv=False).sum()
         distance = xp.sum((mean - self.mean) ** 2) + xp.sum(centred**2) + self.trace - 2 * overlap
         return xp.maximum(distance, 0)  # a square; sums that cancel leave rounding of either sign

@@ -278,4 +278,5 @@ def integrate(
     steps, tableau = solution.stats["num_steps"], method.tableau
     end = jax.tree.map(lambda leaf: leaf[0], solution.ys)
     times_reached: Any = solution.ts
-    return end, steps * tableau.num_stages - tableau.fsal * (steps - 1), times_reached[0]
+    nfe = steps * tableau.num_stages - int(tableau.fsal) * (steps - 1)
+    return end, nfe, times_reached[0]

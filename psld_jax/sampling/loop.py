@@ -178,7 +178,7 @@ def _scan(eps_fn, rows, count, z_T, keys, noise, known, pull=None, *, keep: bool
         return carry, (carry[0] if keep else None)
 
     start = begin(rows, draw, known, z_T)
-    numbers = jnp.arange(rows["tau"].shape[0])
+    numbers = jnp.arange(rows["tau"].shape[0], dtype=jnp.int32)
     (z, _), path = jax.lax.scan(jax.checkpoint(body) if remat else body, start, (numbers, rows))
     return z, path
 

@@ -158,14 +158,16 @@ def _run_particles(
         due = (effective < enough) | always
 
         def uniform(key: Array) -> Array:
-            return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, _RESAMPLING), number))
+            key = jax.random.fold_in(jax.random.fold_in(key, _RESAMPLING), number)
+            return jax.random.uniform(key, dtype=logs.dtype)  # the same draws with and without float64
 
-        at = (jnp.arange(particles) + jax.vmap(uniform)(owners)[:, None]) / particles
+        at = (jnp.arange(particles, dtype=logs.dtype) + jax.vmap(uniform)(owners)[:, None]) / particles
         ends = jnp.cumsum(jnp.exp(logs), axis=1)
         chosen = jax.vmap(jnp.searchsorted)(ends / ends[:, -1:], at).clip(0, particles - 1)
-        chosen = jnp.where(due[:, None], chosen, jnp.arange(particles)) + particles * jnp.arange(groups)[:, None]
+        unmoved, first = (jnp.arange(count, dtype=chosen.dtype) for count in (particles, groups))
+        chosen = jnp.where(due[:, None], chosen, unmoved) + particles * first[:, None]
         tree = jax.tree.map(lambda leaf: leaf[chosen.ravel()], tree)
-        return jnp.where(due[:, None], -jnp.log(float(particles)), logs), tree, effective
+        return jnp.where(due[:, None], -np.log(particles).astype(logs.dtype), logs), tree, effective
 
     def body(carry: Any, inputs: Any) -> Any:
         z, logs = carry
@@ -187,7 +189,7 @@ def _run_particles(
     last = {name.removeprefix("last_"): value for name, value in rows.items() if name.startswith("last_")}
     steps = {name: value for name, value in rows.items() if not name.startswith("last_")}
     count = len(steps["tau"])
-    logs = jnp.full((groups, particles), -jnp.log(float(particles)))
+    logs = jnp.full((groups, particles), -np.log(particles), weight.dtype)
     (z, logs), effective = jax.lax.scan(body, (z, logs), (jnp.arange(count), steps))
     z = _step(last, z, guide.eps_fn(z, last["tau"]))
     off = guide.measurement - guide.operator(z[0])

@@ -158,7 +158,7 @@ def _advance_by_rows(eps_fn: Any, rows: Any, bounds: Array, state: StepState, *,
         step = partial(step_row, eps_fn, draw, state.known, row=row)
         return jax.lax.cond(i < end, step, lambda carry: carry, carry), None
 
-    (z, history), _ = jax.lax.scan(body, (state.z, state.history), first + jnp.arange(width))
+    (z, history), _ = jax.lax.scan(body, (state.z, state.history), first + jnp.arange(width, dtype=first.dtype))
     number = state.step + (first < end).astype(jnp.int32)
     return dataclasses.replace(state, z=z, history=history, step=number)
 

@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import metrics
@@ -59,7 +60,8 @@ class Score:
 def excess(distance: Array, floor: Array) -> Array:
     """Return a distance less its ``floor``, but not less than its noise; scalars, or equal shapes."""
     above, noise = distance - floor, _NOISE * floor
-    return above * (above > noise) + noise * (above <= noise)
+    where: Any = jnp.where if isinstance(above, jax.Array) else np.where  # numbers of the host stay float64
+    return where(above > noise, above, noise)
 
 
 def _check(images: np.ndarray) -> None:

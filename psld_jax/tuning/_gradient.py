@@ -172,6 +172,7 @@ def _loss_and_slopes(coefficients, eps_fn, rows, count, z_T, exact, target, floo
     def loss(coefficients: dict[str, Array]) -> Array:
         x = differentiable(eps_fn, {**rows, **coefficients}, count, z_T)[0]
         distance = target.distance(features(jnp.clip(x, -1, 1)))
-        return jnp.log(jnp.mean((x - exact) ** 2)) + jnp.log(excess(distance, floor))
+        error = jnp.mean((x - exact) ** 2).astype(distance.dtype)
+        return jnp.log(error) + jnp.log(excess(distance, floor))
 
     return jax.value_and_grad(loss)(coefficients)

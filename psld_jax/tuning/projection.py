@@ -49,7 +49,7 @@ def fit_projection(
         raise ValueError(f"times={shown(times.tolist())} must be one or more numbers in (0, 1]")
     images = jnp.asarray(as_pixels("images", images, model.image_shape), jnp.float32)
     keys = jax.random.split(jax.random.key(seed), sde.num_blocks)
-    noise = sde.state(*(jax.random.normal(key, images.shape) for key in keys))
+    noise = sde.state(*(jax.random.normal(key, images.shape, images.dtype) for key in keys))
     fitted = []
     for t in times:
         mu, cov = sde.mean(t), sde.cov(t)
