@@ -4,10 +4,12 @@
 """
 
 import ast
+import configparser
 import datetime
 import inspect
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,27 @@ def test_what_it_imports_and_calls_of_the_library_is_there(path):
             found = getattr(found, part)
             if not inspect.ismodule(found):
                 break
+
+
+def imported(code):
+    """The packages that some code imports, by the names that they are installed by."""
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {node.module if isinstance(node, ast.ImportFrom) else a.name for node in nodes for a in node.names}
+    tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    return {{"PIL": "pillow", "IPython": "ipykernel"}.get(top, top) for top in tops}
+
+
+def test_the_extra_installs_what_they_import():
+    """Also what the tests import that a notebook runs: pytest was missing where the tests' extra was not installed."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options"]["install_requires"] + setup["options.extras_require"]["notebooks"]
+    installed = set(re.findall(r"^[\w-]+", lines, re.MULTILINE))
+    codes = [source(cell) for path in NOTEBOOKS for cell in cells(path)]
+    run = set(re.findall(r"\btest_\w+\.py", "\n".join(codes)))
+    assert len(run) == 2
+    codes += [(ROOT / "tests" / name).read_text() for name in (*run, "conftest.py", "closed_forms.py")]
+    assert set().union(*map(imported, codes)) <= {*installed, "psld_jax", "closed_forms", "benchmarks"}
 
 
 @every_notebook
