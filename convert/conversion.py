@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax import build
+from psld_jax._runtime.errors import check_kind
 from psld_jax.checkpoints import directory as saved
 from psld_jax.models import families
 from psld_jax.models.structure import image_size
@@ -52,6 +53,8 @@ def convert(
       FileNotFoundError: if there is no such file.
       ValueError: whatever else is wrong; the output is then as it was.
     """
+    for name, value in (("checkpoint", checkpoint), ("output", output)):
+        check_kind(name, value, (str, os.PathLike), "text, or a path")
     if not output:
         raise ValueError("output is empty: name the directory to make")
     saved.check_output(output, overwrite)

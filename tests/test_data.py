@@ -82,9 +82,12 @@ def test_names_and_options_are_checked_before_any_file_is_looked_at(tmp_path):
     for option in ("image_size", "center_crop", "num_points"):
         for value in (-1, 2.5, "32", True):
             assert f"{option}={value!r} must be a whole number" in refused("mnist", nowhere, **{option: value})
-    assert "channels=2 must be 1, 3, or 0" in refused("mnist", nowhere, channels=2)
+    for value in (2, [1], np.array([1, 3]), "1"):
+        assert f"channels={value!r} must be 1, 3, or 0" in refused("mnist", nowhere, channels=value)
     for value in (1, -0.1, float("nan"), "0.1", True):
         assert f"holdout={value!r} must be a fraction" in refused("mnist", nowhere, holdout=value)
+    for value in ([str(nowhere)], 3, b"here"):
+        assert f"path={value!r} must be the directory or file" in refused("mnist", value)
     assert "fit='pad' needs image_size" in refused("mnist", nowhere, fit="pad")
     assert "'mnist' needs the path" in refused("mnist")
     assert "take no path, not 'here'" in refused("digits", "here")
@@ -122,6 +125,14 @@ def test_a_held_out_part_and_the_rest_make_up_the_whole_in_order(holdout, count)
             with pytest.raises(ValueError, match="has no test split|leaves none"):
                 _split(source, split, holdout)
     np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(count))
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = {"image_size": 4, "fit": "stretch", "channels": 1, "num_points": 5, "center_crop": 4}
+    of_numpy = {name: np.int32(value) if name != "fit" else value for name, value in options.items()}
+    expected = images_of(open_dataset("digits", holdout=0.25, **options))
+    for fraction in (np.float32(0.25), np.float64(0.25)):
+        np.testing.assert_array_equal(images_of(open_dataset("digits", holdout=fraction, **of_numpy)), expected)
 
 
 def test_the_held_out_images_are_always_the_same_and_anywhere():

@@ -84,7 +84,7 @@ WRONG = {
     "sde": SDES,
     "integrator": (None, "ddim", 3),
     "table": (None, "ddim", 3),
-    "grid": (None, "none", 3, (1.0,), (0.5, 1.0), (1.0, NAN), (1.0, 0.5, 1e-12)),
+    "grid": (None, "none", 3, (1.0,), (0.5, 1.0), (1.0, NAN), (1.0, 0.5, 1e-12), (x for x in (1.0, 0.5)), (1, "x")),
     "jacobian": (None, "x", np.ones((3, 3)), np.full((2, 2), NAN)),
     "model": (None, "digits", 3),
     "times": ("x", (2.0,), (NAN,), (0.0,), ()),
@@ -109,13 +109,15 @@ WRONG = {
     "predict": (None, "x", 3),
     "denoiser": (None, "x", 3),
     "eps_fn": (None, "x", 3),
+    "progress": (None, "x", 3),
+    "report": (None, "x", 3),
     "log": (3,),
     # Of any shape and any range that is named, and dim or bright as one likes.
     "normalise.images": (None, "x", np.full_like(IMAGES, NAN), IMAGES - 300, [[1], [1, 2]]),
     "sample.key": (3, "x", np.zeros(3)),
 }
-#: Arguments that are functions of the user, called as they are.
-AS_THEY_ARE = {"report", "progress", "options", "used"}  # used: see tests/test_citation.py
+#: Arguments that are the user's own, taken as they are.
+AS_THEY_ARE = {"options", "used"}  # used: see tests/test_citation.py
 
 
 def _table(model):

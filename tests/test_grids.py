@@ -24,6 +24,22 @@ def test_every_grid_descends_from_start_to_end(name, n_steps, t_end, t_start):
     np.testing.assert_array_equal(pj.grids.validate(grid), grid)
 
 
+@pytest.mark.parametrize("name", pj.grids.available())
+def test_times_of_numpy_in_float32_do_not_round_the_grid(name):
+    """The quadratic one started at 1.00000001 and was refused."""
+    options = {"sde": SDE} if name in ("log_snr", "vp") else {}
+    rounded = pj.grids.get(name)(np.int32(5), t_end=np.float32(0.01), t_start=np.float32(1.0), **options)
+    np.testing.assert_array_equal(rounded, pj.grids.get(name)(5, t_end=float(np.float32(0.01)), **options))
+    assert len(pj.grids.for_budget(name, pj.integrators.get("ddim"), 6.0, **options)) == 6
+
+
+@pytest.mark.parametrize("rho", ["x", 0.0, -1.0, np.nan, None])
+def test_a_wrong_rho_is_named(rho):
+    for grid in (pj.grids.power, pj.grids.edm):
+        with pytest.raises(ValueError, match="rho=.* must be a finite number > 0"):
+            grid(5, rho=rho)
+
+
 def test_grids_are_what_they_are_called():
     np.testing.assert_allclose(np.diff(pj.grids.uniform(10)), -0.0999, rtol=1e-12)
     np.testing.assert_allclose(pj.grids.power(10, rho=1.0), pj.grids.uniform(10), rtol=1e-12)
@@ -54,6 +70,7 @@ def test_grids_are_what_they_are_called():
         ([1.0, np.nan, 0.1], "finite"),
         ([1.0], "at least 2"),
         ([[1.0, 0.5]], "one-dimensional"),
+        ([1.0, "x"], "grid=.*must be at least 2 falling times"),
     ],
 )
 def test_bad_grids_are_named(grid, message):

@@ -49,6 +49,9 @@ def test_bad_input_is_named():
         pj.metrics.frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
     with pytest.raises(ValueError, match="'mnist' are of images in .-1, 1., which psld_jax.normalise"):
         pj.metrics.features("mnist")(np.zeros((1, 32, 32, 1), np.uint8))
+    for door in (pj.metrics.features, pj.metrics.judge):
+        with pytest.raises(ValueError, match=r"unknown .* \['mnist'\]. Allowed: fashion_mnist, mnist"):
+            door(["mnist"])
 
 
 @pytest.mark.slow

@@ -296,6 +296,15 @@ def test_a_configuration_must_agree_with_the_directory_it_opens(converted):
     )
 
 
+def test_a_path_is_a_directory_first_and_a_name_where_there_is_none(converted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pj.load(Path("digits")).image_shape == pj.load("digits").image_shape
+    assert pj.load(Path("mnist")).image_shape == (32, 32, 1)
+    Path("mnist").symlink_to(converted / "psld")
+    assert pj.load(Path("mnist")).image_shape == pj.load(converted / "psld").image_shape != (32, 32, 1)
+    assert pj.load("mnist").image_shape == (32, 32, 1)
+
+
 def test_what_cannot_be_opened_is_named(converted, tmp_path):
     with pytest.raises(ValueError, match="needs weights"):
         build.build_model(build.load_config("cifar10"))

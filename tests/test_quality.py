@@ -1,11 +1,14 @@
 """Scores of features against closed forms and double loops, and files of statistics."""
 
+import re
 import warnings
 
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
+import psld_jax as pj
+from psld_jax.convert import convert
 from psld_jax.metrics import Gaussian, frechet_distance, quality, statistics
 
 
@@ -217,6 +220,25 @@ def test_files_that_are_no_archives(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"stats\.npz holds no statistics"):
             quality.read_statistics(path, 4)
+
+
+@pytest.mark.parametrize("path", [3, None, ["stats.npz"], b"stats.npz"], ids=repr)
+def test_what_is_no_path_is_named(path):
+    gaussian = quality.Gaussian(MU, SIGMA)
+    for door in (
+        lambda: quality.read_statistics(path, 4),
+        lambda: quality.write_statistics(path, gaussian),
+        lambda: pj.metrics.read_inception(path),
+        lambda: convert(path, "", "out"),
+        lambda: convert("psld.ckpt", "", path),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"={path!r} must be ")):
+            door()
+
+
+def test_statistics_are_not_written_into_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="there is no directory .*none; make it first"):
+        quality.write_statistics(tmp_path / "none" / "stats.npz", quality.Gaussian(MU, SIGMA))
 
 
 def test_too_few_samples_are_warned_of():

@@ -116,6 +116,7 @@ def test_outside_its_times_the_score_is_nan_not_a_clamped_number():
         (np.where(np.arange(37)[:, None, None, None] == 5, np.nan, DATA), 0.1, "1 of 37 points, first at index 5"),
         (DATA, 0.0, "bandwidth=0.0"),
         (DATA, np.inf, "bandwidth=inf"),
+        (DATA, "wide", "bandwidth='wide'"),
         (np.zeros((0, 4)), 0.1, "non-empty"),
         (np.zeros(4), 0.1, "shape"),
     ],

@@ -334,6 +334,8 @@ def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) 
     """
     check_kind("name", name, (str, os.PathLike), "text, or a path")
     check_kind("overrides", overrides, (dict, type(None)), "a dictionary, {'sampler.nfe': 10}")
+    if isinstance(name, os.PathLike):  # what is there is meant, also if a model that ships has its name
+        name = os.path.join(".", name) if Path(name).exists() else os.fspath(name)
     if not str(name).strip() or "\0" in str(name):
         raise ValueError(f"name={str(name)!r} must be a model that ships, or a path; '.' is the current directory")
     if name == "digits":

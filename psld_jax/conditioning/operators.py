@@ -151,7 +151,10 @@ def blur(std: float | Sequence[float], cutoff: float = 1e-3) -> Blur:
     """
     if not (np.isfinite(cutoff) and 0 < cutoff < 1):
         raise ValueError(f"blur cutoff={cutoff} must lie between 0 and 1, e.g. 1e-3")
-    both = np.atleast_1d(np.asarray(std, np.float64))
+    try:
+        both = np.atleast_1d(np.asarray(std, np.float64))
+    except (TypeError, ValueError):
+        both = np.array([np.nan])
     if both.shape not in ((1,), (2,)) or not np.all(np.isfinite(both) & (both > 0)):
         raise ValueError(f"blur std={std} must be a finite number of pixels > 0, or two: (height, width)")
     kernels = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax._runtime.checks import check_flag
-from psld_jax._runtime.errors import check_choice, is_count
+from psld_jax._runtime.errors import check_choice, check_kind, is_count, shown
 from psld_jax.data.fitting import FITS, Fitting
 from psld_jax.data.folder import CorruptImage, decode
 from psld_jax.data.source import READERS, Source
@@ -170,12 +170,14 @@ def open_dataset(
             raise ValueError(f"{option}={value!r} must be a whole number, or 0 for none")
     check_flag("labels", labels)
     check_flag("convert_channels", convert_channels)
-    if channels not in (0, 1, 3):
+    if not is_count(channels, 0) or channels not in (0, 1, 3):
         raise ValueError(f"channels={channels!r} must be 1, 3, or 0 for what the images have")
-    if isinstance(holdout, bool) or not isinstance(holdout, (int, float)) or not 0 <= holdout < 1:
-        raise ValueError(f"holdout={holdout!r} must be a fraction of at least 0 and less than 1")
+    known = isinstance(holdout, (int, float, np.integer, np.floating)) and not isinstance(holdout, bool)
+    if not known or not 0 <= holdout < 1:
+        raise ValueError(f"holdout={shown(holdout)} must be a fraction of at least 0 and less than 1")
     if fit != "exact" and not image_size:
         raise ValueError(f"fit={fit!r} needs image_size")
+    check_kind("path", path, (str, os.PathLike, type(None)), "the directory or file of the images, as text or a path")
     if name == "digits" and path:
         raise ValueError(f"the digits are embedded and take no path, not {str(path)!r}")
     if name != "digits" and not path:
@@ -184,7 +186,7 @@ def open_dataset(
         size if isinstance(size, tuple) else int(size), fit, int(center_crop), int(channels), bool(convert_channels)
     )
     source = reader(Path(path) if path else None, split, labels=labels)
-    numbers = _split(source, split, holdout)
+    numbers = _split(source, split, float(holdout))
     if num_points > len(numbers):
         raise ValueError(f"num_points={num_points} is more than the {len(numbers)} {split} images of {source.where}")
     dataset = Dataset(f"{name} {split}", source, numbers[: int(num_points) or None], fitting, on_corrupt)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from psld_jax._runtime.checks import MIN_TIME
+from psld_jax._runtime.checks import MIN_TIME, check_number
 from psld_jax._runtime.errors import check_choice, is_count, shown
 from psld_jax.sde.discrete import Discrete
 
@@ -29,7 +29,11 @@ def validate(grid: Any) -> np.ndarray:
       ValueError: unless it is one-dimensional, of at least two points, finite, strictly descending, and in
         ``(0, 1]``.
     """
-    grid = np.asarray(grid, np.float64)
+    given = grid
+    try:
+        grid = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"grid={shown(given)} must be at least 2 falling times, as a list or an array") from None
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"a grid is a one-dimensional array of at least 2 times, got shape {grid.shape}")
     if not np.all(np.isfinite(grid)):
@@ -47,18 +51,16 @@ def validate(grid: Any) -> np.ndarray:
     return grid
 
 
-def _check(n_steps: int, t_end: float, t_start: float) -> None:
+def _checked(n_steps: Any, t_end: Any, t_start: Any) -> tuple[int, float, float]:
+    """Return the three as numbers of Python: a time of numpy in float32 would make all times of the grid so."""
     if not is_count(n_steps):
         raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
+    t_end, t_start = check_number("t_end", t_end), check_number("t_start", t_start)
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
     if t_end < MIN_TIME:
         raise ValueError(f"t_end={t_end:g} must be at least {MIN_TIME:g}")
-
-
-def _check_rho(rho: float) -> None:
-    if not (np.isfinite(rho) and rho > 0):
-        raise ValueError(f"rho={rho} must be a finite number > 0")
+    return int(n_steps), t_end, t_start
 
 
 def uniform(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0) -> np.ndarray:
@@ -67,7 +69,7 @@ def uniform(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0) -> np.ndarr
     Raises:
       ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``.
     """
-    _check(n_steps, t_end, t_start)
+    n_steps, t_end, t_start = _checked(n_steps, t_end, t_start)
     return np.linspace(t_start, t_end, n_steps + 1)
 
 
@@ -79,7 +81,7 @@ def quadratic(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0) -> np.nda
     Raises:
       ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``.
     """
-    _check(n_steps, t_end, t_start)
+    n_steps, t_end, t_start = _checked(n_steps, t_end, t_start)
     return t_end + (t_start - t_end) * np.linspace(1.0, 0.0, n_steps + 1) ** 2
 
 
@@ -92,8 +94,8 @@ def power(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, rho: float = 
       ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``,
         and ``rho > 0``.
     """
-    _check(n_steps, t_end, t_start)
-    _check_rho(rho)
+    n_steps, t_end, t_start = _checked(n_steps, t_end, t_start)
+    rho = check_number("rho", rho, 0, strict=True)
     grid = np.linspace(t_start ** (1 / rho), t_end ** (1 / rho), n_steps + 1) ** rho
     grid[0], grid[-1] = t_start, t_end
     return grid
@@ -108,7 +110,7 @@ def log_snr(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: Lin
       ValueError: unless ``n_steps`` is a whole number of at least 1, and ``0 < t_end < t_start <= 1``,
         and ``sde`` is given.
     """
-    _check(n_steps, t_end, t_start)
+    n_steps, t_end, t_start = _checked(n_steps, t_end, t_start)
     if sde is None:
         raise ValueError("the log_snr grid depends on the SDE: pass sde=...")
     first, last = _levels(sde, t_start, t_end)
@@ -129,8 +131,8 @@ def edm(
     """
     if sde is None:
         return power(n_steps, t_end, t_start, rho)
-    _check(n_steps, t_end, t_start)
-    _check_rho(rho)
+    n_steps, t_end, t_start = _checked(n_steps, t_end, t_start)
+    rho = check_number("rho", rho, 0, strict=True)
     first, last = _levels(sde, t_start, t_end)
     return _at_levels(sde, np.linspace(first ** (1 / rho), last ** (1 / rho), n_steps + 1) ** rho, t_start, t_end)
 
@@ -144,7 +146,7 @@ def vp(n_steps: int, t_end: float = 1e-3, t_start: float = 1.0, *, sde: LinearSD
     Raises:
       ValueError: as :func:`log_snr`.
     """
-    _check(n_steps, t_end, t_start)
+    n_steps, t_end, t_start = _checked(n_steps, t_end, t_start)
     if sde is None:
         raise ValueError("the vp grid depends on the SDE: pass sde=...")
     first, last = (np.log1p(level**2) ** 0.25 for level in _levels(sde, t_start, t_end))
@@ -205,6 +207,7 @@ def resample(times: Any, n_steps: int) -> np.ndarray:
     times = validate(times)
     if not is_count(n_steps):
         raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
+    n_steps = int(n_steps)
     if n_steps == len(times) - 1:
         return times
     shape = PchipInterpolator(np.linspace(0, 1, len(times)), np.log(times))
@@ -276,7 +279,7 @@ def for_budget(
             f"nfe={nfe!r} is too small for {integrator.name!r}: {' and '.join(filter(None, parts))}; "
             f"use an integer nfe >= {least}"
         )
-    n_steps = (nfe - once - last) // cost
+    n_steps = (int(nfe) - once - last) // cost
     if fn is not None:
         return fn(n_steps, **options)
     times = validate(grid)

@@ -15,7 +15,7 @@ from psld_jax import blocks
 from psld_jax._runtime import random, xla
 from psld_jax._runtime.checks import MIN_TIME, as_pixels, check_finite, check_known, check_number, check_seed
 from psld_jax._runtime.device import to_device
-from psld_jax._runtime.errors import check_choice, check_counts
+from psld_jax._runtime.errors import check_callable, check_choice, check_counts
 from psld_jax.build import Model, check_model
 from psld_jax.latent.codes import momentum_law, start_state
 from psld_jax.sampling.adaptive import MAX_STEPS, OdeProblem, check_reached, check_solver, integrate, velocity
@@ -114,6 +114,7 @@ def log_likelihood(
     check_choice("divergence", divergence, DIVERGENCES)
     check_counts(max_steps=max_steps)
     check_number("t_end", t_end, MIN_TIME, 0.5)
+    check_callable("progress", progress, "a function of the numbers of the draws, such as tqdm.tqdm")
     seed, sde = check_seed(seed), model.sde
     images = jnp.asarray(as_pixels("images", images, model.image_shape, levels=False))
     dims = int(np.prod(model.image_shape))

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from psld_jax import assets
-from psld_jax._runtime.errors import check_choice, unknown
+from psld_jax._runtime.errors import check_choice
 from psld_jax.checkpoints import directory as checkpoint
 
 Array = Any
@@ -115,7 +115,6 @@ class Features:
         return np.concatenate(parts)[: len(images)]
 
 
-@functools.cache
 def judge(name: str) -> ImageClassifier:
     """Open a classifier of clean images that ships with the package: ``"mnist"``, 32 x 32 pixels.
 
@@ -123,18 +122,26 @@ def judge(name: str) -> ImageClassifier:
       ValueError: for another name.
     """
     check_choice("classifier of images", name, assets.JUDGES)
+    return _opened(name)
+
+
+@functools.cache
+def _opened(name: str) -> ImageClassifier:
     return ImageClassifier.open(assets.judge(name))
 
 
-@functools.cache  # one function for one name, so that programs made with it are made once
 def features(name: str) -> Features:
     """Make features by name: ``"pixels"``, or those of a classifier that ships (:func:`judge`).
 
     Raises:
       ValueError: for another name.
     """
+    check_choice("features", name, ("pixels", *assets.JUDGES))
+    return _made(name)
+
+
+@functools.cache  # one function for one name, so that programs made with it are made once
+def _made(name: str) -> Features:
     if name == "pixels":
         return Features(name, lambda images: images.reshape(len(images), -1))
-    if name not in assets.JUDGES:
-        raise unknown("features", name, ("pixels", *assets.JUDGES))
     return Features(name, jax.jit(judge(name).features), (32, 32, 1))

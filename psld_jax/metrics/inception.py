@@ -22,7 +22,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from psld_jax._runtime.errors import check_choice, why
+from psld_jax._runtime.errors import check_choice, check_kind, why
 from psld_jax._runtime.levels import LEVELS, image_levels
 from psld_jax.checkpoints.reader import read_checkpoint
 from psld_jax.metrics.features import Features
@@ -59,6 +59,7 @@ def read_inception(path: str | os.PathLike[str], *, sha256: str | None = SHA256)
       ValueError: for another digest, a file that is no checkpoint, or a tensor that is missing, of another shape, or
         leads to NaN or infinite weights.
     """
+    check_kind("path", path, (str, os.PathLike), "the file of the weights, as text or a path")
     path = Path(path)
     if sha256 is not None and (found := _digest(path)) != sha256:
         raise ValueError(f"{path} has the SHA-256 {found}, not {sha256}: delete it and download it again from {URL}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from psld_jax._runtime.errors import check_counts, why
+from psld_jax._runtime.errors import check_counts, check_kind, why
 from psld_jax.metrics.frechet import Gaussian
 
 Array = Any
@@ -160,6 +160,7 @@ def read_statistics(path: str | os.PathLike[str], dims: int = 2048) -> Gaussian:
       ValueError: for another kind of file, missing keys, another number of features, NaN or infinite values, or a
         ``sigma`` that is not symmetric.
     """
+    check_kind("path", path, (str, os.PathLike), "the .npz of the statistics, as text or a path")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if missing := {"mu", "sigma"} - set(archive.files):
@@ -185,8 +186,15 @@ def read_statistics(path: str | os.PathLike[str], dims: int = 2048) -> Gaussian:
 
 
 def write_statistics(path: str | os.PathLike[str], gaussian: Gaussian) -> None:
-    """Write what :func:`read_statistics` and pytorch-fid read, to exactly that path."""
+    """Write what :func:`read_statistics` and pytorch-fid read, to exactly that path.
+
+    Raises:
+      ValueError: for what is no path, or lies in a directory that does not exist.
+    """
+    check_kind("path", path, (str, os.PathLike), "the .npz to write, as text or a path")
     path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no directory {path.parent}; make it first")
     temporary = path.with_name(f".{path.name}")
     with temporary.open("wb") as file:  # a file, as numpy would append .npz to a name
         np.savez(file, mu=np.asarray(gaussian.mean, np.float64), sigma=np.asarray(gaussian.cov, np.float64))

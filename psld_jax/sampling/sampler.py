@@ -14,7 +14,7 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax._runtime import distributed, random, xla
 from psld_jax._runtime.checks import check_finite, check_flag, check_seed
-from psld_jax._runtime.errors import check_counts
+from psld_jax._runtime.errors import check_callable, check_counts
 from psld_jax.build import Model
 from psld_jax.conditioning.bound import Bound, Conditions, Evaluations
 from psld_jax.integrators.tableau import Tableau
@@ -207,6 +207,7 @@ class Sampler:
         check_counts(n=n, batch_size=batch_size)
         n, batch_size, seed = int(n), int(batch_size), check_seed(seed)
         check_flag("check", check)
+        check_callable("progress", progress, "a function of the numbers of the batches, such as tqdm.tqdm")
         if self.steering is not None:
             self.steering.check(n)
         size = batch_shape(n, batch_size)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
-from psld_jax._runtime.checks import MIN_TIME
+from psld_jax._runtime.checks import MIN_TIME, check_number
 from psld_jax._runtime.device import TimeFunction
+from psld_jax._runtime.errors import check_counts
 from psld_jax.sde import LinearSDE, OneBlock
 
 Array = Any
@@ -123,10 +124,8 @@ def mixture(
         raise ValueError(
             f"data has NaN or infinite values in {bad.sum()} of {len(data)} points, first at index {bad.argmax()}"
         )
-    if not (np.isfinite(bandwidth) and bandwidth > 0):
-        raise ValueError(f"bandwidth={bandwidth} must be a finite number > 0")
-    if data_block < 1:
-        raise ValueError(f"data_block={data_block} must be >= 1")
+    bandwidth = check_number("bandwidth", bandwidth, 0, strict=True)
+    check_counts(data_block=data_block)
     flat = data.reshape(len(data), -1)
     center = flat.mean(axis=0)
     flat = flat - center  # small numbers in the exponent: less to lose in float32

@@ -19,7 +19,7 @@ import numpy as np
 
 from psld_jax import metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_number, check_seed
-from psld_jax._runtime.errors import check_counts, check_kind, shown
+from psld_jax._runtime.errors import check_callable, check_counts, check_kind, shown
 from psld_jax._runtime.journal import Journal, fingerprint, plain
 from psld_jax.build import Model, check_model
 from psld_jax.sampling.generate import check_end
@@ -135,6 +135,7 @@ def learn(
     check_counts(nfe=nfe)
     check_kind("features", features, (metrics.Features, type(None)), "one of psld_jax.metrics.features, or None")
     check_kind("log", log, (str, os.PathLike, type(None)), "the path of a file, or None")
+    check_callable("report", report, "a function of a line of text")
     options = Options(
         free=free,
         steps=steps,

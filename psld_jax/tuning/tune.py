@@ -14,7 +14,7 @@ import numpy as np
 
 from psld_jax import build, integrators, metrics
 from psld_jax._runtime.checks import NotFinite, as_pixels, check_seed
-from psld_jax._runtime.errors import check_choice, check_counts, check_kind, shown
+from psld_jax._runtime.errors import check_callable, check_choice, check_counts, check_kind, shown
 from psld_jax._runtime.journal import Journal, fingerprint, replace
 from psld_jax.build import Model
 from psld_jax.sampling.generate import check_end
@@ -187,6 +187,8 @@ def tune(
         raise ValueError(f"samplers={shown(samplers)} must be several names, e.g. ('ddim',)")
     check_kind("features", features, (metrics.Features, type(None)), "one of psld_jax.metrics.features, or None")
     check_kind("log", log, (str, os.PathLike, type(None)), "a path, or None")
+    check_callable("report", report, "a function of a row")
+    check_callable("progress", progress, "a function of a line of text")
     check_end(t_end, denoise)
     check_counts(8, num_samples=num_samples)
     check_counts(candidates=candidates)
