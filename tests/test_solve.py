@@ -227,6 +227,29 @@ def test_time_functions_are_accurate_and_refuse_what_is_not_smooth():
         TimeFunction(lambda t: t, t_min=0.0)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("knots", [(), (0.5,)], ids=["smooth", "knots"])
+def test_time_functions_take_half_precision(dtype, knots):
+    """They were NaN at t = 1, and so was every sample of a state in half precision."""
+    fn = TimeFunction(lambda t: np.exp(-8 * t) + np.abs(t - 0.5) * bool(knots), knots=knots)
+    t = jnp.asarray([1.0, 0.5, 0.1, 1e-3], dtype)
+    found, expected = fn(t), fn(t.astype(jnp.float32))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
+def test_samples_in_half_precision_are_near_those_of_float32(few_digits, key, dtype):
+    table = pj.Setting("predictor_corrector").table(few_digits.sde, 10)
+    z = few_digits.sde.prior_sample(key, (8, *few_digits.image_shape))
+    z = jax.tree.map(lambda leaf: leaf.astype(dtype), z)
+    exact = pj.sample(few_digits.eps_fn, table, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), z))
+    found = pj.sample(few_digits.eps_fn, table, z)
+    # Most images; rounding may lead one that is between two digits to the other one..
+    off = np.sqrt(np.mean((np.asarray(found.x, np.float32) - exact.x) ** 2, axis=(1, 2, 3)))
+    assert found.x.dtype == dtype and np.median(off) < (0.05 if dtype == jnp.bfloat16 else 0.01)
+
+
 @pytest.mark.slow
 def test_a_time_function_may_have_kinks_at_known_times(rng):
     """Piecewise between them: a few pieces each."""

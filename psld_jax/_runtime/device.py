@@ -98,6 +98,9 @@ class TimeFunction:
         t = jnp.asarray(t)
         if not jnp.issubdtype(t.dtype, jnp.floating):
             t = t.astype(jnp.result_type(float))
+        # In half precision log t + 16 t has an error of many pieces, and at t = 1 it lies outside of all.
+        dtype = t.dtype
+        t = t.astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
         c, starts = (jnp.asarray(leaf, t.dtype) for leaf in (self.coefficients, self.starts))
         if starts.shape[0] == 2:  # offset and spacing of a uniform one
             u = jnp.log(t) + _RATE * t
@@ -115,7 +118,7 @@ class TimeFunction:
         value_ndim = c.ndim - t.ndim - 1
         w, inside = (jnp.reshape(a, a.shape + (1,) * value_ndim) for a in (w, inside))
         c = jnp.moveaxis(c, t.ndim, 0)
-        return jnp.where(inside, ((c[0] * w + c[1]) * w + c[2]) * w + c[3], jnp.nan)
+        return jnp.where(inside, ((c[0] * w + c[1]) * w + c[2]) * w + c[3], jnp.nan).astype(dtype)
 
     def tree_flatten(self):
         return (self.coefficients, self.starts), None
