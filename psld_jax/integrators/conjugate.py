@@ -12,7 +12,7 @@ from psld_jax.integrators._noise_frame import first_order
 from psld_jax.integrators.ancestral import ancestral
 from psld_jax.integrators.base import PAPER, Stage, register
 from psld_jax.sde import LinearSDE, OneBlock
-from psld_jax.sde._quadrature import conjugate_flow, integrate
+from psld_jax.sde._quadrature import conjugate_flow, integrate, once
 
 
 def conjugate_stage(
@@ -33,16 +33,17 @@ def conjugate_stage(
     """
     k = sde.num_blocks
     e = np.eye(k) if project is None else project
+    flow = once(sde.probability_flow)
 
     def generator(u: np.ndarray) -> np.ndarray:
         if not stochastic:
-            return e @ (b - sde.probability_flow(u)[0])
+            return e @ (b - flow(u)[0])
         d = sde.diffusion(u)
         return e @ (b - sde.drift(u) + 0.5 * d @ np.linalg.inv(sde.prior_cov()) + d @ sde.score_skip(u))
 
     def forcing(u: np.ndarray) -> np.ndarray:
         if not stochastic:
-            return e @ sde.probability_flow(u)[1]
+            return e @ flow(u)[1]
         return -e @ sde.diffusion(u) @ sde.score_matrix(u)
 
     if isinstance(sde, OneBlock) and project is None and not stochastic:

@@ -21,7 +21,7 @@ import numpy as np
 
 from psld_jax.integrators.base import Stage, choice, register
 from psld_jax.sde import LinearSDE, OneBlock
-from psld_jax.sde._quadrature import conjugate_flow, integrate
+from psld_jax.sde._quadrature import conjugate_flow, integrate, once
 
 Array = Any
 
@@ -99,9 +99,10 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
 
     eye = np.eye(sde.num_blocks)
     if kind == "eps":
+        flow = once(sde.probability_flow)
         return Prediction(
-            H=lambda t: sde.probability_flow(t)[0],
-            N=lambda t: sde.probability_flow(t)[1],
+            H=lambda t: flow(t)[0],
+            N=lambda t: flow(t)[1],
             U=lambda t: np.zeros((*np.shape(t), *eye.shape)),
             V=lambda t: np.broadcast_to(eye, (*np.shape(t), *eye.shape)),
             scale=sde.flow_scale if isinstance(sde, OneBlock) else None,
@@ -120,9 +121,10 @@ def make_prediction(sde: LinearSDE, kind: str, project: Projection = "least_squa
         best = isinstance(project, str) and project in ("least_squares", "position")[: 3 - sde.num_blocks]
         return sde.denoiser(t, None if best else projection(sde, t, project))
 
+    data_flow = once(sde.data_flow)
     return Prediction(
-        H=lambda t: sde.data_flow(t)[0],
-        N=lambda t: sde.data_flow(t)[1] @ first.T,
+        H=lambda t: data_flow(t)[0],
+        N=lambda t: data_flow(t)[1] @ first.T,
         U=lambda t: first @ read(t)[0],
         V=lambda t: first @ read(t)[1],
         scale=sde.std if isinstance(sde, OneBlock) else None,
@@ -163,11 +165,13 @@ def exponential_step(
     used = [j for j in range(len(at)) if np.isfinite(at[j])] or [0]
     at = at[used]
 
+    same = np.eye(len(at), dtype=bool)
+    apart = np.where(same, 1.0, at[:, None] - at)
+
     def lagrange(u: np.ndarray) -> np.ndarray:
         if len(at) == 1:
             return np.ones((len(u), 1))
-        ratio = (v(u)[:, None, None] - at) / np.where(np.eye(len(at)) == 1, 1.0, at[:, None] - at)
-        return np.where(np.eye(len(at)) == 1, 1.0, ratio).prod(axis=-1)
+        return np.where(same, 1.0, (v(u)[:, None, None] - at) / apart).prod(axis=-1)
 
     def forcing(u: np.ndarray) -> np.ndarray:
         values, pull = lagrange(u), prediction.N(u)

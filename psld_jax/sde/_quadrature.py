@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -83,12 +84,10 @@ def conjugate_flow(
         # All of them with one call of each function, whose cost hardly depends on the number of times.
         lengths = np.subtract(ends, starts)
         u = (np.array(starts)[:, None] + lengths[:, None] * NODES).ravel()
-        rates, forces = (np.split(fn(u), len(lengths)) for fn in (generator, forcing))
-        found = []
-        for rate, force, length in zip(rates, forces, lengths, strict=True):
-            at_nodes, end = collocate(rate, length)
-            found.append((end, length * np.einsum("i,ijk,ikl->jl", WEIGHTS, at_nodes, force)))
-        return found
+        rates, forces = (x.reshape(len(lengths), len(NODES), *x.shape[1:]) for x in (generator(u), forcing(u)))
+        at_nodes, end = collocate_many(rates, lengths)
+        phi = lengths[:, None, None] * np.einsum("i,mijk,mikl->mjl", WEIGHTS, at_nodes, forces)
+        return list(zip(end, phi, strict=True))
 
     def refine(a: float, b: float, depth: int, before: float) -> tuple[np.ndarray, np.ndarray]:
         middle = (a + b) / 2
@@ -104,6 +103,21 @@ def conjugate_flow(
         return _join(refine(a, middle, depth + 1, moved), refine(middle, b, depth + 1, moved))
 
     return refine(t, s, 0, np.inf)
+
+
+def once(fn: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
+    """Return ``fn``, of times ``[n]``, with its latest value kept for the same array.
+
+    :func:`conjugate_flow` calls both its functions with the same times.
+    """
+    latest: list[Any] = [None, None]
+
+    def call(u: np.ndarray) -> Any:
+        if u is not latest[0]:
+            latest[:] = u, fn(u)
+        return latest[1]
+
+    return call
 
 
 _FEWEST_PANELS, _MOST_PANELS = 4, 2**14

@@ -180,14 +180,19 @@ class LinearSDE(NoiseLevels, StatesOfBlocks):
         Raises:
           ValueError: for a ``cov0`` that is no covariance of that shape.
         """
-        start = self.initial_cov  # checked when it was set
+        root = self._initial_root
         if cov0 is not None:
             start = np.asarray(cov0, np.float64)
             check_covariance("cov0", start, self.initial_cov.shape)
+            root = cholesky(start)
         # Of what the parts are squares of: a short time after the start the covariance itself is nearly singular.
-        parts = [self.transition(t, 0.0) @ cholesky(start), cholesky(self.noise_cov(t))]
+        parts = [self.transition(t, 0.0) @ root, cholesky(self.noise_cov(t))]
         parts += [np.broadcast_to(np.sqrt(self.jitter) * np.eye(self.num_blocks), parts[1].shape)]
         return triangular(np.concatenate(parts, axis=-1), self.decomposition)
+
+    @functools.cached_property
+    def _initial_root(self) -> np.ndarray:
+        return cholesky(self.initial_cov)
 
     def frame(self, t: Array) -> np.ndarray:
         """Factor ``R_t``, ``[..., K, K]``: ``R R^T = Sigma``, ``dR/dt = (F + 1/2 D Sigma^-1) R`` (Zhang et al., 2023).
@@ -223,7 +228,8 @@ class LinearSDE(NoiseLevels, StatesOfBlocks):
         if data_std not in known:
             # Gaussian data are noise of their own at t = 0, and what is left is an image that is 0 everywhere.
             wide = copy.copy(self)
-            wide.__dict__.pop("_rotation", None)
+            for made_of_it in ("_rotation", "_initial_root"):
+                wide.__dict__.pop(made_of_it, None)
             wide.initial_cov = self.initial_cov + data_std**2 * np.diag(np.eye(self.num_blocks)[0])
             known[data_std] = wide
         wide = known[data_std]
