@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import models_support
 import numpy as np
 import pytest
-from flax import nnx
 from neighbours import DIRECTORY, check, filled, load, nhwc
 from psld_jax.convert import edm as origin
 from psld_jax.convert.origins import Asked
 
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.checkpoints.persistent import read_persistent, walk
 from psld_jax.models import edm, edm_plan
 from psld_jax.models.edm_plan import EDMConfig
@@ -75,7 +75,7 @@ QUICK = {
 def test_denoiser(name, dtype, converted):
     description, data = load(name)
     config = EDMConfig(**converted[name].network["config"])
-    abstract = nnx.eval_shape(lambda: edm.EDM(config, rngs=nnx.Rngs(0)))
+    abstract = shapes_of(lambda rngs: edm.EDM(config, rngs=rngs))
     network = filled(abstract, converted[name].weights["ema"], dtype)
     keys, inputs = batches(data, config)
     given = [jnp.asarray(array, dtype) for array in inputs]
@@ -123,7 +123,7 @@ def test_what_is_read(name, converted):
 def test_levels_of_iddpm_are_rounded_to_the_table_of_the_file(converted):
     _, data = load("iddpm_adm_heads")
     config = EDMConfig(**converted["iddpm_adm_heads"].network["config"])
-    abstract = nnx.eval_shape(lambda: edm.EDM(config, rngs=nnx.Rngs(0)))
+    abstract = shapes_of(lambda rngs: edm.EDM(config, rngs=rngs))
     for dtype in (jnp.float32, jnp.float64):
         network = filled(abstract, converted["iddpm_adm_heads"].weights["ema"], dtype)
         np.testing.assert_array_equal(network.u[...], data["u"])

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from psld_jax import build
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.models import edm, unet
 from psld_jax.models.edm_plan import EDMConfig, plan
 
@@ -18,7 +19,7 @@ TINY = {"image_size": 8, "model_channels": 8, "channel_mult": (1, 2), "num_block
 
 
 def abstract(**options):
-    return nnx.eval_shape(lambda: edm.EDM(EDMConfig(**options), rngs=nnx.Rngs(0)))
+    return shapes_of(lambda rngs: edm.EDM(EDMConfig(**options), rngs=rngs))
 
 
 def count(network):

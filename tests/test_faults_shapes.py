@@ -13,6 +13,7 @@ from seeds import generator
 
 import psld_jax as pj
 from psld_jax import build, modes
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.data import open_dataset
 from psld_jax.data.fitting import FITS, Fitting
 from psld_jax.evaluation import plots
@@ -123,13 +124,13 @@ def test_networks_map_every_shape_to_itself(progressive, progressive_input, key)
     config = NCSNppConfig(
         image_size=SHAPE, progressive=progressive, progressive_input=progressive_input, fir=True, **SMALL
     )
-    net = nnx.eval_shape(lambda: NCSNpp(config, rngs=nnx.Rngs(0)))
+    net = shapes_of(lambda rngs: NCSNpp(config, rngs=rngs))
     z = jax.ShapeDtypeStruct((3, *SHAPE, 2), np.float32)
     assert nnx.eval_shape(lambda net, z: net(z, 0.5), net, z).shape == z.shape
     with pytest.raises(ValueError, match=r"expected \[n, 8, 12, 2\]"):
         net(np.zeros((3, 12, 8, 2), np.float32), 0.5)
     classifier_config = NCSNppConfig(image_size=SHAPE, progressive_input=progressive_input, **SMALL)
-    classifier = nnx.eval_shape(lambda: NCSNppClassifier(classifier_config, 5, rngs=nnx.Rngs(0)))
+    classifier = shapes_of(lambda rngs: NCSNppClassifier(classifier_config, 5, rngs=rngs))
     assert nnx.eval_shape(lambda net, z: net(z, 0.5), classifier, z).shape == (3, 5)
 
 
@@ -143,7 +144,7 @@ def test_networks_of_edm_are_convolutional(architecture, encoder):
     square, wide = (EDMConfig(image_size=size, **options) for size in (8, SHAPE))
     assert edm_plan.plan(wide) == edm_plan.plan(square) and wide.image_shape == (*SHAPE, 1)
     assert edm.source_arrays(wide) == edm.source_arrays(square)
-    net = nnx.eval_shape(lambda: edm.EDM(wide, rngs=nnx.Rngs(0)))
+    net = shapes_of(lambda rngs: edm.EDM(wide, rngs=rngs))
     x = jax.ShapeDtypeStruct((2, *SHAPE, 1), np.float32)
     assert nnx.eval_shape(lambda net, x: net(x, 0.5), net, x).shape == x.shape
     assert EDMConfig(image_size=(8, 8), **options) == square

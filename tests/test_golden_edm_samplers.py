@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from neighbours import DIRECTORY, check, filled, load, nhwc
 from psld_jax.convert import edm as origin
 from psld_jax.convert.origins import Asked
 
 import psld_jax as pj
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.models import edm
 from psld_jax.models.edm_plan import EDMConfig
 from psld_jax.sde.one_block import OneBlock
@@ -22,7 +22,7 @@ def networks():
         if name not in made:
             converted = origin.read(DIRECTORY / f"{name}.pkl", Asked())
             config = EDMConfig(**converted.network["config"])
-            abstract = nnx.eval_shape(lambda: edm.EDM(config, rngs=nnx.Rngs(0)))
+            abstract = shapes_of(lambda rngs: edm.EDM(config, rngs=rngs))
             made[name] = filled(abstract, converted.weights["ema"], jnp.float64)
         return made[name]
 

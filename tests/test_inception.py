@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.metrics import inception
 
 #: Random images; no more, as a forward pass takes seconds.
@@ -40,7 +41,7 @@ EXPECTED = {
 def random_weights():
     """A state dict, from the names and shapes of the Flax network; scaled so that activations stay of order 1."""
     rng, state = np.random.RandomState(0), {}
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: inception.InceptionV3(rngs=nnx.Rngs(0)))))
+    shapes = nnx.to_pure_dict(nnx.state(shapes_of(lambda rngs: inception.InceptionV3(rngs=rngs))))
     for name, shape in sorted(shapes["convs"].items()):
         height, width, channels, out = shape["kernel"].shape
         kernel = rng.standard_normal((out, channels, height, width)) * np.sqrt(2 / (channels * height * width))
@@ -162,7 +163,7 @@ def test_bad_arguments_and_images_are_named(tmp_path):
 
 
 def test_shapes_are_checked_when_features_are_taken():
-    net = nnx.eval_shape(lambda: inception.InceptionV3(rngs=nnx.Rngs(0)))
+    net = shapes_of(lambda rngs: inception.InceptionV3(rngs=rngs))
     features = inception.inception_features(net, "torch", levels="round", output="logits_unbiased")
     assert features.name == "inception-torch-round-logits_unbiased"
     graph, state = nnx.split(net)

@@ -11,6 +11,7 @@ from models_support import jit, random, run
 from seeds import generator
 
 from psld_jax import models
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.models import NCSNpp, NCSNppClassifier, NCSNppConfig, abstract
 
 TINY = {"image_size": 8, "nf": 8, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": ()}
@@ -90,6 +91,19 @@ def test_every_combination_of_pyramids_gives_an_image(resblock_type, fir):
         )
         out = jax.eval_shape(lambda network: network(z, t), abstract(config))
         assert out.shape == (3, 8, 8, 6 if progressive == "output_skip" else 3) and out.dtype == jnp.float32
+
+
+def test_shapes_are_those_of_flax():
+    class Layers(nnx.Module):
+        def __init__(self, rngs):
+            self.network, self.own = NCSNpp(tiny(), rngs=rngs), rngs  # with a count of its own
+            self.linear, self.dropout = nnx.Linear(2, 3, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
+
+    (graph, state), (want_graph, want_state) = map(
+        nnx.split, (shapes_of(Layers), nnx.eval_shape(lambda: Layers(nnx.Rngs(0))))
+    )
+    assert graph == want_graph and jax.tree.structure(state) == jax.tree.structure(want_state)
+    assert jax.tree.leaves(state) == jax.tree.leaves(want_state)
 
 
 @pytest.mark.parametrize(

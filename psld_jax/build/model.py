@@ -21,7 +21,7 @@ from psld_jax._runtime.device import TimeFunction
 from psld_jax._runtime.errors import check_choice, check_kind, unknown
 from psld_jax._runtime.journal import fingerprint
 from psld_jax.build.configuration import from_dict, load_config, override
-from psld_jax.build.parts import abstract_network, build_sde, check_weights, network_options
+from psld_jax.build.parts import build_sde, check_weights, network_options
 from psld_jax.checkpoints import directory as checkpoint
 from psld_jax.models import NCSNpp, NCSNppClassifier, families
 from psld_jax.models.structure import image_shape
@@ -215,12 +215,12 @@ def network_model(config: Any, params: dict[str, Any]) -> Model | Classifier:
     Raises:
       ValueError: if the arrays are not those of that network, by name and shape.
     """
-    check_weights(config, params, "the weights")
+    abstract = check_weights(config, params, "the weights")
     for path, array in checkpoint.flatten(params).items():
         check_array(f"weights {path!r}", array)
     sde = build_sde(config)
-    graph, state = nnx.split(abstract_network(config))
-    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
+    graph, state = nnx.split(abstract)
+    nnx.replace_by_pure_dict(state, jax.device_put(params))  # jnp.asarray compiles a program for each shape
     net, m = nnx.merge(graph, state), config.model
     shape = (*image_shape(m.image_size), m.in_ch // sde.num_blocks)
     if m.name == "ncsnpp_clf":

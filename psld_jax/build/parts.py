@@ -84,18 +84,20 @@ def abstract_network(config: Any) -> Any:
     return abstract(options, m.n_classes if m.name == "ncsnpp_clf" else None)
 
 
-def check_weights(config: Any, params: Any, what: str) -> None:
-    """Raise a ``ValueError`` unless ``params``, a nested dict, are the arrays of the network in ``config.model``.
+def check_weights(config: Any, params: Any, what: str) -> Any:
+    """Return :func:`abstract_network` if ``params``, a nested dict, are its arrays by name and shape.
 
-    Names and shapes are compared; ``what`` they are begins the message.
+    Raises:
+      ValueError: if they are not; ``what`` they are begins the message.
     """
-    state = nnx.state(abstract_network(config))
-    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    network = abstract_network(config)
+    expected = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(network))}
     given = {path: np.shape(array) for path, array in checkpoint.flatten(params).items()}
     if given != expected:
         wrong = sorted(path for path in {*given, *expected} if given.get(path) != expected.get(path))
         listed = ", ".join(f"{path} {given.get(path)} for {expected.get(path)}" for path in wrong[:5])
         raise ValueError(f"{what} do not fit the configuration in {len(wrong)} arrays: {listed}")
+    return network
 
 
 def build_data(config: Any, split: str) -> Dataset:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from psld_jax import assets
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax._runtime.errors import check_choice
 from psld_jax.checkpoints import directory as checkpoint
 
@@ -71,7 +72,7 @@ class ImageClassifier(nnx.Module):
             arrays = {name: archive[name] for name in archive.files}
         n_classes, num_features = arrays["out/bias"].shape[0], arrays["hidden/bias"].shape[0]
         size = 8 * math.isqrt(arrays["hidden/kernel"].shape[0] // 64)  # sizes of as many cells have the same arrays
-        net = nnx.eval_shape(lambda: cls(n_classes, num_features, image_size=size, rngs=nnx.Rngs(0)))
+        net = shapes_of(lambda rngs: cls(n_classes, num_features, image_size=size, rngs=rngs))
         graph, state = nnx.split(net)
         values = checkpoint.unflatten((name.split("/"), jnp.asarray(array)) for name, array in arrays.items())
         nnx.replace_by_pure_dict(state, values)

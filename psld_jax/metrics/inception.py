@@ -24,6 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from psld_jax._runtime.errors import check_choice, check_kind, why
 from psld_jax._runtime.levels import LEVELS, image_levels
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.checkpoints.reader import read_checkpoint
 from psld_jax.metrics.features import Features
 from psld_jax.metrics.inception_network import CLASSES, POOL3, RESIZES, InceptionV3, resize
@@ -63,7 +64,7 @@ def read_inception(path: str | os.PathLike[str], *, sha256: str | None = SHA256)
     path = Path(path)
     if sha256 is not None and (found := _digest(path)) != sha256:
         raise ValueError(f"{path} has the SHA-256 {found}, not {sha256}: delete it and download it again from {URL}")
-    graph, state = nnx.split(nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(shapes_of(lambda rngs: InceptionV3(rngs=rngs)))
     shapes = nnx.to_pure_dict(state)
     with read_checkpoint(path) as checkpoint:
 

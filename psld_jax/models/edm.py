@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.models.edm_plan import EDMConfig, plan
 from psld_jax.models.families import register
 from psld_jax.models.layers import Frozen
@@ -231,7 +232,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight"}
 @functools.lru_cache(maxsize=8)
 def source_arrays(config: EDMConfig) -> tuple[SourceArray, ...]:
     """List all arrays of the network but the filters of resampling, each once on either side. Nothing is allocated."""
-    network = nnx.eval_shape(lambda: EDM(config, rngs=nnx.Rngs(0)))
+    network = shapes_of(lambda rngs: EDM(config, rngs=rngs))
     flat = [(tuple(map(str, path)), leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(network))]
     ways = zip(("enc", "dec"), plan(config), strict=True)
     heads = {(way, piece.name): piece.heads for way, pieces in ways for piece in pieces}

@@ -13,6 +13,7 @@ from flax import nnx
 
 from psld_jax._runtime.errors import check_choice
 from psld_jax._runtime.registry import Registry
+from psld_jax._runtime.abstract import shapes_of
 
 #: Options that every network may have: they stand in ``config.model`` itself, not in the family's section.
 SHARED = ("dtype", "dropout")
@@ -94,4 +95,4 @@ def options(name: str, values: Mapping[str, Any]) -> Any:
 
 def abstract(name: str, chosen: Any) -> nnx.Module:
     """Make the network of a family with these options, with shapes in place of arrays. Nothing is allocated."""
-    return nnx.eval_shape(lambda: get(name)(chosen, rngs=nnx.Rngs(0)))
+    return shapes_of(lambda rngs: get(name)(chosen, rngs=rngs))

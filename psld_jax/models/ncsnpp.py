@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax.models import fir, layers
 from psld_jax.models.structure import Entry, NCSNppConfig, plan
 
@@ -205,5 +206,5 @@ class NCSNppClassifier(Encoder):
 def abstract(config: NCSNppConfig, n_classes: int | None = None) -> NCSNpp | NCSNppClassifier:
     """Make the score network, or the classifier if ``n_classes`` is given, with shapes in place of arrays."""
     if n_classes is None:
-        return nnx.eval_shape(lambda: NCSNpp(config, rngs=nnx.Rngs(0)))
-    return nnx.eval_shape(lambda: NCSNppClassifier(config, n_classes, rngs=nnx.Rngs(0)))
+        return shapes_of(lambda rngs: NCSNpp(config, rngs=rngs))
+    return shapes_of(lambda rngs: NCSNppClassifier(config, n_classes, rngs=rngs))
