@@ -103,7 +103,8 @@ def test_covariances_that_are_none_are_refused():
                 pj.sde.LinearSDE(-np.eye(2), **arguments, beta_min=1.0, beta_max=1.0)
 
 
-K3 = [name for name in pj.integrators.available() if pj.integrators.get(name).applies_to(pj.sde.ThirdOrder())]
+THIRD = pj.sde.ThirdOrder()
+K3 = [name for name in pj.integrators.available() if pj.integrators.get(name).applies_to(THIRD)]
 
 
 @pytest.mark.slow

@@ -28,14 +28,15 @@ class Rotation:
 
     def __init__(self, skew: MatrixFunction):
         self._log_edges = _PANEL * np.arange(_PANELS + 1)
-        start, values = None, []
-        for left, right in zip(self._log_edges[:-1], self._log_edges[1:], strict=True):
-            t = np.exp(left + (right - left) * NODES)
-            # collocate() solves dA/du = A G: A = Q^T, and S^T = -S.
-            generator = -t[:, None, None] * skew(t)
-            start = np.eye(generator.shape[-1]) if start is None else start
-            at_nodes, end = collocate(generator, right - left)
-            values.append(start @ np.concatenate([np.eye(len(start))[None], at_nodes]))
+        lengths = np.diff(self._log_edges)
+        t = np.exp(self._log_edges[:-1, None] + lengths[:, None] * NODES)
+        # collocate() solves dA/du = A G: A = Q^T, and S^T = -S.
+        turning = skew(t.ravel())
+        generator = -t[..., None, None] * turning.reshape(*t.shape, *turning.shape[1:])
+        eye = np.eye(generator.shape[-1])
+        start, values = eye, []
+        for at_nodes, end in zip(*collocate(generator, lengths), strict=True):
+            values.append(start @ np.concatenate([eye[None], at_nodes]))
             start = start @ end
         self._values = np.stack(values)  # Q^T at _POINTS of each panel
 

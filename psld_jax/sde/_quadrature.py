@@ -33,27 +33,18 @@ def _integration_matrix() -> np.ndarray:
 _Q = _integration_matrix()
 
 
-def collocate(generator: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
-    """Solve ``dA/du = A G(u)``, ``A = I`` at the start, over an interval of (signed) ``length``.
+def collocate(generator: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solve ``dA/du = A G(u)``, ``A = I`` at the start, over m intervals of (signed) ``length``, ``[m]``.
 
     Args:
-      generator: ``G`` at the Gauss points, ``[n, K, K]``.
+      generator: ``G`` at the Gauss points, ``[m, n, K, K]``.
 
     Returns:
-      ``A`` at the Gauss points, ``[n, K, K]``, and at the end, ``[K, K]``.
+      ``A`` at the Gauss points, ``[m, n, K, K]``, and at the end, ``[m, K, K]``.
     """
-    n, k = generator.shape[:2]
-    # Rows of A satisfy a_i = a_0 + length sum_j Q_ij a_j G_j: one linear system for all nodes.
-    system = np.eye(n * k) - length * np.einsum("ij,jkl->jkil", _Q, generator).reshape(n * k, n * k)
-    at_nodes = np.linalg.solve(system.T, np.tile(np.eye(k), (n, 1))).reshape(n, k, k)
-    at_nodes = np.swapaxes(at_nodes, -1, -2)
-    return at_nodes, np.eye(k) + length * np.einsum("i,ijk,ikl->jl", WEIGHTS, at_nodes, generator)
-
-
-def collocate_many(generator: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Run :func:`collocate` on m intervals: ``[m, n, K, K]``, lengths ``[m]`` to ``[m, n, K, K]``, ``[m, K, K]``."""
     m, n, k = generator.shape[:3]
     length = length[:, None, None]
+    # Rows of A satisfy a_i = a_0 + length sum_j Q_ij a_j G_j: one linear system for all nodes.
     system = np.eye(n * k) - length * np.einsum("ij,mjkl->mjkil", _Q, generator).reshape(m, n * k, n * k)
     right = np.broadcast_to(np.tile(np.eye(k), (n, 1)), (m, n * k, k))
     at_nodes = np.linalg.solve(np.swapaxes(system, -1, -2), right).reshape(m, n, k, k)
@@ -85,7 +76,7 @@ def conjugate_flow(
         lengths = np.subtract(ends, starts)
         u = (np.array(starts)[:, None] + lengths[:, None] * NODES).ravel()
         rates, forces = (x.reshape(len(lengths), len(NODES), *x.shape[1:]) for x in (generator(u), forcing(u)))
-        at_nodes, end = collocate_many(rates, lengths)
+        at_nodes, end = collocate(rates, lengths)
         phi = lengths[:, None, None] * np.einsum("i,mijk,mikl->mjl", WEIGHTS, at_nodes, forces)
         return list(zip(end, phi, strict=True))
 

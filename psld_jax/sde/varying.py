@@ -11,7 +11,7 @@ import numpy as np
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_callable, why
 from psld_jax.sde._linear_algebra import check_covariance
-from psld_jax.sde._quadrature import NODES, WEIGHTS, collocate_many
+from psld_jax.sde._quadrature import NODES, WEIGHTS, collocate
 from psld_jax.sde.base import LinearSDE
 
 Array = Any
@@ -138,7 +138,7 @@ class VaryingSDE(LinearSDE):
         """``Psi(t, s)`` and ``cov(t | s)``, ``[n, K, K]``, for times ``[n]`` within one panel each."""
         u = t[:, None] + (s - t)[:, None] * NODES
         # From t back to s: A(u) = Psi(t, u) solves dA/du = -A F.
-        at_nodes, psi = collocate_many(-self.drift(u), s - t)
+        at_nodes, psi = collocate(-self.drift(u), s - t)
         noise = np.einsum("i,nijk,nikl,niml->njm", WEIGHTS, at_nodes, self.diffusion(u), at_nodes)
         return psi, (t - s)[:, None, None] * noise
 
