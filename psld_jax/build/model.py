@@ -284,6 +284,12 @@ def initial_network(config: Any) -> Any:
       ValueError: if the network in ``config.train.init`` has arrays that this one has not, or of another shape.
     """
     options, rngs = network_options(config), nnx.Rngs(params=config.seed)
+    given = {}
+    if config.train.init:  # the network takes longer to make than to refuse
+        try:
+            given = checkpoint.flatten(open_network(config.train.init, "")[1])
+        except ValueError as error:
+            raise ValueError(f"config.train.init: {error}") from error
     if config.model.name == "ncsnpp_clf":
         net = NCSNppClassifier(options, config.model.n_classes, rngs=rngs)
     elif config.model.name in families.available():
@@ -294,10 +300,6 @@ def initial_network(config: Any) -> Any:
         return net
     graph, state = nnx.split(net)
     own = checkpoint.flatten(_text_keys(nnx.to_pure_dict(state)))
-    try:
-        given = checkpoint.flatten(open_network(config.train.init, "")[1])
-    except ValueError as error:
-        raise ValueError(f"config.train.init: {error}") from error
     wrong = [path for path in given if path not in own or own[path].shape != given[path].shape]
     if wrong:
         raise ValueError(f"config.train.init={config.train.init!r} does not fit the network in {', '.join(wrong[:5])}")
