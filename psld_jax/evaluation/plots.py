@@ -11,12 +11,24 @@ import numpy as np
 from psld_jax.evaluation import families
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # files need no screen; a notebook has chosen its own backend, and keeps it
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
-from matplotlib.ticker import LogLocator  # noqa: E402
 
 #: Colours that the colour-blind tell apart (Okabe & Ito, the light ones darker): one for each family of samplers.
 COLOURS = ("#0072B2", "#C04E00", "#007A58", "#A8478A", "#8A6A00", "#56B4E9", "#6A3D9A", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def _pyplot() -> Any:
+    """Import matplotlib when something is drawn: it takes a fifth of the time in which the command line starts."""
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def _log_locator() -> Any:
+    """Make what puts labels on an axis at 1, 2 and 5 of every decade."""
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=(1, 2, 5))
 
 
 def image_grid(images: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -38,7 +50,7 @@ def save_samples(path: Path, state: Any, title: str, momentum_scale: float | Non
     if len(state) > 1:
         limit = 3 * (momentum_scale or float(np.std(state[1])) or 1.0)
         panels.append(("momentum", image_grid(np.asarray(state[1][:count]), -limit, limit)))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.3), squeeze=False)
+    figure, axes = _pyplot().subplots(1, len(panels), figsize=(5 * len(panels), 5.3), squeeze=False)
     for axis, (name, picture) in zip(axes[0], panels, strict=True):
         axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(name)
@@ -49,7 +61,7 @@ def save_samples(path: Path, state: Any, title: str, momentum_scale: float | Non
 
 def save_restored(path: Path, columns: dict[str, Any], count: int = 48) -> None:
     """Save images side by side, a panel for each of ``columns`` (title -> images), each image at the same place."""
-    figure, axes = plt.subplots(1, len(columns), figsize=(4.5 * len(columns), 4.8), squeeze=False)
+    figure, axes = _pyplot().subplots(1, len(columns), figsize=(4.5 * len(columns), 4.8), squeeze=False)
     for axis, (title, images) in zip(axes[0], columns.items(), strict=True):
         axis.imshow(
             image_grid(np.asarray(images[:count])).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
@@ -64,7 +76,7 @@ def save_rows(path: Path, rows: list[np.ndarray]) -> None:
     """Save images ``[n, H, W, C]`` in rows, one below the other."""
     picture = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     height, width = picture.shape[:2]
-    figure, axis = plt.subplots(figsize=(10, 10 * height / width))
+    figure, axis = _pyplot().subplots(figsize=(10, 10 * height / width))
     axis.imshow(np.clip(picture / 2 + 0.5, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.axis("off")
     _save(figure, path)
@@ -78,7 +90,7 @@ def save_trajectories(path: Path, paths: dict[str, Any], grid_times: dict[str, n
     A band shows the values that ``data`` has. The title says how far the paths of the panel go.
     """
     columns = len(paths)
-    figure, axes = plt.subplots(1, columns, figsize=(4 * columns, 4.4), squeeze=False, sharex=True, sharey=True)
+    figure, axes = _pyplot().subplots(1, columns, figsize=(4 * columns, 4.4), squeeze=False, sharex=True, sharey=True)
     for axis, (name, path_) in zip(axes[0], paths.items(), strict=True):
         x, m = (np.asarray(part)[:, :3] for part in path_)
         axis.axvspan(np.min(data), np.max(data), color="0.92", zorder=0)
@@ -112,7 +124,7 @@ def save_curves(
     Of many samplers the best of each family is in colour, with its name at its end, and others are grey. ``floors``
     draws a line at what ``floor_label`` would reach (column -> value). The vertical axis is ``families.limits``.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(7.4 * len(panels), 5.2), squeeze=False)
+    figure, axes = _pyplot().subplots(1, len(panels), figsize=(7.4 * len(panels), 5.2), squeeze=False)
     for axis, (column, label) in zip(axes[0], panels.items(), strict=True):
         curves, names = families.lines(rows, column), []
         for line in curves:
@@ -131,7 +143,7 @@ def save_curves(
             low, high = families.limits(curves, column, floors.get(column))
             axis.set_ylim(low, high)
             if high / low < 100:  # powers of ten alone would be one or two
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_locator(_log_locator())
                 axis.yaxis.set_major_formatter("{x:g}")
             label_ends(axis, names)
         ticks = families.ticks(rows)
@@ -183,7 +195,7 @@ def save_tuning(directory: Path, rows: list[dict[str, Any]]) -> None:
     names = [name for name in ("lam", "lam_s", "eta") if any(name in row["setting"]["hyper"] for row in rows)]
     if not names:
         return
-    figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 4.5), squeeze=False)
+    figure, axes = _pyplot().subplots(1, len(names), figsize=(6.5 * len(names), 4.5), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         having, ends = [row for row in curves if name in row["setting"]["hyper"]], []
         for number, sampler in enumerate(sorted({row["sampler"] for row in having})):
@@ -210,7 +222,7 @@ def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[s
 
     The rows are those of ``metrics.jsonl`` with ``loss`` and with ``held_out_loss``.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5))
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(13, 4.5))
     trained_colour, held_colour = COLOURS[:2]
     left.plot([r["step"] for r in trained], [r["loss"] for r in trained], color=trained_colour, lw=1)
     names = {left: [(trained[-1]["loss"], "training", trained_colour)], right: []}
@@ -235,7 +247,7 @@ def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[s
     right.set_title("loss at each time", loc="left", fontsize=11)
     for axis in (left, right):
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_locator(_log_locator())
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
         axis.grid(True, which="both", alpha=0.25)
@@ -253,5 +265,5 @@ def _last_finite(values: np.ndarray) -> float:
 def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
-    plt.close(figure)
+    _pyplot().close(figure)
     temporary.replace(path)
