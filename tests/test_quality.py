@@ -5,10 +5,10 @@ import warnings
 
 import numpy as np
 import pytest
+from psld_jax.convert import convert
 from scipy.linalg import sqrtm
 
 import psld_jax as pj
-from psld_jax.convert import convert
 from psld_jax.metrics import Gaussian, frechet_distance, quality, statistics
 
 

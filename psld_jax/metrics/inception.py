@@ -22,9 +22,9 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax._runtime.errors import check_choice, check_kind, why
 from psld_jax._runtime.levels import LEVELS, image_levels
-from psld_jax._runtime.abstract import shapes_of
 from psld_jax.checkpoints.reader import read_checkpoint
 from psld_jax.metrics.features import Features
 from psld_jax.metrics.inception_network import CLASSES, POOL3, RESIZES, InceptionV3, resize

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 
 from flax import nnx
 
+from psld_jax._runtime.abstract import shapes_of
 from psld_jax._runtime.errors import check_choice
 from psld_jax._runtime.registry import Registry
-from psld_jax._runtime.abstract import shapes_of
 
 #: Options that every network may have: they stand in ``config.model`` itself, not in the family's section.
 SHARED = ("dtype", "dropout")
