@@ -15,13 +15,13 @@ from psld_jax.build.configuration import (
     load_config,
     override,
 )
+from psld_jax.build.initial import initial_network
 from psld_jax.build.model import (
     MODELS,
     Classifier,
     Model,
     build_model,
     check_model,
-    initial_network,
     load,
     network_model,
     open_network,

@@ -23,7 +23,7 @@ from psld_jax._runtime.journal import fingerprint
 from psld_jax.build.configuration import from_dict, load_config, override
 from psld_jax.build.parts import build_sde, check_weights, network_options
 from psld_jax.checkpoints import directory as checkpoint
-from psld_jax.models import NCSNpp, NCSNppClassifier, families
+from psld_jax.models import families
 from psld_jax.models.structure import image_shape
 from psld_jax.sampling.settings import Tuned, read_tuned
 from psld_jax.sde import LinearSDE
@@ -275,41 +275,6 @@ def tuned_rows(model: Model, path: str) -> tuple[Tuned, ...]:
 
 def _not_tuned_for(field: str, value: str, belongs_to: str, wanted: str) -> ValueError:
     return ValueError(f"{field}={value!r} was tuned for {belongs_to}; this model is {wanted}")
-
-
-def initial_network(config: Any) -> Any:
-    """Make the network that ``config.model`` describes: weights from ``config.seed``, then ``config.train.init``.
-
-    Raises:
-      ValueError: if the network in ``config.train.init`` has arrays that this one has not, or of another shape.
-    """
-    options, rngs = network_options(config), nnx.Rngs(params=config.seed)
-    given = {}
-    if config.train.init:  # the network takes longer to make than to refuse
-        try:
-            given = checkpoint.flatten(open_network(config.train.init, "")[1])
-        except ValueError as error:
-            raise ValueError(f"config.train.init: {error}") from error
-    if config.model.name == "ncsnpp_clf":
-        net = NCSNppClassifier(options, config.model.n_classes, rngs=rngs)
-    elif config.model.name in families.available():
-        net = families.get(config.model.name)(options, rngs=rngs)
-    else:
-        net = NCSNpp(options, rngs=rngs)
-    if not config.train.init:
-        return net
-    graph, state = nnx.split(net)
-    own = checkpoint.flatten(_text_keys(nnx.to_pure_dict(state)))
-    wrong = [path for path in given if path not in own or own[path].shape != given[path].shape]
-    if wrong:
-        raise ValueError(f"config.train.init={config.train.init!r} does not fit the network in {', '.join(wrong[:5])}")
-    merged = checkpoint.unflatten((path.split("/"), jnp.asarray(given.get(path, array))) for path, array in own.items())
-    nnx.replace_by_pure_dict(state, merged)
-    return nnx.merge(graph, state)
-
-
-def _text_keys(tree: Any) -> Any:
-    return {str(key): _text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def load(name: str | os.PathLike[str], overrides: dict[str, Any] | None = None) -> Any:
