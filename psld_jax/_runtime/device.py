@@ -33,6 +33,12 @@ def to_device(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def wide(dtype: Any) -> Any:
+    """Return ``dtype``, or float32 for one in half precision: what sums and draws are computed in."""
+    # Not jnp.promote_types, which refuses two dtypes where JAX refuses implicit promotion.
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
 # The spline's variable u = log t + RATE * t resolves the power laws near t = 0 and the exponential
 # decay near t = 1 with one uniform spacing.
 _RATE = 16.0
@@ -100,7 +106,7 @@ class TimeFunction:
             t = t.astype(jnp.result_type(float))
         # In half precision log t + 16 t has an error of many pieces, and at t = 1 it lies outside of all.
         dtype = t.dtype
-        t = t.astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
+        t = t.astype(wide(dtype))
         c, starts = (jnp.asarray(leaf, t.dtype) for leaf in (self.coefficients, self.starts))
         if starts.shape[0] == 2:  # offset and spacing of a uniform one
             u = jnp.log(t) + _RATE * t

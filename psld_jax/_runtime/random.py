@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psld_jax._runtime.device import wide
 from psld_jax._runtime.errors import shown
 
 Array = Any
@@ -75,13 +76,18 @@ def unused(n: int) -> Array:
 
 
 def normal_like(keys: Array, draw: Array, state: Any) -> Any:
-    """Draw standard normal numbers shaped like ``state`` (leaves ``[n, ...]``): draw number ``draw`` of ``keys``."""
+    """Draw standard normal numbers shaped like ``state`` (leaves ``[n, ...]``): draw number ``draw`` of ``keys``.
+
+    Those in half precision are those of float32, rounded.
+    """
     leaves, structure = jax.tree.flatten(state)
+
+    def numbers(key: Array, leaf: Array) -> Array:
+        # In bfloat16 JAX has 128 of them, with a mean of -0.012.
+        return jax.random.normal(key, leaf.shape[1:], wide(leaf.dtype)).astype(leaf.dtype)
 
     def one(key: Array) -> list[Array]:
         key = jax.random.fold_in(key, draw)
-        return [
-            jax.random.normal(jax.random.fold_in(key, i), leaf.shape[1:], leaf.dtype) for i, leaf in enumerate(leaves)
-        ]
+        return [numbers(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
 
     return jax.tree.unflatten(structure, jax.vmap(one)(keys))

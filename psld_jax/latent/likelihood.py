@@ -14,7 +14,7 @@ import numpy as np
 from psld_jax import blocks
 from psld_jax._runtime import random, xla
 from psld_jax._runtime.checks import MIN_TIME, as_pixels, check_finite, check_known, check_number, check_seed
-from psld_jax._runtime.device import to_device
+from psld_jax._runtime.device import to_device, wide
 from psld_jax._runtime.errors import check_callable, check_choice, check_counts
 from psld_jax.build import Model, check_model
 from psld_jax.latent.codes import momentum_law, start_state
@@ -117,6 +117,7 @@ def log_likelihood(
     check_callable("progress", progress, "a function of the numbers of the draws, such as tqdm.tqdm")
     seed, sde = check_seed(seed), model.sde
     images = jnp.asarray(as_pixels("images", images, model.image_shape, levels=False))
+    images = images.astype(wide(images.dtype))  # sums over all pixels need it
     dims = int(np.prod(model.image_shape))
     keys = random.sample_keys(jax.random.key(seed), first + np.arange(len(images)))
     matrices = velocity(sde, t_end, 1.0)

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from psld_jax import blocks
 from psld_jax._runtime import xla
 from psld_jax._runtime.checks import MIN_TIME, check_number
-from psld_jax._runtime.device import TimeFunction, to_device
+from psld_jax._runtime.device import TimeFunction, to_device, wide
 from psld_jax._runtime.errors import check_callable, check_choice, check_counts
 from psld_jax.integrators.baselines import check_last_step, last_stage
 from psld_jax.sampling.states import EpsFn, check_state, evaluate
@@ -48,7 +48,8 @@ def sample_ode(
     ``dz/dt = (F - D Cskip / 2) z - D C eps(z, t) / 2`` from ``t_start`` to ``t_end``.
 
     Args:
-      eps_fn, z_T: as for :func:`sample`.
+      eps_fn, z_T: as for :func:`sample`, but a state in half precision is solved in float32, and rounded at the end:
+        rounding is no error that smaller steps would mend.
       solver: ``rk23``, ``rk45``, ``tsit5`` or ``dopri8``.
       rtol, atol: tolerances on the root-mean-square error of a step.
       t_end: that of the diffusion by default, ``sde.t_end``.
@@ -67,8 +68,8 @@ def sample_ode(
     check_sde(sde)
     check_callable("eps_fn", eps_fn, "a function of a state and a time")
     _, dtype = check_state(z_T, sde.num_blocks)
-    problem = ode_problem(sde, dtype, t_end, t_start, solver, rtol, atol, denoise, step_control, max_steps)
-    return _solved(problem, eps_fn, z_T)
+    problem = ode_problem(sde, wide(dtype), t_end, t_start, solver, rtol, atol, denoise, step_control, max_steps)
+    return _solved(problem, eps_fn, z_T, dtype)
 
 
 def encode_ode(
@@ -86,7 +87,7 @@ def encode_ode(
 
     Args:
       eps_fn, sde, solver, rtol, atol, max_steps: as for :func:`sample_ode`.
-      z: state at ``t_end``, leaves ``[n, ...]`` of one floating dtype.
+      z: state at ``t_end``, leaves ``[n, ...]`` of one floating dtype; see :func:`sample_ode` for half precision.
       t_end: where to start, in (0, 1); ``sde.t_end`` by default.
 
     Returns:
@@ -96,8 +97,8 @@ def encode_ode(
       ValueError: as :func:`sample_ode`.
     """
     _, dtype = check_state(z, sde.num_blocks)
-    problem = ode_problem(sde, dtype, t_end, 1.0, solver, rtol, atol, False, max_steps=max_steps, encode=True)
-    return _solved(problem, eps_fn, z)
+    problem = ode_problem(sde, wide(dtype), t_end, 1.0, solver, rtol, atol, False, max_steps=max_steps, encode=True)
+    return _solved(problem, eps_fn, z, dtype)
 
 
 def check_solver(solver: str, rtol: float, atol: float, dtype: Any = np.float32) -> None:
@@ -229,11 +230,12 @@ def solve_ode(
 _solve = xla.jit(solve_ode, "the adaptive solver")
 
 
-def _solved(problem: OdeProblem, eps_fn: EpsFn, z: blocks.State) -> tuple[blocks.State, Array]:
-    z, nfe, reached = _solve(problem, blocks.as_pytree(eps_fn), jax.tree.map(jnp.asarray, z))
+def _solved(problem: OdeProblem, eps_fn: EpsFn, z: blocks.State, dtype: Any) -> tuple[blocks.State, Array]:
+    z = jax.tree.map(lambda leaf: jnp.asarray(leaf, wide(dtype)), z)
+    z, nfe, reached = _solve(problem, blocks.as_pytree(eps_fn), z)
     if not isinstance(reached, Tracer):
         check_reached(problem, reached, nfe)
-    return z, nfe
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), z), nfe
 
 
 def integrate(

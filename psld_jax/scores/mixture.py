@@ -11,7 +11,7 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime.checks import MIN_TIME, check_number
-from psld_jax._runtime.device import TimeFunction
+from psld_jax._runtime.device import TimeFunction, wide
 from psld_jax._runtime.errors import check_counts
 from psld_jax.sde import LinearSDE, OneBlock
 
@@ -48,9 +48,17 @@ class MixtureScore:
         Raises:
           ValueError: when it is traced, for a state of other blocks or shapes.
         """
+        given = jax.tree.leaves(z)[0].dtype
+        # Exponents of hundreds that nearly cancel: half precision would take other data points, or overflow.
+        dtype = wide(given)
+        out = self._at_precision(jax.tree.map(lambda leaf: leaf.astype(dtype), z), jnp.asarray(t, dtype))
+        return jax.tree.map(lambda leaf: leaf.astype(given), out)
+
+    def _at_precision(self, z: blocks.State, t: Array) -> blocks.State:
+        """Return the same for a state in float32 or float64."""
         leaves = jax.tree.leaves(z)
         dtype, n = leaves[0].dtype, leaves[0].shape[0]
-        matrix = self.coefficients(jnp.asarray(t, dtype))
+        matrix = self.coefficients(t)
         k = matrix.shape[0]
         matrix, pull = matrix[:, :-1], matrix[:, -1]
         if len(z) != k or len(leaves) != k or any(leaf.shape[1:] != self.shape for leaf in leaves):
