@@ -105,6 +105,20 @@ def test_training_draws_and_counts_labels(architecture, rng):
     np.testing.assert_array_equal(network._labels(None, 4), np.zeros((1, 3)))
 
 
+def test_labels_that_are_left_out_do_not_depend_on_what_jax_does_with_float64(monkeypatch):
+    """The draws had float64 where that is enabled, and so other bits."""
+    network = models_support.random(abstract(**TINY | {"label_dim": 3, "label_dropout": 0.5}))
+    monkeypatch.setattr(type(network.model), "__call__", lambda self, x, noise, told, augment, **options: told)
+    told = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
+            x, labels = jnp.zeros((32, 8, 8, 3), jnp.float32), jnp.zeros(32, jnp.int32)
+            rngs = nnx.Rngs(dropout=jax.random.key(0))
+            told.append(network.raw(x, jnp.float32(1), labels, deterministic=False, rngs=rngs))
+    np.testing.assert_array_equal(*told)
+    assert 0 < told[0].sum() < 32
+
+
 @pytest.mark.slow
 def test_half_precision_stays_near(rng):
     network = models_support.random(abstract(**TINY))

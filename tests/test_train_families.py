@@ -1,13 +1,16 @@
 """Training of networks with options of their own: EDM's loss and levels, what the network is told, a smoke run."""
 
 import json
+import types
 from pathlib import Path
 
 import edm_files
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from psld_jax.convert import convert
 from rich.console import Console
 from seeds import generator
@@ -15,6 +18,7 @@ from seeds import generator
 import psld_jax as pj
 from psld_jax import build
 from psld_jax.training import losses, train
+from psld_jax.training.step import create_state, make_train_step
 
 
 def edm_config(**values):
@@ -38,6 +42,34 @@ def test_the_loss_is_that_of_edm(rng):
     np.testing.assert_allclose(
         values, (weight * (0.5 * (x0 + s * noise) + s**0.5 - x0) ** 2).mean((1, 2, 3)), rtol=1e-9
     )
+
+
+class Told(nnx.Module):
+    """A network that returns the labels that it is told."""
+
+    def __init__(self):
+        self.config, self.scale = types.SimpleNamespace(n_classes=3), nnx.Param(jnp.ones((), jnp.float32))
+
+    def __call__(self, x, t, labels, *, deterministic=True, rngs=None):
+        return self.scale * labels.astype(jnp.float32)
+
+
+def test_labels_that_are_left_out_do_not_depend_on_what_jax_does_with_float64(key):
+    """The draws had float64 where that is enabled, and so other bits."""
+
+    def loss(network, coefficients, images, labels, noise):
+        return network(images, coefficients), {}
+
+    loss.reduce_mean, loss.num_noise = True, 1  # what a step asks of a loss
+    net, transformation, labels = Told(), optax.sgd(0.1), np.zeros(32, np.int32)
+    told = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            step = make_train_step(net, loss, transformation, lambda step: 0.1, label_dropout=0.5)
+            images = jnp.zeros((32, 2, 2, 1), jnp.float32)
+            told.append(step(create_state(net, transformation, False), key, images, labels, jnp.float32(1))[1]["loss"])
+    np.testing.assert_array_equal(*told)
+    assert set(np.asarray(told[0])) == {0.0, 3.0}
 
 
 @pytest.mark.parametrize("mean, std", [(-1.2, 1.2), (-0.4, 1.0)])

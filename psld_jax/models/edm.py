@@ -153,7 +153,8 @@ class EDM(nnx.Module):
         told, augment = self._labels(labels, len(x)), self._augment(augment_labels, len(x))
         if told is not None and c.label_dropout and not deterministic:
             assert rngs is not None
-            told = told * (jax.random.uniform(rngs.dropout(), (len(x), 1)) >= c.label_dropout)
+            kept = jax.random.uniform(rngs.dropout(), (len(x), 1), jnp.float32) >= c.label_dropout
+            told = told * kept.astype(told.dtype)
         _, _, c_in, c_noise = self.scalings(jnp.reshape(jnp.asarray(sigma, dtype), (-1,)))
         inside = c_in[:, None, None, None] * x.astype(dtype)
         inside = inside.astype(jnp.bfloat16 if c.dtype == "bfloat16" else dtype)

@@ -116,7 +116,7 @@ def make_train_step(
             module: Any = nnx.merge(graph, whole(params), weights.frozen)
             told = ()
             if num_labels:
-                dropped = jax.random.uniform(jax.random.fold_in(key, 1), labels.shape) < label_dropout
+                dropped = jax.random.uniform(jax.random.fold_in(key, 1), labels.shape, jnp.float32) < label_dropout
                 told = (labels if all_labelled else jnp.where(dropped, num_labels, labels),)
 
             def network(x: Array, t: Array) -> Array:
