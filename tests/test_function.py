@@ -84,6 +84,14 @@ def test_discrete_times_have_the_same_noise_level():
     np.testing.assert_array_equal(ends, [0, 49])
 
 
+@pytest.mark.parametrize("make", [np.array, jnp.array, list, lambda shape: tuple(map(float, shape))])
+def test_shapes_of_every_kind_are_taken(make):
+    """``prior_sample`` takes them, so a model does."""
+    shape = make([8, 4, 1])
+    for model in (pj.from_function(lambda x, t: x, VP, shape), pj.from_denoiser(lambda x, sigma: x, VP, shape)):
+        assert model.image_shape == (8, 4, 1) and all(type(size) is int for size in model.image_shape)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

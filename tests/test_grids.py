@@ -1,5 +1,6 @@
 """Time grids and their errors."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -83,6 +84,27 @@ def test_bad_grids_are_named(grid, message):
 def test_bad_ends_are_named(name, t_end):
     with pytest.raises(ValueError, match=f"0 < t_end < t_start <= 1, got t_end={t_end}"):
         pj.grids.get(name)(10, t_end=t_end)
+
+
+@pytest.mark.parametrize("nfe", [10.5, "10", None, True, np.float32(10.5)])
+def test_a_budget_that_is_no_count_is_not_called_too_small(nfe):
+    with pytest.raises(ValueError) as caught:
+        pj.Setting("ddim").table(SDE, nfe)
+    assert str(caught.value) == f"nfe={nfe!r} must be an integer >= 2"
+
+
+@pytest.mark.parametrize("make", [jnp.int32, np.array], ids=["jax", "numpy"])
+def test_counts_that_are_arrays_are_led_to_numbers(make, few_digits):
+    takers = {
+        "nfe": lambda count: pj.Setting("ddim").table(SDE, count),
+        "n_steps": pj.grids.uniform,
+        "n": lambda count: pj.generate(few_digits, n=count, nfe=4),
+    }
+    for name, take in takers.items():
+        with pytest.raises(
+            ValueError, match=rf"^{name}=.* must be an integer >= .*, and no array: give int\({name}\)$"
+        ):
+            take(make(4))
 
 
 def test_other_bad_arguments_are_named():

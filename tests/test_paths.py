@@ -157,6 +157,23 @@ def test_schedules_of_the_originals():
     np.testing.assert_allclose(own.index(karras), told, atol=2e-2)  # 0.013 apart between 6 and 7
 
 
+@pytest.mark.parametrize("sigma", ["x", [1.0, [2.0]], {}])
+@pytest.mark.parametrize(
+    "sde", [pj.sde.PSLD(), pj.sde.EDM(), pj.sde.Flow(), pj.sde.VESDE()], ids=lambda s: type(s).__name__
+)
+def test_what_is_no_noise_level_is_named(sde, sigma):
+    with pytest.raises(ValueError, match="^sigma=.* must be a noise level, or an array of them$"):
+        sde.time(sigma)
+
+
+@pytest.mark.parametrize("schedule", [[0.9, 0.5], np.array([0.9, 0.5]), None])
+def test_levels_in_the_place_of_a_schedule_are_led_to_their_own(schedule):
+    with pytest.raises(
+        ValueError, match="linear, scaled_linear, squaredcos_cap_v2; levels of your own are alphas_cumprod"
+    ):
+        pj.sde.Discrete(schedule)
+
+
 def test_discrete_levels_are_met_exactly_and_zero_terminal_snr_is_zero():
     levels = np.cumprod(1 - np.linspace(1e-3, 0.2, 40))
     sde = pj.sde.Discrete(alphas_cumprod=levels)

@@ -24,6 +24,14 @@ def words(axis):
     return [text.get_text() for text in axis.texts]
 
 
+def test_a_grid_takes_a_list_of_images_and_names_what_is_none(rng):
+    images = rng.uniform(-1, 1, (3, 4, 5, 1))
+    np.testing.assert_array_equal(plots.image_grid(list(images)), plots.image_grid(images))
+    for wrong in (images[0], [], [images[0], images[0, 1:]], "images"):
+        with pytest.raises(ValueError, match=r"^images.*\[n, H, W, C\]$"):
+            plots.image_grid(wrong)
+
+
 def test_a_notebook_keeps_its_backend():
     before = matplotlib.get_backend()
     try:

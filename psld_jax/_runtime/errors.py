@@ -42,7 +42,7 @@ def nearest(name: str, names: Collection[str], n: int = _NEAREST) -> list[str]:
 
 def shown(value: Any, most: int = 80) -> str:
     """Return ``repr(value)`` on one line, cut off, and without addresses in memory, which differ each time."""
-    if hasattr(value, "__array__") and hasattr(value, "shape"):
+    if hasattr(value, "__array__") and hasattr(value, "shape") and not isinstance(value, np.generic):
         return f"an array of shape {value.shape}"
     text = _ADDRESS.sub("", " ".join(repr(value).split()))
     return text if len(text) <= most else f"{text[:most]}..."
@@ -85,7 +85,14 @@ def check_counts(least: int = 1, **counts: Any) -> None:
     """Raise a ``ValueError`` for the first of the named values that is no whole number of at least ``least``."""
     for name, value in counts.items():
         if not is_count(value, least):
-            raise ValueError(f"{name}={shown(value)} must be an integer >= {least}")
+            raise not_a_count(name, value, least)
+
+
+def not_a_count(name: str, value: Any, least: int) -> ValueError:
+    """Make the ``ValueError`` for what :func:`is_count` refuses."""
+    array = hasattr(value, "__array__") and getattr(value, "shape", None) == ()
+    hint = f", and no array: give int({name})" if array and not isinstance(value, np.generic) else ""
+    return ValueError(f"{name}={shown(value)} must be an integer >= {least}{hint}")
 
 
 def check_kind(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:

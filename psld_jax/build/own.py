@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
+
 from psld_jax import scores
 from psld_jax._runtime.errors import check_callable, check_counts, is_count
 from psld_jax.build.configuration import load_config, override
@@ -36,6 +39,8 @@ def from_function(
     """
     check_sde(sde)
     check_counts(0, n_classes=n_classes)
+    if isinstance(image_shape, (np.ndarray, jax.Array)):
+        image_shape = np.asarray(image_shape).tolist()
     known = isinstance(image_shape, (tuple, list)) and len(image_shape) == 3
     if not known or not all(is_count(size) for size in image_shape):
         raise ValueError(f"image_shape={image_shape!r} must be (H, W, C), whole numbers of at least 1")
@@ -44,7 +49,9 @@ def from_function(
     if isinstance(sde, OneBlock) and sde.data_std is None:
         # The sampler is told what the network predicts: noise would say nothing of x_0 where there is no signal.
         sde = sde.predicting(options.get("predicts", "eps"))
-    return Model(sde, scores.function(predict, sde, **options), config, tuple(image_shape), n_classes=n_classes)
+    return Model(
+        sde, scores.function(predict, sde, **options), config, tuple(map(int, image_shape)), n_classes=n_classes
+    )
 
 
 def from_denoiser(
@@ -75,5 +82,6 @@ def from_denoiser(
     if not isinstance(sde, OneBlock):
         raise ValueError(f"a denoiser is a function of x and sigma, one block; {sde!r} has {sde.num_blocks}")
     options: dict[str, Any] = {"predicts": "data", "times": "sigma", "inputs": "data", "channels_first": channels_first}
-    model = from_function(denoiser, sde, image_shape or (1, 1, 1), n_classes=n_classes, **options)
-    return model if image_shape else dataclasses.replace(model, image_shape=())
+    shape = (1, 1, 1) if image_shape is None or np.size(image_shape) == 0 else image_shape
+    model = from_function(denoiser, sde, shape, n_classes=n_classes, **options)
+    return model if shape is image_shape else dataclasses.replace(model, image_shape=())

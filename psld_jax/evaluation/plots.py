@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.errors import shown
 from psld_jax.evaluation import families
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # files need no screen; a notebook has chosen its own backend, and keeps it
@@ -32,7 +33,17 @@ def _log_locator() -> Any:
 
 
 def image_grid(images: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
-    """Tile images ``[n, H, W, C]`` into one ``[rows (H + 1), columns (W + 1), C]`` array in [0, 1]."""
+    """Tile images ``[n, H, W, C]`` into one ``[rows (H + 1), columns (W + 1), C]`` array in [0, 1].
+
+    Raises:
+      ValueError: for what is no array of one or more images.
+    """
+    try:
+        images = np.asarray(images)
+    except ValueError:  # of images of several sizes
+        raise ValueError(f"images={shown(images)} must be one array [n, H, W, C]") from None
+    if images.ndim != 4 or not images.size:
+        raise ValueError(f"images have shape {images.shape}, expected [n, H, W, C]")
     n, h, w, c = images.shape
     columns = int(np.ceil(np.sqrt(n)))
     rows = int(np.ceil(n / columns))

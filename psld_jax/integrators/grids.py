@@ -10,7 +10,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from psld_jax._runtime.checks import MIN_TIME, check_number
-from psld_jax._runtime.errors import check_choice, is_count, shown
+from psld_jax._runtime.errors import check_choice, is_count, not_a_count, shown
 from psld_jax.sde.discrete import Discrete
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def validate(grid: Any) -> np.ndarray:
 def _checked(n_steps: Any, t_end: Any, t_start: Any) -> tuple[int, float, float]:
     """Return the three as numbers of Python: a time of numpy in float32 would make all times of the grid so."""
     if not is_count(n_steps):
-        raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
+        raise not_a_count("n_steps", n_steps, 1)
     t_end, t_start = check_number("t_end", t_end), check_number("t_start", t_start)
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
@@ -206,7 +206,7 @@ def resample(times: Any, n_steps: int) -> np.ndarray:
     """
     times = validate(times)
     if not is_count(n_steps):
-        raise ValueError(f"n_steps={n_steps!r} must be an integer >= 1")
+        raise not_a_count("n_steps", n_steps, 1)
     n_steps = int(n_steps)
     if n_steps == len(times) - 1:
         return times
@@ -273,10 +273,12 @@ def for_budget(
     fn = get(grid) if isinstance(grid, str) else None
     cost, once, last = integrator.nfe_per_step, integrator.nfe_once, bool(denoise)
     least = integrator.least_nfe(denoise)
+    if not is_count(nfe, 0):
+        raise not_a_count("nfe", nfe, least)
     if not is_count(nfe, least):
         parts = [f"one step costs {cost}", f"its restarts {once}" * bool(once), "the denoising step 1" * last]
         raise ValueError(
-            f"nfe={nfe!r} is too small for {integrator.name!r}: {' and '.join(filter(None, parts))}; "
+            f"nfe={nfe} is too small for {integrator.name!r}: {' and '.join(filter(None, parts))}; "
             f"use an integer nfe >= {least}"
         )
     n_steps = (int(nfe) - once - last) // cost

@@ -6,10 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_known
+from psld_jax._runtime.errors import shown
+
 Array = Any
 
 # Noise levels are looked for from here to t = 1.
 _EARLIEST = 1e-9
+
+
+def as_levels(sigma: Array) -> np.ndarray:
+    """Return noise levels of any shape in float64; a ``ValueError`` for what is no number or is traced."""
+    check_known("sigma", sigma)
+    try:
+        return np.asarray(sigma, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"sigma={shown(sigma)} must be a noise level, or an array of them") from None
 
 
 class NoiseLevels:
@@ -44,7 +56,7 @@ class NoiseLevels:
         Raises:
           ValueError: for a level that the diffusion does not have between ``t = 1e-9`` and 1.
         """
-        sigma = np.asarray(sigma, np.float64)
+        sigma = as_levels(sigma)
         low, high = np.full(sigma.shape, np.log(_EARLIEST)), np.zeros(sigma.shape)
         self._check_sigma(sigma, *self.sigma(np.array([_EARLIEST, 1.0])))
         for _ in range(80):

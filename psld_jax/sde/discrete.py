@@ -30,6 +30,10 @@ def named_betas(schedule: str, beta_start: float, beta_end: float, num_steps: in
     Raises:
       ValueError: for another schedule, or ends that are not ``0 < beta_start <= beta_end < 1``.
     """
+    if not isinstance(schedule, str):
+        raise ValueError(
+            f"schedule={shown(schedule)} must be one of {', '.join(SCHEDULES)}; levels of your own are alphas_cumprod"
+        )
     check_choice("schedule", schedule, SCHEDULES)
     check_counts(2, num_steps=num_steps)
     if not 0 < beta_start <= beta_end < 1:

@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
+from psld_jax.sde._noise_levels import as_levels
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -57,7 +58,7 @@ class EDM(OneBlock):
         return self.sigma_max * (np.asarray(t, np.float64) - s)
 
     def time(self, sigma: Array) -> np.ndarray:
-        sigma = np.asarray(sigma, np.float64)
+        sigma = as_levels(sigma)
         self._check_sigma(sigma, 0.0, self.sigma_max)
         return sigma / self.sigma_max
 

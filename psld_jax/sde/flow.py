@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
+from psld_jax.sde._noise_levels import as_levels
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -54,7 +55,7 @@ class Flow(OneBlock):
         return self.shift * (np.asarray(t, np.float64) - s) / (self._stretch(t) * self._stretch(s))
 
     def time(self, sigma: Array) -> np.ndarray:
-        sigma = np.asarray(sigma, np.float64)
+        sigma = as_levels(sigma)
         self._check_sigma(sigma, 0.0, np.inf)
         with np.errstate(invalid="ignore"):
             return np.where(np.isinf(sigma), 1.0, sigma / (self.shift + sigma))

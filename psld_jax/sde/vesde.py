@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from psld_jax.sde._noise_levels import as_levels
 from psld_jax.sde.edm import check_levels
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
@@ -51,6 +52,6 @@ class VESDE(OneBlock):
         return self.std(s) * np.expm1(self._log_ratio * (np.asarray(t, np.float64) - s))
 
     def time(self, sigma: Array) -> np.ndarray:
-        sigma = np.asarray(sigma, np.float64)
+        sigma = as_levels(sigma)
         self._check_sigma(sigma, self.sigma_min, self.sigma_max)
         return np.log(sigma / self.sigma_min) / self._log_ratio
