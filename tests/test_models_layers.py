@@ -1,5 +1,6 @@
 """FIR resampling and the single layers, against the original and against the definition."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -128,6 +129,14 @@ def test_group_norm_survives_a_large_mean_and_bfloat16(rng):
     low = layer(x.astype(jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), y, atol=0.05)
+
+
+def test_sums_in_float32_need_no_dtype_to_be_promoted(rng):
+    """A network in bfloat16 ended in an error where JAX refuses implicit promotion."""
+    x = jnp.asarray(rng.standard_normal((2, 4, 4, 8)), jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"):
+        normed, attended = layers.GroupNorm(8)(x), layers.attend(x, x, x)
+    assert normed.dtype == attended.dtype == jnp.bfloat16
 
 
 def test_an_unknown_kind_is_refused():

@@ -164,7 +164,7 @@ def test_adaptive_nfe_is_the_number_of_calls(key, solver, denoise):
     assert len(calls) == nfe[0]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64], ids=lambda dtype: dtype.__name__)
 def test_nothing_needs_dtypes_to_be_promoted(key, dtype):
     """Whoever asks JAX to refuse implicit promotion can draw with every loop."""
     integrator = pj.integrators.get("reduced_oba")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from psld_jax._runtime.device import wide
 from psld_jax._runtime.xla import materialise
 from psld_jax.models import fir
 from psld_jax.models.structure import Entry, NCSNppConfig, groups
@@ -131,7 +132,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         n, height, width, channels = x.shape
-        y = x.reshape(n, height * width, channels).astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = x.reshape(n, height * width, channels).astype(wide(x.dtype))
         y = group_norm(y, self.scale[...], self.bias[...], self.count, self.eps)
         return y.reshape(x.shape).astype(x.dtype)
 
@@ -259,8 +260,7 @@ def attend(query: Array, key: Array, value: Array) -> Array:
 
     Unlike ``jax.nn.dot_product_attention`` it stays float64 where the arrays are.
     """
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=wide)
+    scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=wide(query.dtype))
     weights = jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(value.dtype)
     return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
 

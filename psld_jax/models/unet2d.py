@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from psld_jax._runtime.device import wide
 from psld_jax._runtime.xla import materialise
 from psld_jax.models import families, fir, layers
 from psld_jax.models.unet2d_structure import UNet2DConfig, Unit, plan
@@ -86,7 +87,7 @@ class AdaptiveNorm(nnx.Module):
         n, height, width, channels = x.shape
         told = self.dense(temb)[:, None, None].astype(x.dtype)
         factor, offset = jnp.split(told, 2, axis=-1)
-        y = x.reshape(n, height * width, channels).astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = x.reshape(n, height * width, channels).astype(wide(x.dtype))
         one = jnp.ones(channels, y.dtype)
         y = layers.group_norm(y, one, 0 * one, self.count, self.eps).reshape(x.shape).astype(x.dtype)
         return y * (1 + factor) + offset
