@@ -62,3 +62,12 @@ def test_adaptive_solvers_solve_in_float32_and_round(dtype, few_digits, key):
     images = cast(model.data[:2], dtype)
     found, exact = (pj.log_likelihood(model, x, draws=1, **options) for x in (images, cast(images, jnp.float32)))
     np.testing.assert_array_equal(found.nats, exact.nats)
+
+
+@HALF
+def test_known_pixels_may_be_in_half_precision(dtype, few_digits):
+    """Those in bfloat16 were said to be no images."""
+    table = pj.Setting("ddim").table(few_digits.sde, 4)
+    images, mask = cast(few_digits.data[:2], dtype), np.eye(8)
+    found, exact = (pj.known_pixels(few_digits.sde, table, x, mask) for x in (images, cast(images, jnp.float32)))
+    assert_equal(found.x, cast(exact.x, dtype))

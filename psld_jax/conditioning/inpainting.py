@@ -93,7 +93,7 @@ def known_pixels(
     check_flag("fresh", fresh)
     if not isinstance(x, Tracer):
         values = np.asarray(x)
-        if values.ndim != 4 or values.dtype.kind not in "uf":
+        if values.ndim != 4 or (values.dtype.kind not in "uf" and values.dtype.name != "bfloat16"):
             raise ValueError(f"x={shown(x)} must be images [n, H, W, C] in [-1, 1]")
         x = as_pixels("x", np.where(as_mask(mask, values.shape) == 1, values, 0).astype(values.dtype), values.shape[1:])
     x = jnp.asarray(x)
