@@ -31,37 +31,30 @@ class Ordering(NamedTuple):
     budgets: tuple[int, ...]
 
 
-#: The paper reports these at 50 evaluations, and those of stochastic samplers at 100 as well.
-_FEWER = (10, 20, 50)
-_PLAIN = "psld"
+_PLAIN, _PRECONDITIONED = "psld", "psld_preconditioned"
+
+#: Claim, the better sampler and the worse one. The paper reports these at 50 evaluations, those of stochastic samplers
+#: at 100 as well, and of plain networks.
+_OF_SAMPLERS = (
+    ("reduced Verlet beats naive", "reduced_velocity_verlet", "naive_velocity_verlet"),
+    ("reduced OBA beats naive", "reduced_oba", "naive_oba"),
+    ("conjugate Verlet beats reduced", "conjugate_velocity_verlet", "reduced_velocity_verlet"),
+    ("lambda-DDIM-II beats DDIM", "lambda_ddim_ii", "ddim"),
+    ("ROBA beats SSCS", "reduced_oba", "sscs"),
+    ("ROBA beats EM", "reduced_oba", "euler_maruyama"),
+    ("conjugate steps do not help ROBA", "reduced_oba", "conjugate_oba"),
+)
+
+_VERLET = "conjugate_velocity_verlet"
 
 ORDERINGS = (
-    Ordering(
-        "reduced Verlet beats naive", (_PLAIN, "reduced_velocity_verlet"), (_PLAIN, "naive_velocity_verlet"), _FEWER
+    *(
+        Ordering(f"{claim}{where}", (network, better), (network, worse), (10, 20, 50, 100))
+        for network, where in ((_PLAIN, ""), (_PRECONDITIONED, ", preconditioned"))
+        for claim, better, worse in _OF_SAMPLERS
     ),
-    Ordering("reduced OBA beats naive", (_PLAIN, "reduced_oba"), (_PLAIN, "naive_oba"), _FEWER),
-    Ordering(
-        "conjugate Verlet beats reduced",
-        (_PLAIN, "conjugate_velocity_verlet"),
-        (_PLAIN, "reduced_velocity_verlet"),
-        _FEWER,
-    ),
-    Ordering("lambda-DDIM-II beats DDIM", (_PLAIN, "lambda_ddim_ii"), (_PLAIN, "ddim"), _FEWER),
-    Ordering("ROBA beats SSCS", (_PLAIN, "reduced_oba"), (_PLAIN, "sscs"), (*_FEWER, 100)),
-    Ordering("ROBA beats EM", (_PLAIN, "reduced_oba"), (_PLAIN, "euler_maruyama"), (*_FEWER, 100)),
-    Ordering("conjugate steps do not help ROBA", (_PLAIN, "reduced_oba"), (_PLAIN, "conjugate_oba"), _FEWER),
-    Ordering(
-        "preconditioning helps conjugate Verlet",
-        ("psld_preconditioned", "conjugate_velocity_verlet"),
-        (_PLAIN, "conjugate_velocity_verlet"),
-        (50,),
-    ),
-    Ordering(
-        "preconditioning does not help conjugate Verlet",
-        (_PLAIN, "conjugate_velocity_verlet"),
-        ("psld_preconditioned", "conjugate_velocity_verlet"),
-        (100,),
-    ),
+    Ordering("preconditioning helps conjugate Verlet", (_PRECONDITIONED, _VERLET), (_PLAIN, _VERLET), (50,)),
+    Ordering("preconditioning does not help conjugate Verlet", (_PLAIN, _VERLET), (_PRECONDITIONED, _VERLET), (100,)),
 )
 
 #: What one panel of the paper's figures compares, by its title.
