@@ -166,7 +166,7 @@ def exponential_step(
     at = at[used]
 
     same = np.eye(len(at), dtype=bool)
-    apart = np.where(same, 1.0, at[:, None] - at)
+    apart = np.subtract(at[:, None], at, out=np.ones(same.shape), where=~same)  # one that is infinite is alone
 
     def lagrange(u: np.ndarray) -> np.ndarray:
         if len(at) == 1:
