@@ -1,5 +1,6 @@
 """The Inception of FID against PyTorch, where that is installed, and against numbers that PyTorch gave elsewhere."""
 
+import dataclasses
 import hashlib
 
 import convert_files as files
@@ -176,6 +177,8 @@ def test_shapes_are_checked_when_features_are_taken():
     assert result.shape == (5, 1008)
     with pytest.raises(ValueError, match=r"got shape \(5, 3, 8, 8\)"):
         features(jnp.zeros((5, 3, 8, 8)))
+    as_they_come = dataclasses.replace(features, fn=lambda images: images)
+    assert as_they_come(jnp.zeros((1, 8, 8, 3), jnp.uint8)).dtype == np.uint8  # other features refuse levels
 
 
 FIRST = {

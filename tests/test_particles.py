@@ -47,12 +47,12 @@ def test_modes_have_their_probability(digits_model, sde, weight):
 
 @pytest.mark.parametrize("path", [pj.sde.Flow(), pytest.param(pj.sde.Cosine(), marks=pytest.mark.slow)], ids=str)
 def test_particles_are_kept_where_the_grid_of_the_diffusion_is_uniform(few_digits, path):
-    """Its last step would lose them: seen 1 to 3 of 64 on a uniform grid, and more than half on this one."""
+    """Its last step would lose them: of 16, medians of 11 to 12 are seen on this grid, and 1 to 6 on a uniform one."""
     model = model_of(few_digits.data, 0.05, path, few_digits)
     means = pj.operators.downsample(2)
-    y = np.asarray(means(jnp.asarray(model.data[:2], jnp.float32)))
+    y = np.asarray(means(jnp.asarray(model.data[:8], jnp.float32)))
     found = pj.sample_posterior(model, means, y, noise_std=0.05, particles=16, nfe=25)
-    assert found.effective[-1].min() > 4
+    assert np.median(found.effective[-1]) > 7
 
 
 @pytest.mark.slow

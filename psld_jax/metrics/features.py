@@ -87,11 +87,13 @@ class Features:
       name: what reports call it.
       fn: the function, as JAX can trace it.
       image_shape: ``(H, W, C)`` that it takes, or ``None`` for any.
+      takes_levels: whether it takes uint8 images, levels 0 to 255, as well.
     """
 
     name: str
     fn: Callable[[Array], Array]
     image_shape: tuple[int, ...] | None = None
+    takes_levels: bool = False
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Raise a ``ValueError`` if these are no features of images of that shape."""
@@ -102,10 +104,10 @@ class Features:
         """Return features ``[n, d]``: in batches for numpy arrays; JAX arrays can be traced and differentiated.
 
         Raises:
-          ValueError: for images of another shape, or levels 0 to 255.
+          ValueError: for images of another shape, or levels 0 to 255 if it does not take them.
         """
         self.check(images.shape[1:])
-        if images.dtype == np.uint8:
+        if images.dtype == np.uint8 and not self.takes_levels:
             raise ValueError(f"the features {self.name!r} are of images in [-1, 1], which psld_jax.normalise makes")
         if isinstance(images, jax.Array):
             return self.fn(images)

@@ -176,4 +176,4 @@ def inception_features(
     def fn(images: Array) -> Array:
         return _outputs(graph, state, image_levels(images, levels), resize, output)
 
-    return Features(f"inception-{resize}-{levels}{suffix}", fn)
+    return Features(f"inception-{resize}-{levels}{suffix}", fn, takes_levels=True)
