@@ -62,7 +62,8 @@ def registries_as_they_were():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in GUIDE if blocks(path, "python")], ids=page_id)
-def test_every_python_block_runs(path):
+def test_every_python_block_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     names = {}
     with jax.enable_x64(False), registries_as_they_were():
         for code in blocks(path, "python"):

@@ -14,7 +14,8 @@ README, SAMPLERS = ((ROOT / name).read_text() for name in ("README.md", "docs/sa
 
 
 @pytest.mark.slow
-def test_every_python_block_runs():
+def test_every_python_block_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     with jax.enable_x64(False):
