@@ -39,13 +39,14 @@ def regular(sde: LinearSDE, past: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(u for u in past if not gone(sde, u))
 
 
-def lowered(order: int, place: Place, lower_order_final: bool) -> int:
-    """Return the most evaluations that a step may use: as many as steps are left, this one too, if so ``order`` falls.
+def lowered(order: int, place: Place, lower_order_final: bool, *, ago: int = 0) -> int:
+    """Return the most evaluations that the step so many steps ``ago`` may use: as many as were left, itself included.
 
-    The denoising step is one of those that are left. ``ValueError`` for a ``lower_order_final`` that is not a bool.
+    That is if ``lower_order_final``, and ``order`` otherwise. The denoising step is one of those that are left.
+    ``ValueError`` for a ``lower_order_final`` that is not a bool.
     """
     choice("lower_order_final", lower_order_final, (False, True))
-    return min(order, place.num_steps - place.step) if lower_order_final else order
+    return min(order, place.num_steps - place.step + ago) if lower_order_final else order
 
 
 def noise_step(sde: LinearSDE, t: float, s: float) -> tuple[np.ndarray, np.ndarray]:

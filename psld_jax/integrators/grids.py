@@ -10,7 +10,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from psld_jax._runtime.checks import MIN_TIME, check_number
-from psld_jax._runtime.errors import check_choice, is_count, not_a_count, shown
+from psld_jax._runtime.errors import check_choice, check_counts, is_count, not_a_count, shown
 from psld_jax.sde.discrete import Discrete
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def validate(grid: Any) -> np.ndarray:
 
 def _checked(n_steps: Any, t_end: Any, t_start: Any) -> tuple[int, float, float]:
     """Return the three as numbers of Python: a time of numpy in float32 would make all times of the grid so."""
-    if not is_count(n_steps):
-        raise not_a_count("n_steps", n_steps, 1)
+    check_counts(n_steps=n_steps)
     t_end, t_start = check_number("t_end", t_end), check_number("t_start", t_start)
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"need 0 < t_end < t_start <= 1, got t_end={t_end}, t_start={t_start}")
@@ -205,8 +204,7 @@ def resample(times: Any, n_steps: int) -> np.ndarray:
       ValueError: for times that :func:`validate` refuses, or ``n_steps`` that is no whole number of at least 1.
     """
     times = validate(times)
-    if not is_count(n_steps):
-        raise not_a_count("n_steps", n_steps, 1)
+    check_counts(n_steps=n_steps)
     n_steps = int(n_steps)
     if n_steps == len(times) - 1:
         return times

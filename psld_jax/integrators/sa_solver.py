@@ -142,19 +142,16 @@ def sa_solver(
         return tau if low <= float(sde.sigma(np.float64(u))) <= high else 0.0
 
     now = strength(t)
-
-    def used(most: int, steps_before: int, times: tuple[float, ...]) -> tuple[float, ...]:
-        return times[: lowered(most, Place(place.step - steps_before, place.num_steps), lower_order_final)]
-
-    e, b = _step(sde, now, t, s, used(order, 0, (t, *past)), rule)
+    e, b = _step(sde, now, t, s, (t, *past)[: lowered(order, place, lower_order_final)], rule)
     root = cholesky(_noise(sde, _dynamics(sde, now), now, t, s)) if tau else None
     step = Stage(e, b, root)
     if not (past and corrector):
         return [evaluated(sde, step, t, "data")]
     before = strength(past[0])
     # A corrector may have one evaluation more than the predictor of the step that it corrects.
-    new = _step(sde, before, past[0], t, used(corrector, 2, (t, *past)), rule)[1]
-    old = _step(sde, before, past[0], t, used(order, 1, past), rule)[1]
+    predicted = past[: lowered(order, place, lower_order_final, ago=1)]
+    corrected = (t, *past)[: lowered(corrector, place, lower_order_final, ago=2)]
+    new, old = (_step(sde, before, past[0], t, nodes, rule)[1] for nodes in (corrected, predicted))
     zero = np.zeros((sde.num_blocks,) * 2)
     weights = tuple(a - b for a, b in itertools.zip_longest(new, (zero, *old), fillvalue=zero))
     correction = Stage(np.eye(sde.num_blocks), weights)

@@ -76,12 +76,11 @@ def unipc(
     """
     choice("order", order, (1, 2, 3))
     choice("variant", variant, VARIANTS)
-    nodes = (t, *past)[: lowered(order, place, lower_order_final)]
-    e, b = _step(sde, t, s, nodes, variant)
+    e, b = _step(sde, t, s, (t, *past)[: lowered(order, place, lower_order_final)], variant)
     if not past:
         return [evaluated(sde, Stage(e, b), t, "data")]
     # What the predictor of the step that is corrected had.
-    used = past[: lowered(order, Place(place.step - 1, place.num_steps), lower_order_final)]
+    used = past[: lowered(order, place, lower_order_final, ago=1)]
     old = _step(sde, past[0], t, used, variant)[1]
     new = _step(sde, past[0], t, (t, *used), variant)[1]
     correction = (new[0], *(after - before for after, before in zip(new[1:], old, strict=True)))

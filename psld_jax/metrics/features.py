@@ -74,8 +74,8 @@ class ImageClassifier(nnx.Module):
         size = 8 * math.isqrt(arrays["hidden/kernel"].shape[0] // 64)  # sizes of as many cells have the same arrays
         net = shapes_of(lambda rngs: cls(n_classes, num_features, image_size=size, rngs=rngs))
         graph, state = nnx.split(net)
-        values = checkpoint.unflatten((name.split("/"), jnp.asarray(array)) for name, array in arrays.items())
-        nnx.replace_by_pure_dict(state, values)
+        values = checkpoint.unflatten((name.split("/"), array) for name, array in arrays.items())
+        nnx.replace_by_pure_dict(state, jax.device_put(values))  # jnp.asarray compiles a program for each shape
         return nnx.merge(graph, state)
 
 
