@@ -35,6 +35,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--nfe", nargs="+", type=int, default=list(BUDGETS), help=f"budgets {BUDGETS}")
     parser.add_argument("--samples", type=int, default=10_000, help="of a cell (10000)")
     parser.add_argument("--sample-seeds", type=int, default=3, help="cells of a sampler and budget (3)")
+    parser.add_argument("--final-samples", type=int, default=10_000, help="of the best sampler of a budget (10000)")
+    parser.add_argument("--final-seeds", type=int, default=3, help="cells of the best sampler (3)")
     parser.add_argument("--batch", type=int, default=250, help="samples at a time (250)")
     parser.add_argument("--tune-samples", type=int, default=128, help="0: nothing is tuned (128)")
     parser.add_argument(
@@ -48,11 +50,14 @@ def parse(arguments: Sequence[str] | None) -> Any:
         chosen.networks, chosen.seeds, chosen.steps = chosen.networks[:1], 1, 100
         chosen.samplers, chosen.nfe = ["ddim", "reduced_oba", "predictor_corrector", LEARNED], [5, 10]
         chosen.samples, chosen.sample_seeds, chosen.tune_samples, chosen.learn_samples = 500, 2, 16, 64
+        chosen.final_samples, chosen.final_seeds = 500, 2
     try:
-        counts = {name: getattr(chosen, name) for name in ("seeds", "steps", "sample_seeds", "batch", "width")}
+        counts = {
+            name: getattr(chosen, name) for name in ("seeds", "steps", "sample_seeds", "final_seeds", "batch", "width")
+        }
         check_counts(**counts, **{f"nfe[{i}]": budget for i, budget in enumerate(chosen.nfe)})
         # The covariance of fewer than two samples is none.
-        check_counts(2, samples=chosen.samples)
+        check_counts(2, samples=chosen.samples, final_samples=chosen.final_samples)
         if chosen.tune_samples:
             check_counts(8, tune_samples=chosen.tune_samples)
         part = LEARNING["batch_size"]
@@ -82,6 +87,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
         budgets=tuple(sorted(set(chosen.nfe))),
         sample_seeds=chosen.sample_seeds,
         samples=chosen.samples,
+        final_seeds=chosen.final_seeds,
+        final_samples=chosen.final_samples,
         batch=chosen.batch,
         tune_samples=chosen.tune_samples,
         learn_samples=chosen.learn_samples,

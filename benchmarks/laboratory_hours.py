@@ -37,6 +37,9 @@ def hours(laboratory: Laboratory) -> dict[str, float]:
         left = whole - (len(cells.read_text().splitlines()) - 1 if cells.exists() else 0)
         evaluations = (len(names) * sum(o.budgets) + sum(to_learn)) * o.sample_seeds * o.samples
         parts["samples"] += max(left, 0) / whole * evaluations * image
+        # One sampler of each budget.
+        if not (place / "finals.jsonl").exists():
+            parts["samples"] += sum(o.budgets) * o.final_seeds * o.final_samples * image
     return {part: seconds / 3600 for part, seconds in parts.items()}
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import psld_jax as pj
 from benchmarks import laboratory_table
+from benchmarks.laboratory_table import AS_MANY, HELD_OUT
 from benchmarks.train_judge import train_judge
 from psld_jax import build, integrators, metrics, tuning
 from psld_jax._runtime.journal import Journal, check_same, make_directory, read_json, replace
@@ -112,6 +113,8 @@ class Options:
     budgets: tuple[int, ...]
     sample_seeds: int
     samples: int
+    final_seeds: int
+    final_samples: int
     batch: int
     tune_samples: int
     candidates: int
@@ -180,8 +183,9 @@ class Laboratory:
 
     @functools.cached_property
     def laws(self) -> dict[str, metrics.Gaussian]:
-        """Of the training images, by features."""
-        return {name: _law(features, self.images) for name, features in self.features.items()}
+        """Of the training images, by features; and of the images that were held out, in those of the judge."""
+        laws = {name: _law(features, self.images) for name, features in self.features.items()}
+        return {**laws, HELD_OUT: _law(self.features["classifier"], self.others)}
 
     def distances(self, images: np.ndarray) -> dict[str, float]:
         """Frechet distances of images to the training images."""
@@ -190,11 +194,12 @@ class Laboratory:
     def real(self) -> list[dict[str, Any]]:
         """Distances of as many training images, drawn with replacement: those of a sampler without error. And those of
         all images that were held out."""
-        n, found = self.options.samples, []
-        for seed in range(self.options.sample_seeds):
-            chosen = np.random.default_rng(seed).integers(len(self.images), size=n)
-            found.append({"what": "training images, as many", "images": n, **self.distances(self.images[chosen])})
-        return [*found, {"what": "held out", "images": len(self.others), **self.distances(self.others)}]
+        o, found = self.options, []
+        for count, seeds in ({o.final_samples: o.final_seeds} | {o.samples: o.sample_seeds}).items():
+            for seed in range(seeds):
+                drawn = np.random.default_rng(seed).integers(len(self.images), size=count)
+                found.append({"what": AS_MANY, "images": count, **self.distances(self.images[drawn])})
+        return [*found, {"what": HELD_OUT, "images": len(self.others), **self.distances(self.others)}]
 
     def place(self, name: str, seed: int) -> Path:
         """The directory of a network."""
@@ -278,60 +283,56 @@ class Laboratory:
             solver = self.learned(name, seed, model, budget)
             yield LEARNED, budget, prepare(model, nfe=budget, solver=solver)
 
-    def to_held_out(self, name: str, seed: int, best: Sequence[dict[str, Any]]) -> dict[int, float]:
-        """By budget, the distance of the best sampler's images to those held out, in features of the classifier.
-
-        A network that knows the training images by heart is near to them, and no nearer to these than they are.
-        """
-        o, model = self.options, self.trained(name, seed)
-        chosen = {(row["sampler"], row["budget"]) for row in best}
-        about = {"network": model.fingerprint, "images": o.data, "judge_epochs": o.judge_epochs, "to": "held out"}
-        cells = evaluate.evaluate(
-            (job for job in self._jobs(name, seed, model) if job[:2] in chosen),
-            _law(self.features["classifier"], self.others),
-            features=self.features["classifier"],
-            seeds=[o.sample_seeds - 1],
-            num_samples=o.samples,
-            batch_size=o.batch,
-            journal=Journal(self.place(name, seed) / "held_out.jsonl", about, "the laboratory"),
-            report=lambda cell: self.console.print(f"{name}-{seed}, to held-out images: {cell.describe()}"),
-        )
-        return {cell.budget: cell.distance for cell in cells}
-
     def cells(self, name: str, seed: int) -> list[evaluate.Cell]:
-        """Every sampler, budget and seed of samples: distance in pixels, and in ``others`` that of the classifier."""
+        """Every sampler, budget and seed of samples."""
         o, model = self.options, self.trained(name, seed)
+        return self._judged("cells", name, seed, model, self._jobs(name, seed, model), range(o.sample_seeds), o.samples)
+
+    def finals(self, name: str, seed: int, cells: Sequence[evaluate.Cell]) -> list[evaluate.Cell]:
+        """The best sampler of every budget, judged again by samples that the choice has not seen."""
+        o, model = self.options, self.trained(name, seed)
+        chosen = set(laboratory_table.chosen(cells))
+        jobs = (job for job in self._jobs(name, seed, model) if job[:2] in chosen)
+        seeds = range(o.sample_seeds, o.sample_seeds + o.final_seeds)
+        return self._judged("finals", name, seed, model, jobs, seeds, o.final_samples)
+
+    def _judged(
+        self, file: str, name: str, seed: int, model: pj.Model, jobs: Iterator[Any], seeds: range, num_samples: int
+    ) -> list[evaluate.Cell]:
+        """Cells with the distance in pixels; in ``others`` those in features of the judge, to the training images and
+        to those held out. A network that knows the training images by heart is near to them, and no nearer to the
+        others than they are."""
         judge, shape = self.features["classifier"], model.image_shape
 
         def classifier(pixels: np.ndarray) -> dict[str, float]:
             law = _law(judge, pixels.reshape(-1, *shape))
-            return {"classifier": law.distance(self.laws["classifier"])}
+            return {to: law.distance(self.laws[to]) for to in ("classifier", HELD_OUT)}
 
-        about = {"network": model.fingerprint, "images": self.options.data, "judge_epochs": o.judge_epochs}
+        about = {"network": model.fingerprint, "images": self.options.data, "judge_epochs": self.options.judge_epochs}
         return evaluate.evaluate(
-            self._jobs(name, seed, model),
+            jobs,
             self.laws["pixels"],
             features=self.features["pixels"],
-            seeds=range(o.sample_seeds),
-            num_samples=o.samples,
-            batch_size=o.batch,
-            num_kept=o.samples,
+            seeds=seeds,
+            num_samples=num_samples,
+            batch_size=self.options.batch,
+            num_kept=num_samples,
             others=classifier,
-            journal=Journal(self.place(name, seed) / "cells.jsonl", about, "the laboratory"),
-            report=lambda cell: self.console.print(f"{name}-{seed}: {cell.describe()}"),
+            journal=Journal(self.place(name, seed) / f"{file}.jsonl", about, "the laboratory"),
+            report=lambda cell: self.console.print(f"{name}-{seed}, {file}: {cell.describe()}"),
         )
 
     def run(self) -> None:
         """All of it; tables and figures are written anew after every network."""
-        real, rows, facts, held_out = self.real(), [], [], {}
         about = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "path"}
+        found = laboratory_table.Found(about, self.real())
         for name, seed in self.options.jobs():
-            mine = [{"network": name, "seed": seed, "cell": cell} for cell in self.cells(name, seed)]
-            best = list(laboratory_table.best(mine, "classifier"))
-            held_out[name, seed] = self.to_held_out(name, seed, best)
-            rows += mine
-            facts.append(read_json(self.place(name, seed) / "network.json"))
-            laboratory_table.write(self.directory, rows, real, facts, about, held_out)
+            cells = self.cells(name, seed)
+            finals = self.finals(name, seed, cells)
+            found.cells += [{"network": name, "seed": seed, "cell": cell} for cell in cells]
+            found.finals += [{"network": name, "seed": seed, "cell": cell} for cell in finals]
+            found.networks.append(read_json(self.place(name, seed) / "network.json"))
+            laboratory_table.write(self.directory, found)
         self.console.print((self.directory / "laboratory.md").read_text(encoding="utf-8"), markup=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import json
 import math
@@ -20,6 +21,28 @@ APART = 2.0
 
 #: Measures of a cell by the name of their features.
 FEATURES = ("classifier", "pixels")
+
+#: What real images are: so many training images, drawn with replacement, or all that no network was trained on. The
+#: second is also the name of a cell's distance to them, in features of the classifier.
+AS_MANY, HELD_OUT = "training images, as many", "held out"
+
+
+@dataclasses.dataclass
+class Found:
+    """What there is so far.
+
+    Attributes:
+      about: the options.
+      real: distances of real images.
+      cells: every sampler and budget; ``finals`` the best ones, judged again. Rows of network, seed and cell.
+      networks: what is known of their training.
+    """
+
+    about: dict[str, Any]
+    real: list[dict[str, Any]]
+    cells: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    finals: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    networks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class Ordering(NamedTuple):
@@ -111,27 +134,38 @@ def verdict(better: dict[tuple[int, int], float], worse: dict[tuple[int, int], f
     return ("holds" if mean > 0 else "does not hold"), mean, error
 
 
-def best(rows: Sequence[dict[str, Any]], features: str) -> Iterator[dict[str, Any]]:
-    """For every network and budget the sampler with the smallest mean distance on the first seed of samples.
+def chosen(cells: Sequence[evaluate.Cell]) -> list[tuple[str, int]]:
+    """Of one network: the sampler of each budget with the smallest mean distance in features of the classifier."""
+    found = distances(({"network": "", "seed": 0, "cell": cell} for cell in cells), "classifier")
+    means = {key[1:]: float(np.mean(list(values.values()))) for key, values in found.items()}
+    finite = {key: value for key, value in means.items() if math.isfinite(value)}
+    budgets = sorted({budget for _, budget in finite})
+    return [min((key for key in finite if key[1] == budget), key=finite.__getitem__) for budget in budgets]
 
-    Its distance is that of the other seeds, where there are any: the choice has not seen them.
+
+def best(finals: Sequence[dict[str, Any]], features: str) -> Iterator[dict[str, Any]]:
+    """For every diffusion and budget: the distance of what was chosen for its networks, and which samplers those are.
+
+    The mean and the standard deviation are over networks, where there are several, else over seeds of samples.
     """
-    found = distances(rows, features)
-    for network, budget in sorted({(network, budget) for network, _, budget in found}):
-        means: dict[str, tuple[float, list[float]]] = {}
-        for (name, sampler, nfe), values in found.items():
-            if (name, nfe) == (network, budget):
-                first = [value for (_, seed), value in values.items() if seed == 0]
-                means[sampler] = float(np.mean(first)), [v for (_, seed), v in values.items() if seed] or first
-        sampler = min(means, key=lambda name: means[name][0])
-        values = means[sampler][1]
-        if np.isfinite(values).all():
+    found: dict[tuple[str, int], dict[int, list[float]]] = {}
+    samplers: dict[tuple[str, int], dict[int, str]] = {}
+    for row in finals:
+        cell, key = row["cell"], (row["network"], row["cell"].budget)
+        value = cell.distance if features == "pixels" else cell.others.get(features, math.inf)
+        found.setdefault(key, {}).setdefault(row["seed"], []).append(value)
+        samplers.setdefault(key, {})[row["seed"]] = cell.sampler
+    for (network, budget), values in sorted(found.items()):
+        over = (
+            [float(np.mean(of_one)) for of_one in values.values()] if len(values) > 1 else next(iter(values.values()))
+        )
+        if np.isfinite(over).all():
             yield {
                 "network": network,
                 "budget": budget,
-                "sampler": sampler,
-                "distance": float(np.mean(values)),
-                "spread": float(np.std(values)) if len(values) > 1 else None,
+                "samplers": list(samplers[network, budget].values()),
+                "distance": float(np.mean(over)),
+                "spread": float(np.std(over)) if len(over) > 1 else None,
             }
 
 
@@ -158,17 +192,12 @@ def summary(rows: Sequence[dict[str, Any]], features: str) -> list[dict[str, Any
     ]
 
 
-def markdown(
-    rows: Sequence[dict[str, Any]],
-    real: Sequence[dict[str, Any]],
-    facts: Sequence[dict[str, Any]],
-    about: dict[str, Any],
-    held_out: dict[tuple[str, int], dict[int, float]],
-) -> str:
+def markdown(found: Found) -> str:
     """All of it as a page."""
-    lines = ["# Laboratory", "", ", ".join(f"{name} {value}" for name, value in about.items()), ""]
+    rows = found.cells
+    lines = ["# Laboratory", "", ", ".join(f"{name} {value}" for name, value in found.about.items()), ""]
     lines += ["| network | seed | numbers | steps | hours | loss | held-out loss |", "|---|---|---|---|---|---|---|"]
-    for fact in facts:
+    for fact in found.networks:
         values = (fact.get(name) for name in ("hours", "loss", "held_out_loss"))
         texts = ("-" if value is None else f"{value:.4g}" for value in values)
         cells = (fact["network"], fact["seed"], f"{fact['numbers']:,}", fact["steps"], *texts)
@@ -176,25 +205,32 @@ def markdown(
     lines += ["", "A loss is that of its own diffusion and target: losses of two networks are not comparable."]
     for features in FEATURES:
         lines += ["", f"## Frechet distance, {features}", "", "| real images | number | distance |", "|---|---|---|"]
-        lines += [f"| {row['what']} | {row['images']:,} | {row[features]:.4g} |" for row in real]
-        bias = _bias(real, features)
+        lines += [f"| {row['what']} | {row['images']:,} | {row[features]:.4g} |" for row in found.real]
+        bias = _bias(found.real, features, rows)
         for network in dict.fromkeys(row["network"] for row in rows):
             table = [row for row in summary(rows, features) if row["network"] == network]
             lines += ["", f"### `{network}`, {features}", "", evaluate.markdown(table, bias).rstrip()]
-        lines += ["", f"### The best sampler of each network, {features}", ""]
-        lines += ["Chosen on the first seed of samples, its distance taken on the others.", ""]
-        lines += ["| network | NFE | sampler | distance |", "|---|---|---|---|"]
-        for row in best(rows, features):
-            value = _with(row["distance"], row["spread"])
-            lines.append(f"| `{row['network']}` | {row['budget']} | `{row['sampler']}` | {value} |")
+        lines += ["", f"### The best sampler of each network, {features}", "", *_finals(found.finals, features)]
         lines += ["", f"### The orderings of the paper, {features}", "", *_orderings(rows, features)]
     lines += ["", "## To images that no network has seen", ""]
-    lines += ["Frechet distance, classifier, of each network's best sampler to the held-out images. Training images"]
-    lines += [f"have {real[-1]['classifier']:.3g}. A network that knows them by heart comes no nearer.", ""]
-    lines += ["| network | seed | NFE | distance |", "|---|---|---|---|"]
-    for (network, seed), values in held_out.items():
-        lines += [f"| `{network}` | {seed} | {budget} | {value:.3g} |" for budget, value in sorted(values.items())]
+    lines += ["Frechet distance, classifier, of the same samples to the held-out images. Training images have"]
+    lines += [f"{found.real[-1]['classifier']:.3g}. A network that knows them by heart comes no nearer.", ""]
+    lines += _finals(found.finals, HELD_OUT)
     return "\n".join(lines) + "\n"
+
+
+def _finals(finals: Sequence[dict[str, Any]], features: str) -> Iterator[str]:
+    """The distances of the samplers that were chosen, as a table."""
+    counts = sorted({row["cell"].num_samples for row in finals})
+    yield "The sampler of each network and budget that is nearest in features of the classifier, judged again by"
+    yield f"{' or '.join(f'{count:,}' for count in counts)} samples of other seeds. The spread is over networks, or "
+    yield "over seeds of samples for one network."
+    yield ""
+    yield "| diffusion | NFE | distance | samplers |"
+    yield "|---|---|---|---|"
+    for row in best(finals, features):
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(row["samplers"]))
+        yield f"| `{row['network']}` | {row['budget']} | {_with(row['distance'], row['spread'])} | {names} |"
 
 
 def _with(value: float, error: float | None) -> str:
@@ -202,9 +238,10 @@ def _with(value: float, error: float | None) -> str:
     return f"{value:.3g}" if error is None else f"{value:.3g} ± {error:.2g}"
 
 
-def _bias(real: Sequence[dict[str, Any]], features: str) -> tuple[float, float]:
-    """Mean and spread of what as many real images have."""
-    values = [row[features] for row in real if row["what"] != "held out"]
+def _bias(real: Sequence[dict[str, Any]], features: str, rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Mean and spread of what as many real images have as the rows have samples."""
+    counts = {row["cell"].num_samples for row in rows}
+    values = [row[features] for row in real if row["what"] == AS_MANY and row["images"] in counts]
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -228,25 +265,16 @@ def _compares(rows: Sequence[dict[str, Any]]) -> bool:
     return sum(count > 1 for count in counts.values()) > 1
 
 
-def write(
-    directory: Path,
-    rows: Sequence[dict[str, Any]],
-    real: Sequence[dict[str, Any]],
-    facts: Sequence[dict[str, Any]],
-    about: dict[str, Any],
-    held_out: dict[tuple[str, int], dict[int, float]],
-) -> None:
+def write(directory: Path, found: Found) -> None:
     """Write ``laboratory.md``, ``laboratory.json``, figures of each network and one of the best samplers of all."""
-    replace(directory / "laboratory.md", markdown(rows, real, facts, about, held_out))
-    tables = {features: summary(rows, features) for features in FEATURES}
-    content = {"about": about, "real": list(real), "networks": list(facts), "tables": tables}
-    content["held_out"] = [
-        {"network": network, "seed": seed, "distances": values} for (network, seed), values in held_out.items()
-    ]
+    replace(directory / "laboratory.md", markdown(found))
+    tables = {features: summary(found.cells, features) for features in FEATURES}
+    content = {"about": found.about, "real": found.real, "networks": found.networks, "tables": tables}
+    content["best"] = {features: list(best(found.finals, features)) for features in (*FEATURES, HELD_OUT)}
     replace(directory / "laboratory.json", json.dumps(content, indent=1) + "\n")
-    floor = {"distance": _bias(real, "classifier")[0]}
+    floor = {"distance": _bias(found.real, "classifier", found.cells)[0]}
     title = {"distance": "Frechet distance, features of the classifier"}
-    for network in dict.fromkeys(row["network"] for row in rows):
+    for network in dict.fromkeys(row["network"] for row in found.cells):
         curves = [row for row in tables["classifier"] if row["network"] == network and row["distance"] is not None]
         if curves:
             plots.save_curves(directory / f"{network}.png", curves, title, floor, "as many real images")
@@ -260,6 +288,7 @@ def write(
             path, floors = directory / f"{network}_paper.png", dict.fromkeys(panels, floor["distance"])
             titles = {name: name for name in panels}
             plots.save_curves(path, list(itertools.chain(*panels.values())), titles, floors, "as many real images")
-    curves = [{**row, "sampler": row["network"], "nfe": row["budget"]} for row in best(rows, "classifier")]
+    curves = [{**row, "sampler": row["network"], "nfe": row["budget"]} for row in best(found.finals, "classifier")]
     if curves:
+        floor = {"distance": _bias(found.real, "classifier", found.finals)[0]}
         plots.save_curves(directory / "best.png", curves, title, floor, "as many real images")

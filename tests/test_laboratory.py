@@ -65,25 +65,46 @@ def cell(sampler, budget, seed, distance, classifier):
     return Cell(sampler, budget, seed, 100, budget, distance, 1.0, None, others, bad)
 
 
-def test_the_best_sampler_is_judged_on_seeds_that_have_not_chosen_it():
-    values = {"ddim": (1.0, 5.0, 5.2), "reduced_oba": (2.0, 3.0, 3.0), "sscs": (math.inf, 1.0, 1.0)}
-    rows = [
-        {"network": "psld", "seed": 0, "cell": cell(name, 50, seed, value, 10 * value)}
+def rows_of(values, network="psld", seed=0, budget=50):
+    """Rows of a network: by sampler, its distances in pixels; those of the classifier are ten times as large."""
+    return [
+        {"network": network, "seed": seed, "cell": cell(name, budget, number, value, 10 * value)}
         for name, of_name in values.items()
-        for seed, value in enumerate(of_name)
+        for number, value in enumerate(of_name)
     ]
-    (found,) = laboratory_table.best(rows, "pixels")
-    assert found["sampler"] == "ddim" and found["distance"] == pytest.approx(5.1)
-    (found,) = laboratory_table.best(rows, "classifier")
-    assert found["distance"] == pytest.approx(51)
+
+
+REAL = [{"what": laboratory_table.AS_MANY, "images": 100, "pixels": 0.5, "classifier": 0.25}]
+
+
+def test_the_best_sampler_is_the_one_that_is_best_on_average_and_always_finite():
+    rows = rows_of({"ddim": (1.0, 5.0, 5.2), "reduced_oba": (2.0, 3.0, 3.0), "sscs": (math.inf, 1.0, 1.0)})
+    rows += rows_of({"ddim": (2.0,), "reduced_oba": (3.0,)}, budget=20) + rows_of({"sscs": (math.inf,)}, budget=5)
+    cells = [row["cell"] for row in rows]
+    assert laboratory_table.chosen(cells) == [("ddim", 20), ("reduced_oba", 50)]
+
+
+def test_finals_are_averaged_over_networks():
+    """Two seeds of samples of one network are one value; which samplers were chosen is said of each network."""
+    finals = rows_of({"ddim": (1.0, 3.0)}) + rows_of({"reduced_oba": (4.0, 4.0)}, seed=1)
+    (found,) = laboratory_table.best(finals, "pixels")
+    assert found["distance"] == pytest.approx(3) and found["spread"] == pytest.approx(1)
+    assert found["samplers"] == ["ddim", "reduced_oba"]
+    (alone,) = laboratory_table.best(finals[:2], "classifier")
+    assert alone["distance"] == pytest.approx(20) and alone["spread"] == pytest.approx(10)
+    assert not list(laboratory_table.best(rows_of({"ddim": (1.0, math.inf)}), "pixels"))
+
+
+def test_the_page_has_every_sampler_the_finals_and_what_is_not_finite():
+    rows = rows_of({"ddim": (1.0, 5.0, 5.2), "reduced_oba": (2.0, 3.0, 3.0), "sscs": (math.inf, 1.0, 1.0)})
     by_sampler = {row["sampler"]: row for row in laboratory_table.summary(rows, "pixels")}
     assert by_sampler["reduced_oba"]["distance"] == pytest.approx(8 / 3)
     assert by_sampler["sscs"]["distance"] is None and by_sampler["sscs"]["not_finite"] == 3
-    real = [{"what": "training images, as many", "images": 100, "pixels": 0.5, "classifier": 0.25}]
-    page = laboratory_table.markdown(rows, real, [], {"samples": 100}, {("vp", 0): {5: 1.25}})
+    other = {**REAL[0], "images": 5000, "classifier": 7.0}  # as many as other rows have
+    page = laboratory_table.markdown(laboratory_table.Found({"samples": 100}, [other, *REAL], rows, rows[:3]))
     assert "not finite (3 of 300)" in page and "As many real images: 0.25 ± 0" in page
     assert "| ROBA beats SSCS | 50 | holds | - |" in page and "| ROBA beats EM | 50 | not run | - |" in page
-    assert "| `vp` | 0 | 5 | 1.25 |" in page
+    assert "| `psld` | 50 | 37.3 ± 19 | `ddim` |" in page
 
 
 @pytest.mark.parametrize("budgets, drawn", [((10,), False), ((10, 50), True)])
@@ -94,8 +115,7 @@ def test_the_papers_figure_is_drawn_where_curves_can_be_compared(tmp_path, budge
         for budget in budgets
         for seed in (0, 1)
     ]
-    real = [{"what": "training images, as many", "images": 100, "pixels": 0.5, "classifier": 0.25}]
-    laboratory_table.write(tmp_path, rows, real, [], {}, {})
+    laboratory_table.write(tmp_path, laboratory_table.Found({}, REAL, rows))
     assert (tmp_path / "psld.png").exists()
     assert (tmp_path / "psld_paper.png").exists() == drawn
 
@@ -114,6 +134,7 @@ def test_panels_of_the_paper_have_samplers_that_exist():
         (["digits", "--samplers", "dddim"], "Did you mean 'ddim'?"),
         (["digits", "--learn-samples", "100"], "learn-samples=100 must be a multiple of 64"),
         (["digits", "--samples", "1"], "samples=1 must be an integer >= 2"),
+        (["digits", "--final-samples", "1"], "final_samples=1 must be an integer >= 2"),
         (["digits", "--nfe", "0"], "nfe[0]=0 must be an integer >= 1"),
     ],
 )
@@ -153,6 +174,11 @@ def test_the_smallest_laboratory_goes_on_where_it_was(tmp_path, capsys):
             assert (tmp_path / name).is_file()
         cells = (tmp_path / "psld-0" / "cells.jsonl").read_text()
         assert len(cells.splitlines()) == 1 + 4 * 2 * 2
+        finals = (tmp_path / "psld-0" / "finals.jsonl").read_text()
+        assert len(finals.splitlines()) == 1 + 2 * 2 and [row["budget"] for row in content["best"]["held out"]] == [
+            5,
+            10,
+        ]
         # The last cell is lost, and done again; nothing else is.
         (tmp_path / "psld-0" / "cells.jsonl").write_text(cells[: cells.rindex("\n", 0, -1) + 1])
         laboratory.main(["digits", "--small", "--output", str(tmp_path)])
