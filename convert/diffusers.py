@@ -30,6 +30,10 @@ _ENDS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 _SUPPORTED = (
     "UNet2DModel (unconditional, or told a class) is supported; text-to-image U-Nets, transformers and VAEs are not"
 )
+#: The folder that diffusers' trainers write the averages into, beside ``unet``.
+_AVERAGES = "unet_ema"
+#: What they say of the averaging, among the options of the network.
+_AVERAGING = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
 _MAX_JSON = 16 * 2**20
 _MAX_LAYERS, _MAX_LEVELS, _MAX_NUMBER = 100, 12, 2**24
 #: Attention before diffusers 0.12, and now.
@@ -46,8 +50,8 @@ def recognises(path: Path) -> bool:
     directory = path if path.is_dir() else path.parent
     if path.is_file() and not path.name.startswith(_WEIGHTS):
         return False
-    for place in (directory / "config.json", directory / "model_index.json", directory / "unet" / "config.json"):
-        if place.is_file() and "_class_name" in _json(place):
+    for place in ("config.json", "model_index.json", "unet/config.json", f"{_AVERAGES}/config.json"):
+        if (directory / place).is_file() and "_class_name" in _json(directory / place):
             return True
     return False
 
@@ -60,7 +64,7 @@ def read(path: Path, asked: Asked) -> Converted:
         or do not fit the configuration; if there is no scheduler, and none was asked for.
     """
     root = path if path.is_dir() else path.parent
-    unet, found = _unet(root)
+    unet, found = _unet(root, asked.weights)
     stored = _json(unet / "config.json")
     options, unknown = _options(stored)
     scheduler_file = next((place for place in _scheduler_places(root, unet) if place.is_file()), None)
@@ -83,6 +87,7 @@ def read(path: Path, asked: Asked) -> Converted:
     parameters = source_parameters(config)
     with contextlib.ExitStack() as stack:
         files, tensors, weights = _open(unet, path, stack, asked.weights)
+        weights = "ema" if unet.name == _AVERAGES or {"decay", "optimization_step"} <= stored.keys() else weights
         asked.only(weights)
         renamed, left_out = _names(tensors, {parameter.source for parameter in parameters})
         pairs = mapping.match(renamed, parameters)
@@ -100,7 +105,7 @@ def read(path: Path, asked: Asked) -> Converted:
         f"the network predicts {predicts} and is told {'the number of the level' if clock == 'index' else 'sigma'}",
         f"images: {height} x {width} x {channels}",
         f"labels: {labels[config.labels]}",
-        f"weights: {', '.join(file.name for file in files)}; {said}",
+        f"weights: {', '.join(file.relative_to(root).as_posix() for file in files)}; {said}",
         *_decoders(root),
         *([f"left out, no part of the network: {', '.join(left_out)}"] if left_out else []),
         *([f"options that UNet2DModel does not have, left out: {', '.join(unknown)}"] if unknown else []),
@@ -129,10 +134,11 @@ def _told(sde: Mapping[str, Any]) -> str:
     return ", ".join(str(value) if key == "name" else f"{key}={value}" for key, value in sde.items())
 
 
-def _unet(root: Path) -> tuple[Path, str]:
-    """Return the folder of the network, and the name of its class."""
+def _unet(root: Path, wanted: str | None) -> tuple[Path, str]:
+    """Return the folder of the network, and the name of its class: of its averages, unless ``online`` is wanted."""
     index = root / "model_index.json"
-    unet = root if (root / "config.json").is_file() else root / "unet"
+    folders = ("", "unet", _AVERAGES) if wanted == "online" else ("", _AVERAGES, "unet")
+    unet = next((root / name for name in folders if (root / name / "config.json").is_file()), root / "unet")
     if (unet / "config.json").is_file():
         name = _json(unet / "config.json").get("_class_name")
         if name == "UNet2DModel":
@@ -187,7 +193,7 @@ def _options(stored: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if isinstance(layers, (int, float)) and layers > _MAX_LAYERS:
         raise ValueError(f"layers_per_block={layers} in its config.json must be at most {_MAX_LAYERS}")
     for key, value in stored.items():
-        if key.startswith("_"):
+        if key.startswith("_") or key in _AVERAGING:
             continue
         if key == "mid_block_type":
             options["mid_block"] = value is not None

@@ -326,6 +326,34 @@ def test_online_weights_beside_averages_are_taken_where_they_are_asked_for(tmp_p
         assert any("the average (EMA)" in note for note in found.notes) == (taken == "ema")
 
 
+def test_averages_in_a_folder_of_their_own_are_taken_unless_online_weights_are_asked_for(tmp_path):
+    """As trainers of diffusers leave their checkpoints: unet/ beside unet_ema/, whose config.json has more in it."""
+    path = tmp_path / "checkpoint-500"
+    for folder in ("unet", "unet_ema"):
+        shutil.copytree(CASE / "unet", path / folder)
+    shutil.copytree(CASE / "scheduler", path / "scheduler")
+    tensors = load_file(path / "unet" / WEIGHTS)
+    save_file(tensors | {"conv_in.bias": tensors["conv_in.bias"] + 1}, path / "unet_ema" / WEIGHTS)
+    change_json(path / "unet_ema" / "config.json", decay=0.9999, optimization_step=500, use_ema_warmup=True)
+    for place, wanted, taken, added in (
+        (path, None, "ema", 1),
+        (path, "ema", "ema", 1),
+        (path, "online", "online", 0),
+        (path / "unet", None, "online", 0),
+        (path / "unet_ema", "ema", "ema", 1),
+    ):
+        found = diffusers.read(place, Asked(weights=wanted))
+        assert list(found.weights) == [taken]
+        bias = found.weights[taken]["layers"]["conv_in"]["bias"]
+        np.testing.assert_array_equal(bias, tensors["conv_in.bias"] + added)
+        assert not any("does not have, left out" in note for note in found.notes)
+    assert any(
+        note.startswith(f"weights: unet_ema/{WEIGHTS}; the average") for note in diffusers.read(path, Asked()).notes
+    )
+    shutil.rmtree(path / "unet")
+    assert recognise(path).NAME == "diffusers"
+
+
 def test_what_is_given_over_what_the_file_says_is_told(tmp_path):
     given = ["model.unet2d.predicts=velocity", "sde.alphas_cumprod=()", "sde.num_steps=500"]
     index = convert(FLAT, "", tmp_path / "out", overrides=given)
