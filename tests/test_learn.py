@@ -317,6 +317,7 @@ def _damage():
     yield "times", change("times", [1.0])
     yield "lead", change("lead", [0.5])
     yield "lead without an inverse", change("lead", [0.5, [[1.0, 1.0], [1.0, 1.0]]])
+    yield "numbers as text", row("tau", lambda tau: ["0.5", *tau[1:]])
     yield "no rows", row("A", lambda a: [])
     yield "half a draw", change("num_draws", 0.5)
     yield "times that rise", lambda values: values["times"].reverse()
@@ -333,6 +334,33 @@ def test_a_damaged_file_is_one_line(solver, tmp_path, what, damage):
     with pytest.raises(ValueError) as raised:
         pj.load_solver(path)
     assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"rows": []}, r"rows=\[\] must be an object"),
+        ({"lead": [0.5, [[1.0]], 3]}, "lead must be a time"),
+        ({"lead": "ab"}, "lead must be a time"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_by_what_is_wrong(solver, damage, message):
+    with pytest.raises(ValueError, match=f"solver is damaged: {message}"):
+        pj.Solver.from_json(solver.to_json() | damage)
+
+
+def test_what_an_edited_file_says_of_itself_stays_on_one_line(model, solver, tmp_path):
+    about = solver.about | {"network": "a\nb", "start": {"sampler": "a\n" * 1000}}
+    text = json.dumps(dataclasses.replace(solver, about=about).to_json())
+    (tmp_path / "solver.json").write_text(f"\ufeff{text}", encoding="utf-8")  # a mark that some editors write first
+    edited = pj.load_solver(tmp_path / "solver.json")
+    assert "\n" not in edited.describe() and len(edited.describe()) < 300
+    with pytest.warns(UserWarning, match="another network") as warned:
+        prepare(model, solver=edited)
+    assert "\n" not in str(warned[0].message)
+    other = dataclasses.replace(edited, about=about | {"diffusion": "PSLD(\n)"})
+    with pytest.raises(ValueError, match=r"is for PSLD\( \); this model is PSLD\("):
+        prepare(model, solver=other)
 
 
 def test_a_file_holds_the_way_to_the_start(model, solver, tmp_path):

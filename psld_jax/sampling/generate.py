@@ -250,8 +250,8 @@ def _check_network(setting: Setting, model: Model) -> None:
     solver = setting.solver
     if solver is not None and model.fingerprint and not solver.is_for(model.fingerprint):
         warnings.warn(
-            f"the solver was learned for another network ({solver.about['network']}; this one is {model.fingerprint}): "
-            "it may be worse than sampler='auto' without it",
+            f"the solver was learned for another network ({shown(solver.about['network'])}; this one is "
+            f"{model.fingerprint!r}): it may be worse than sampler='auto' without it",
             stacklevel=4,
         )
 

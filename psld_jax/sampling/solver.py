@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Solver:
     def describe(self) -> str:
         """Describe it in one line."""
         start = self.about.get("start", {}).get("sampler", "a table")
-        return f"{LEARNED} solver of {self.nfe} evaluations, from {start}"
+        return f"{LEARNED} solver of {self.nfe} evaluations, from {_line(start)}"
 
     def fits(self, sde: LinearSDE, t_end: float | None, denoise: bool | str, resample: int = 1) -> bool:
         """Tell whether the solver can be used so; :meth:`table_for` says what is wrong if not."""
@@ -81,7 +82,7 @@ class Solver:
     def _complaints(self, sde: LinearSDE, t_end: float | None, denoise: bool | str, resample: int) -> list[str]:
         about, found = self.about, []
         if repr(sde) != about["diffusion"]:
-            found.append(f"is for {about['diffusion']}; this model is {sde!r}")
+            found.append(f"is for {_line(about['diffusion'])}; this model is {_line(repr(sde))}")
         if sde.num_blocks != self.table.num_blocks:
             found.append(f"has matrices for {self.table.num_blocks} blocks; this model has {sde.num_blocks}")
         if t_end is not None and t_end != about["t_end"]:
@@ -138,10 +139,15 @@ def load_solver(path: str | os.PathLike[str]) -> Solver:
     if file.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{file} has {file.stat().st_size:,} bytes; a learned solver has at most {_MOST_BYTES:,}")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no file of a learned solver: {why(error)}") from None
     return Solver.from_json(values, str(file))
+
+
+def _line(text: Any) -> str:
+    """Return what a file says, which anyone may have edited, on one line of moderate length."""
+    return textwrap.shorten(str(text), 200, placeholder="...")
 
 
 def _about(values: Any) -> dict[str, Any]:
@@ -163,6 +169,7 @@ def _about(values: Any) -> dict[str, Any]:
 def _table(values: dict[str, Any]) -> Tableau:
     """Read the table in the JSON of a solver, and check everything that the loop relies on."""
     rows = values["rows"]
+    check_kind("rows", rows, dict, "an object of JSON")
     tau = _floats("tau", rows["tau"], 1)
     size = len(tau)
     num_draws = int(_numbers("num_draws", [values["num_draws"]], 1, 0, 2 * size)[0])  # two in a row at most
@@ -190,7 +197,7 @@ def _table(values: dict[str, Any]) -> Tableau:
         raise ValueError("last_rows must rise to the last row")
     lead = values.get("lead")
     if lead is not None:
-        start, matrix = lead
+        start, matrix = lead if isinstance(lead, list) and len(lead) == 2 else (0.0, np.eye(k))
         lead = float(_floats("the time of lead", start, 0)), _floats("the matrix of lead", matrix, 2, (k, k))
         if not 0 < lead[0] <= 1 or np.linalg.matrix_rank(lead[1]) < k:
             raise ValueError("lead must be a time in (0, 1] and a matrix that has an inverse")
@@ -198,7 +205,10 @@ def _table(values: dict[str, Any]) -> Tableau:
 
 
 def _floats(name: str, values: Any, axes: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    array = np.array(values, np.float64)
+    array = np.array(values)
+    if array.dtype.kind not in "iuf":  # numpy would make numbers of text
+        raise ValueError(f"{name} holds something else than numbers")
+    array = array.astype(np.float64)
     if array.ndim != axes or (shape is not None and array.shape != shape):
         raise ValueError(f"{name} has shape {array.shape}, expected {shape or f'{axes} axes'}")
     if not np.isfinite(array).all():
