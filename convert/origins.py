@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from psld_jax._runtime.errors import check_choice
+from psld_jax.checkpoints.pointers import check_fetched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,5 +121,11 @@ def recognise(path: Path, name: str = "") -> ModuleType:
         raise ValueError(f"{path} could be of {' or of '.join(found)}: say which, --origin {found[0]}")
     if damaged:  # it looks like a file of that kind
         raise damaged[0]
+    if path.is_file():
+        with path.open("rb") as file:
+            try:
+                check_fetched(file)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
     accepted = "; ".join(f"{name}: {module.ACCEPTS}" for name, module in known.items())
     raise ValueError(f"{path} is no checkpoint that can be read. Accepted are {accepted}")

@@ -64,6 +64,22 @@ def test_what_is_no_checkpoint_is_refused_with_what_is_accepted(tmp_path):
         recognise(CASE, "emd")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14\n", "fetch that with git lfs pull"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_file_that_was_not_fetched_is_called_that(tmp_path, content, message):
+    path = copied(tmp_path)
+    for name in ("a.pkl", "a.pth", WEIGHTS, "diffusion_pytorch_model.bin"):
+        (path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: it {message}|{name}: it is a pointer of Git LFS.*{message}"):
+            convert(path / name, "", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_says_what_it_found(tmp_path, capsys):
     assert main(["--checkpoint", str(FLAT), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out

@@ -20,6 +20,7 @@ from psld_jax._runtime.errors import why
 from psld_jax.checkpoints.archive import Entry, archive_entries, check_crc, read_entry
 from psld_jax.checkpoints.pickle_names import ITEM_SIZES, Opaque, TensorRef, clip
 from psld_jax.checkpoints.pickle_vm import MAX_BYTES, unpickle
+from psld_jax.checkpoints.pointers import check_fetched
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 #: Tensors may share storages, but their bytes together are at most so many times the file's.
@@ -91,6 +92,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(self, path: Path, file: BufferedReader):
         self.path, self._file = path, file
         self._checked: set[str] = set()
+        check_fetched(file)
         file_size = os.fstat(file.fileno()).st_size
         head = file.read(4)
         if head[:2] == b"PK":

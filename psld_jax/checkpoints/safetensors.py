@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from psld_jax.checkpoints.pickle_names import clip
+from psld_jax.checkpoints.pointers import check_fetched
 
 MAX_HEADER = 32 * 2**20
 MAX_TENSORS = 200_000
@@ -88,6 +89,7 @@ class SafeTensors(Mapping[str, SafeTensor]):
             stack.pop_all()
 
     def _open(self) -> tuple[dict[str, str], dict[str, SafeTensor]]:
+        check_fetched(self._file)
         total = os.fstat(self._file.fileno()).st_size
         size = int.from_bytes(self._file.read(8), "little")
         if total < 8 or size > total - 8 or size > MAX_HEADER:
