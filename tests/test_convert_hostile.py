@@ -203,6 +203,11 @@ BAD_TENSORS = {
     ),
     "no storage": files.call("torch._utils._rebuild_tensor_v2", files.NONE, files.integer(0)),
     "no arguments": files.call("torch._utils._rebuild_tensor_v2"),
+    "negative of its data": files.call(
+        "torch._utils._rebuild_tensor_v2",
+        *[STORED, files.integer(0), files.integers(24), files.integers(1), files.FALSE, files.NONE],
+        files.mapping({"neg": files.TRUE}),
+    ),
     "absurd storage": files.tensor(files.storage("0", 2**62), (4,)),
     "negative storage": files.tensor(files.storage("0", -1), (0,)),
     "storage that is not there": files.tensor(files.storage("../../0", 4), (4,)),

@@ -250,9 +250,11 @@ class _Machine:
     def parameter(self, data: Any = None, *_: Any) -> Any:
         return data
 
-    def tensor(self, storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *_: Any) -> Any:
+    def tensor(self, storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *etc: Any) -> Any:
         if type(storage) is not StorageRef:
             self.fail("a tensor has no storage")
+        if any(etc[2:]):  # behind gradient and hooks, what is to be done with the data, such as {"neg": True}
+            self.fail("a tensor is the negative of its data: call resolve_neg() of it in PyTorch, and save it again")
         return self.view(storage, storage.dtype, offset, shape, strides)
 
     def tensor_v3(self, *arguments: Any) -> Any:
