@@ -459,6 +459,20 @@ def test_the_tuner_leaves_out_learned_times_that_are_no_better(model, tmp_path, 
     assert again == tuning and len(steps) == 1
 
 
+@pytest.mark.parametrize("learn", ["times", "table"])
+def test_a_tuning_that_has_nothing_to_learn_from_is_refused_before_it_runs(model, learn):
+    with pytest.raises(ValueError, match=f"learn='{learn}' starts from a deterministic sampler.*'euler_maruyama'"):
+        pj.tune(model, (4,), ("euler_maruyama", "ancestral"), learn=learn)
+
+
+@pytest.mark.slow
+def test_the_tuner_says_for_which_budget_it_has_nothing_to_learn_from(model):
+    lines = []
+    options = {"num_samples": 8, "candidates": 1, "gradient_steps": 0, "target": model.data, "learn": "table"}
+    pj.tune(model, (2,), ("heun", "euler_maruyama"), progress=lines.append, **options)  # heun takes three evaluations
+    assert lines[-1].startswith("2 evaluations: no deterministic sampler was tuned")
+
+
 @pytest.mark.slow
 def test_the_tuner_keeps_what_was_learned_where_it_is_better(model, tmp_path):
     rows, lines, learn = [], [], "table"

@@ -179,7 +179,7 @@ def tune(
         learning.
 
     Raises:
-      ValueError: for unknown samplers, counts out of range, or a log of another tuning.
+      ValueError: for unknown samplers, counts out of range, a log of another tuning, or nothing to learn from.
     """
     build.check_model(model)
     budgets = sorted(_budgets(nfe))
@@ -204,6 +204,10 @@ def tune(
     if min(least.values()) > budgets[-1]:
         raise ValueError(
             f"nfe={tuple(budgets)} leaves nothing to tune: one step takes {min(least.values())} evaluations"
+        )
+    if learn != "none" and all(integrators.get(name).stochastic for name in names):
+        raise ValueError(
+            f"learn={learn!r} starts from a deterministic sampler, and samplers={names} are all stochastic"
         )
     belongs_to = build.tuned_for(model.config, model.sde)
     features = features or metrics.features("pixels")
@@ -291,6 +295,7 @@ def tune(
     for budget in budgets if learn != "none" else ():
         starts = [row for row in rows if row.nfe == budget and row.score.rmse is not None]
         if not starts:
+            progress(f"{budget} evaluations: no deterministic sampler was tuned, so nothing is learned")
             continue
         start = min(starts, key=lambda row: row.score.loss)
         setting = learned(start.setting, budget)
