@@ -363,6 +363,14 @@ def test_what_an_edited_file_says_of_itself_stays_on_one_line(model, solver, tmp
         prepare(model, solver=other)
 
 
+def test_a_directory_is_no_place_for_a_solver_and_nothing_is_left_beside_it(solver, tmp_path):
+    place = tmp_path / "solvers"
+    place.mkdir()
+    with pytest.raises(ValueError, match="solvers cannot be written: it is a directory"):
+        solver.write(place)
+    assert list(tmp_path.iterdir()) == [place] and not list(place.iterdir())
+
+
 def test_a_file_holds_the_way_to_the_start(model, solver, tmp_path):
     table = pj.Setting("ddim", t_start=0.4).table(model.sde, 4)
     dataclasses.replace(solver, table=table).write(tmp_path / "solver.json")

@@ -19,8 +19,10 @@ def replace(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` in one go: a reader finds the old file or the new one, never a part.
 
     Raises:
-      ValueError: if there is no directory for it.
+      ValueError: if there is no directory for it, or it is one itself.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} cannot be written: it is a directory; give the name of a file")
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: {path.parent} is no directory; make it, or choose another place")
     temporary = path.with_name(f".{path.name}.part")
