@@ -18,7 +18,7 @@ from .conversion import convert, digest
 from .origins import recognise
 
 #: Changes whenever the same file would be converted to something else.
-_VERSION = 3
+_VERSION = 4
 #: Fields that say how a network is run, and not what is in the file.
 _RUN_TIME = ("model.checkpoint", "model.dtype", "model.weights")
 _READ = (".json", ".safetensors", ".bin")
