@@ -179,6 +179,10 @@ def test_a_budget_that_guidance_makes_too_small_is_named_as_it_was_given(monkeyp
         prepare(model, nfe=3, **guided)
     with pytest.raises(ValueError, match=r"^nfe=1 is too small: with guidance one step takes 2 evaluations"):
         prepare(model, "ddim", nfe=1, denoise=False, **guided)
+    table = Setting("ddim").table(model.sde, 3)
+    about = {"diffusion": repr(model.sde), "network": "", "t_end": model.sde.t_end, "denoise": True}
+    with pytest.raises(ValueError, match=r"^nfe=5 .* with guidance the learned solver of 3 evaluations takes 6 eval"):
+        prepare(model, solver=pj.Solver(table, about), nfe=5, **guided)
     assert prepare(model, nfe=4, **guided).nfe == 4
     # Every smaller budget would have a table of its own.
     made, table = [], Setting.table

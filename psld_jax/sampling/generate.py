@@ -242,7 +242,8 @@ def _within_budget(
         step = bound.steering.resample * (int(np.diff(table.last_rows, prepend=-1).max()) + 1)
         budget -= max(1, (least - nfe) // 2 - step)
     # Without a denoising step one row is a table, and guidance alone may make it too much.
-    raise ValueError(f"nfe={nfe} is too small: with guidance one step takes {least} evaluations")
+    what = "one step" if setting.solver is None else f"the learned solver of {setting.solver.nfe} evaluations"
+    raise ValueError(f"nfe={nfe} is too small: with guidance {what} takes {least} evaluations")
 
 
 def _check_network(setting: Setting, model: Model) -> None:
