@@ -168,3 +168,38 @@ def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+REAL = {"diffusion": np.eye(2), "beta_min": 1.0, "beta_max": 1.0}
+UNUSABLE = [
+    (lambda: pj.sde.LinearSDE(-1j * np.eye(2), **REAL), "drift=.* must be a matrix of real numbers"),
+    (lambda: pj.sde.LinearSDE([[-1.0, 0.0], [1.0]], **REAL), "drift=.* must be a matrix of real numbers"),
+    (lambda: pj.sde.LinearSDE(constant, **REAL), "drift=.* must be a matrix of real numbers"),
+    (lambda: pj.sde.LinearSDE(-np.eye(2), **REAL, initial_cov="none"), "initial_cov='none' must be a matrix"),
+    (lambda: pj.sde.LinearSDE(-np.eye(2), **(REAL | {"diffusion": np.zeros((2, 2))})), "does not reach 0, 1 "),
+    (lambda: pj.sde.LinearSDE(-np.eye(2), **(REAL | {"diffusion": np.diag([1.0, 0.0])})), "does not reach 1 "),
+    (lambda: pj.sde.LinearSDE(-np.eye(2), **(REAL | {"diffusion": np.ones((2, 2))})), "does not reach some comb"),
+    (lambda: pj.sde.VaryingSDE(constant, lambda t: np.diag([0.0, 1.0])), "does not reach 0 "),
+    (lambda: pj.sde.VaryingSDE(lambda t: -1j * np.eye(2), lambda t: np.eye(2)), "it gives complex numbers"),
+    (lambda: pj.sde.VaryingSDE(constant, lambda t: np.eye(2), prior_cov="none"), "prior_cov='none' must be a matrix"),
+    (lambda: pj.sde.VaryingSDE(lambda t: np.float32(1 + t) * constant(t), lambda t: np.eye(2)), "in float64"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), UNUSABLE)
+def test_matrices_that_make_no_diffusion_are_named(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4, 6])
+def test_noise_in_the_last_of_a_chain_of_blocks_reaches_the_first(blocks):
+    """Also where blocks have other units, and where the noise of a short time is one of high powers of it."""
+    pull = np.diag(np.arange(1.0, blocks), 1)
+    drift = pull - pull.T - np.diag(np.eye(blocks)[-1])
+    units = np.diag(1e-3 ** np.arange(blocks))
+    drift, diffusion = units @ drift @ np.linalg.inv(units), units @ np.diag(np.eye(blocks)[-1]) @ units
+    sde = pj.sde.LinearSDE(drift, diffusion, beta_min=0.1, beta_max=0.1)
+    solved = pj.sde.VaryingSDE(sde.drift, sde.diffusion, prior_cov=sde.prior_cov())
+    np.testing.assert_allclose(solved.noise_cov(1.0), sde.noise_cov(1.0), rtol=1e-7)

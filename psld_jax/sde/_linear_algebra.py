@@ -7,7 +7,27 @@ from typing import Any
 import numpy as np
 from scipy.linalg import expm
 
+from psld_jax._runtime.errors import shown
+
 Array = Any
+
+# The least eigenvalue of the correlations of noise that counts as some; rounding leaves less.
+_UNREACHED = 1e-13
+
+
+def real(values: Any) -> np.ndarray:
+    """Return ``values`` as a float64 array ``[...]`` of its own; ``TypeError`` if complex, where numpy drops a part."""
+    if np.iscomplexobj(values):
+        raise TypeError("it gives complex numbers")
+    return np.array(values, np.float64)
+
+
+def real_matrix(name: str, values: Any) -> np.ndarray:
+    """Return ``values`` as float64 ``[...]``; raise a ``ValueError`` that names what is no array of real numbers."""
+    try:
+        return real(values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={shown(values)} must be a matrix of real numbers, [K, K]") from None
 
 
 def check_covariance(name: str, cov: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -19,6 +39,23 @@ def check_covariance(name: str, cov: np.ndarray, shape: tuple[int, ...]) -> None
     least = float(np.linalg.eigvalsh(cov)[0])
     if least < -1e-12 * np.abs(cov).max():
         raise ValueError(f"{name}={cov.tolist()} has the negative eigenvalue {least:.6g}; it must be a covariance")
+
+
+def check_reached(noise: np.ndarray) -> None:
+    """Raise a ``ValueError`` unless ``noise``, ``[K, K]``, the covariance of what a diffusion adds, has an inverse.
+
+    Else the law of ``z_t`` given an image has no density, and there is no score to learn.
+    """
+    spread = np.sqrt(np.diag(noise))
+    reached = spread > 0
+    # In units of each block, so that a small one counts like a large one.
+    if reached.all() and np.linalg.eigvalsh(noise / np.outer(spread, spread))[0] > _UNREACHED:
+        return
+    where = ", ".join(map(str, np.flatnonzero(~reached))) or "some combination of them"
+    raise ValueError(
+        f"noise must reach every block, by diffusion or from there by drift, and it does not reach {where} "
+        f"(of blocks 0 to {len(noise) - 1})"
+    )
 
 
 def cholesky(cov: np.ndarray, decomposition: str = "lower") -> np.ndarray:

@@ -18,7 +18,14 @@ from scipy.linalg import expm, solve_continuous_lyapunov
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_kind
 from psld_jax.sde._frame import Rotation
-from psld_jax.sde._linear_algebra import check_covariance, cholesky, linear_flow, triangular
+from psld_jax.sde._linear_algebra import (
+    check_covariance,
+    check_reached,
+    cholesky,
+    linear_flow,
+    real_matrix,
+    triangular,
+)
 from psld_jax.sde._noise_levels import NoiseLevels
 from psld_jax.sde._states import StatesOfBlocks
 
@@ -58,7 +65,8 @@ class LinearSDE(NoiseLevels, StatesOfBlocks):
 
     Raises:
       ValueError: for rates that are negative or vanish together, matrices of the wrong shape, an
-        unknown decomposition, a negative jitter, a covariance that is none, or a drift without a stationary law.
+        unknown decomposition, a negative jitter, a covariance that is none, a drift without a stationary law, or noise
+        that does not reach every block.
     """
 
     stationary = True
@@ -84,7 +92,7 @@ class LinearSDE(NoiseLevels, StatesOfBlocks):
         decomposition: str = "lower",
         jitter: float = 0.0,
     ):
-        self.unit_drift, self.unit_diffusion = np.array(drift, np.float64), np.array(diffusion, np.float64)
+        self.unit_drift, self.unit_diffusion = real_matrix("drift", drift), real_matrix("diffusion", diffusion)
         if (
             self.unit_drift.ndim != 2
             or self.unit_drift.shape[0] != self.unit_drift.shape[1]
@@ -103,6 +111,7 @@ class LinearSDE(NoiseLevels, StatesOfBlocks):
             raise ValueError(
                 f"drift={self.unit_drift.tolist()} has an eigenvalue outside the left half-plane: no stationary law"
             )
+        check_reached(LinearSDE.prior_cov(self))
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
         self._set_up(len(self.unit_drift), initial_cov, decomposition, jitter)
 
@@ -116,7 +125,7 @@ class LinearSDE(NoiseLevels, StatesOfBlocks):
         self.decomposition, self.jitter = decomposition, float(jitter)
         self.data_std: float | None = None
         shape = (num_blocks, num_blocks)
-        self.initial_cov = np.zeros(shape) if initial_cov is None else np.array(initial_cov, np.float64)
+        self.initial_cov = np.zeros(shape) if initial_cov is None else real_matrix("initial_cov", initial_cov)
         check_covariance("initial_cov", self.initial_cov, shape)
 
     # --- coefficients of the SDE ---------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_callable, why
-from psld_jax.sde._linear_algebra import check_covariance
+from psld_jax.sde._linear_algebra import check_covariance, check_reached, real, real_matrix
 from psld_jax.sde._quadrature import NODES, WEIGHTS, collocate
 from psld_jax.sde.base import LinearSDE
 
@@ -47,7 +47,8 @@ class VaryingSDE(LinearSDE):
 
     Raises:
       ValueError: for matrices of the wrong shape, not finite, or a ``D`` with a negative eigenvalue (it names the
-        time); if the solve does not converge; and when called, for times outside of ``[0, t_max]``.
+        time); for noise that does not reach every block; if the solve does not converge; and when called, for times
+        outside of ``[0, t_max]``.
     """
 
     stationary = False
@@ -73,7 +74,7 @@ class VaryingSDE(LinearSDE):
         self.t_end, self.t_max = float(t_end), float(t_max)
         with jax.enable_x64(True):
             try:
-                shape, _ = np.shape(drift(0.5 * t_max)), diffusion(0.5 * t_max)
+                shape, _ = real(drift(0.5 * t_max)).shape, real(diffusion(0.5 * t_max))
             except Exception as error:
                 raise ValueError(f"drift or diffusion failed at t={0.5 * t_max}: {why(error)}") from error
         if len(shape) != 2 or shape[0] != shape[1]:
@@ -82,7 +83,8 @@ class VaryingSDE(LinearSDE):
         self._check_matrices()
         self._between: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._edges = self._panels()
-        self._prior_cov = self.cov(np.float64(t_max)) if prior_cov is None else np.array(prior_cov, np.float64)
+        check_reached(self.noise_cov(np.float64(t_max)))
+        self._prior_cov = self.cov(np.float64(t_max)) if prior_cov is None else real_matrix("prior_cov", prior_cov)
         check_covariance("prior_cov", self._prior_cov, shape)
 
     def __repr__(self) -> str:
@@ -102,14 +104,14 @@ class VaryingSDE(LinearSDE):
         t = np.minimum(np.asarray(t, np.float64), self.t_max)
         k, fn = self.num_blocks, self._functions[name]
         try:
-            values = np.asarray(fn(t), np.float64)
+            values = real(fn(t))
         except (TypeError, ValueError):
             values = np.zeros(0)  # it takes one time at a time
         if values.shape == (k, k) and t.size != 1:
             # Constant, or a function that has mixed up the times: two of them tell.
             values = np.broadcast_to(values, (*t.shape, k, k)) if _is_constant(fn, t) else np.zeros(0)
         if values.shape != (*t.shape, k, k):
-            values = np.array([fn(u.item()) for u in t.ravel()], np.float64)
+            values = real([fn(u.item()) for u in t.ravel()])
             if values.shape != (t.size, k, k):
                 raise ValueError(f"{name} gives shape {values.shape[1:]} at one time, expected {(k, k)}")
         return values.reshape(*t.shape, k, k)
@@ -162,7 +164,7 @@ class VaryingSDE(LinearSDE):
                 at = middle[coarse][0]
                 raise ValueError(
                     f"the transition does not converge near t={at:.6g}; drift and diffusion must be smooth on "
-                    f"[0, {self.t_max}], and finite (t_max ends the times earlier)"
+                    f"[0, {self.t_max}], in float64, and finite (t_max ends the times earlier)"
                 )
 
     def _from_edge(self, first: int) -> tuple[np.ndarray, np.ndarray]:
