@@ -203,3 +203,13 @@ def test_noise_in_the_last_of_a_chain_of_blocks_reaches_the_first(blocks):
     sde = pj.sde.LinearSDE(drift, diffusion, beta_min=0.1, beta_max=0.1)
     solved = pj.sde.VaryingSDE(sde.drift, sde.diffusion, prior_cov=sde.prior_cov())
     np.testing.assert_allclose(solved.noise_cov(1.0), sde.noise_cov(1.0), rtol=1e-7)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+def test_a_matrix_of_any_size_makes_a_conjugate_integrator(blocks, rng):
+    matrix = 0.1 * rng.standard_normal((blocks, blocks))
+    sde = pj.sde.LinearSDE(-np.eye(blocks), 2 * np.eye(blocks), beta_min=4.0, beta_max=4.0)
+    table = pj.tabulate(pj.integrators.get("conjugate", B=matrix), sde, [1.0, 0.5, 0.1])
+    assert table.nfe == 3 and np.isfinite(table.A).all()
+    with pytest.raises(ValueError, match="must be a finite number or a finite"):
+        pj.integrators.get("conjugate", B=1j * matrix)

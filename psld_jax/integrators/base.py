@@ -15,7 +15,7 @@ import numpy as np
 
 from psld_jax._runtime.errors import is_count, shown, unknown
 from psld_jax._runtime.registry import Registry
-from psld_jax.sde import PSLD, VPSDE, LinearSDE
+from psld_jax.sde import PSLD, VPSDE, LinearSDE, ThirdOrder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,8 +71,13 @@ def _straight(sde: LinearSDE, t: float, place: Place, hyper: dict[str, Any]) -> 
     return t, []
 
 
-# A matrix among the hyper-parameters fixes K, so there is an SDE to probe with for K = 2 and 1.
-_PROBES: tuple[LinearSDE, ...] = (PSLD(), VPSDE())
+# A matrix among the hyper-parameters fixes K, and so may the method: there is an SDE to probe with for each small K.
+_PROBES: tuple[LinearSDE, ...] = (
+    PSLD(),
+    VPSDE(),
+    ThirdOrder(),
+    LinearSDE(-np.eye(4), 2 * np.eye(4), beta_min=8.0, beta_max=8.0),
+)
 
 
 @dataclasses.dataclass(frozen=True)

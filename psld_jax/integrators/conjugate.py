@@ -12,6 +12,7 @@ from psld_jax.integrators._noise_frame import first_order
 from psld_jax.integrators.ancestral import ancestral
 from psld_jax.integrators.base import PAPER, Stage, register
 from psld_jax.sde import LinearSDE, OneBlock
+from psld_jax.sde._linear_algebra import real
 from psld_jax.sde._quadrature import conjugate_flow, integrate, once
 
 
@@ -122,7 +123,7 @@ def conjugate(sde: LinearSDE, t: float, s: float, *, B: Any = 0.0) -> list[Stage
     """
     k = sde.num_blocks
     try:
-        b = np.asarray(B, np.float64)
+        b = real(B)
     except (TypeError, ValueError):
         b = np.full((), np.nan)
     if b.shape not in ((), (k, k)) or not np.all(np.isfinite(b)):
