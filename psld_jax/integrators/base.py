@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import is_count, shown, unknown
 from psld_jax._runtime.registry import Registry
 from psld_jax.sde import PSLD, VPSDE, LinearSDE, ThirdOrder
@@ -32,6 +33,10 @@ class Stage:
       R: ``[K, K]`` or ``None``.
       tau: time of the evaluation, or ``None`` for no evaluation.
       U, V: ``[K, K]``; default: ``q = eps``.
+
+    Raises:
+      ValueError: for matrices that are not float64 ``[K, K]``, a ``B`` that is no tuple of them, or a ``tau`` that is
+        no number.
     """
 
     A: np.ndarray
@@ -40,6 +45,24 @@ class Stage:
     tau: float | None = None
     U: np.ndarray | None = None
     V: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        # One matrix alone would be taken for its rows.
+        if not isinstance(self.B, (tuple, list)):
+            raise ValueError(f"B={shown(self.B)} of a stage must be a tuple of matrices, the newest prediction's first")
+        shape = np.shape(self.A)
+        matrices: list[Any] = [self.A, self.R, self.U, self.V, *self.B]
+        for name, matrix in zip(["A", "R", "U", "V", *"B" * len(self.B)], matrices, strict=True):
+            if matrix is None and name in ("R", "U", "V"):
+                continue
+            values = np.asarray(matrix)
+            kind = values.dtype
+            if values.shape != shape or len(shape) != 2 or shape[0] != shape[1]:
+                raise ValueError(f"{name} of a stage has shape {values.shape}, and A {shape}: all must be [K, K]")
+            if kind.kind not in "iu" and kind != np.float64:
+                raise ValueError(f"{name} of a stage is {kind}: compute it with numpy in float64, to keep its digits")
+        if self.tau is not None:
+            check_number("tau", self.tau)
 
     def at(self, tau: float) -> Stage:
         """Put a fresh evaluation of the network at time ``tau`` before this stage."""
@@ -126,7 +149,10 @@ class Integrator:
             out of range.
         """
         extra = [*([tuple(past)] if self.multistep else []), *([place] if self.placed else [])]
-        return list(self.fn(sde, t, s, *extra, **self.hyper))
+        stages = self.fn(sde, t, s, *extra, **self.hyper)
+        if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Stage) for stage in stages):
+            raise ValueError(f"integrator {self.name!r} must return a list of Stage, and returned {shown(stages)}")
+        return list(stages)
 
     def applies_to(self, sde: LinearSDE) -> bool:
         """Tell whether the method works for ``sde``: splitting needs a momentum."""
@@ -261,7 +287,8 @@ def get(name: str, **hyper: Any) -> Integrator:
     hyper = {**defaults, **hyper, **whole}
     arguments = inspect.signature(entry.fn).parameters
     integrator = Integrator(key, 0, hyper, "past" in arguments, entry.fn, "place" in arguments)
-    _ = integrator.nfe_per_step  # runs one step on the host, so that bad values are reported now
+    if not integrator.nfe_per_step:  # runs one step on the host, so that bad values are reported now
+        raise ValueError(f"integrator {key!r} must evaluate the network at least once per step: no stage has a tau")
     order = entry.order(hyper) if callable(entry.order) else entry.order
     rest = {"nfe_once": entry.once(hyper), "ode": entry.ode, "_before_last": entry.before_last}
     return dataclasses.replace(integrator, order=order, **rest)

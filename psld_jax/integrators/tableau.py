@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from psld_jax._runtime.checks import check_flag
+from psld_jax._runtime.checks import MIN_TIME, check_flag
 from psld_jax._runtime.errors import check_counts, check_kind
 from psld_jax.integrators import grids
 from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage
@@ -25,6 +25,9 @@ from psld_jax.integrators.baselines import check_last_step, last_stage
 from psld_jax.sde import LinearSDE, check_sde, cholesky
 
 Array = Any
+
+# Rounding may take a time so far beyond the last one.
+_SLACK = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,8 @@ class _Row:
         self.A, self.B, self.R = np.eye(k), [], None
 
     def absorb(self, stage: Stage) -> None:
+        if len(stage.A) != self.k:
+            raise ValueError(f"a stage has matrices of {len(stage.A)} blocks, and the diffusion has {self.k}")
         if stage.tau is not None:
             self.tau = float(stage.tau)
             self.U = self.U if stage.U is None else stage.U
@@ -191,9 +196,24 @@ def tabulate(
         steps.append([*noise, last_stage(sde, start, denoise, stochastic=integrator.stochastic and not integrator.ode)])
         times.append(0.0)
     table = _assemble(steps, np.array(times), sde.num_blocks)
+    _check_rows(integrator, table)
     if analytic_start and grid[0] < 1:
         return _led(table, sde.gaussian_flow(grid[0], np.float64(1.0), sde.data_std or 1.0))
     return table
+
+
+def _check_rows(integrator: Integrator, table: Tableau) -> None:
+    """Raise a ``ValueError`` for coefficients that are not finite, and evaluations where no network knows the time."""
+    rows = {name: value for name, value in table.rows().items() if value is not None}
+    for i, finite in enumerate(np.all([np.isfinite(v.reshape(table.nfe, -1)).all(1) for v in rows.values()], axis=0)):
+        if not finite:
+            names = ", ".join(name for name, value in rows.items() if not np.isfinite(value[i]).all())
+            at = f"the evaluation at t={table.tau[i]:.6g}, number {i + 1} of {table.nfe}"
+            raise ValueError(f"coefficients {names} of {integrator.name!r} are not finite for {at}")
+    outside = (table.tau < MIN_TIME) | (table.tau > 1 + _SLACK)
+    if outside.any():
+        at = f"t={table.tau[outside.argmax()]:.6g}"
+        raise ValueError(f"{integrator.name!r} evaluates the network at {at}, outside of [{MIN_TIME:g}, 1]")
 
 
 def from_prior(table: Tableau, sde: LinearSDE) -> Tableau:
