@@ -66,3 +66,43 @@ def test_a_method_for_one_number_of_blocks_is_refused_where_it_does_not_fit():
     assert table.nfe == 3
     with pytest.raises(ValueError, match="matrices of 2 blocks, and the diffusion has 1"):
         pj.tabulate(pj.integrators.get("mine"), pj.sde.VPSDE(), [1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (3, {}, "name=3 of integrator must be a text"),
+        (" ", {}, "name=' ' of integrator"),
+        ("auto", {}, "called 'auto'"),
+        ("roba", {}, "the name 'roba' is that of 'reduced_oba'"),
+        ("mine", {"aliases": ("DDIM",)}, "the name 'DDIM' is that of 'ddim'"),
+        ("mine", {"order": "1"}, "order='1' of 'mine' must be a count"),
+        ("mine", {"order": 0}, "order=0 of 'mine' must be a count"),
+    ],
+)
+def test_names_and_orders_that_cannot_be_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        register(name, **{"order": 1} | options)(euler)
+    assert pj.integrators.get("ROBA").name == "reduced_oba"
+
+
+def test_a_cell_of_a_notebook_can_run_again():
+    def cell(factor, module="__main__"):
+        def mine(sde, t, s):
+            return euler(sde, t, s, gain=factor)
+
+        mine.__module__ = module
+        return mine
+
+    grid = pj.grids.uniform(2)
+    for factor in (1.0, 2.0):  # the second is the one that counts, also where another sampler is built on it
+        register("mine", order=1, aliases=("MINE",))(cell(factor))
+        first = pj.tabulate(pj.integrators.get("mine"), SDE, grid).A[0]
+        np.testing.assert_array_equal(first, euler(SDE, grid[0], grid[1], gain=factor)[0].A)
+        again = pj.integrators.get("restart", base="mine").stages(SDE, grid[0], grid[1])
+        np.testing.assert_array_equal(again[0].A, first)
+    for module in ("another", "__main__"):
+        other = cell(3.0, module)
+        other.__qualname__ = "other"
+        with pytest.raises(ValueError, match="'mine' is registered twice"):
+            register("mine", order=1)(other)

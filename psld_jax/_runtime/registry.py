@@ -8,9 +8,16 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.errors import check_choice, shown
 
 T = TypeVar("T")
+
+
+def _again(old: Any, new: Any) -> bool:
+    """Tell whether ``new`` is what a cell of a notebook, or a line of a session, defines for a second time."""
+    first, second = (getattr(entry, "fn", entry) for entry in (old, new))
+    places = [(getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)) for fn in (first, second)]
+    return places[0] == places[1] and places[0][0] == "__main__"
 
 
 class Registry(Generic[T]):
@@ -28,12 +35,14 @@ class Registry(Generic[T]):
         self._check = check
 
     def add(self, name: str, entry: T) -> None:
-        """Give ``entry`` this name.
+        """Give ``entry`` this name. In a notebook, a cell that runs again replaces what it defined before.
 
         Raises:
-          ValueError: if it is taken, or as ``check`` does.
+          ValueError: if it is no name, or taken, or as ``check`` does.
         """
-        if name in self.entries:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"name={shown(name)} of {self.what} must be a text that is not empty")
+        if name in self.entries and not _again(self.entries[name], entry):
             raise ValueError(f"{self.what} {name!r} is registered twice")
         self._check(name, entry)
         self.entries[name] = entry

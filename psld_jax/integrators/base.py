@@ -200,7 +200,19 @@ class _Entry:
     before_last: LastFn
 
 
-_REGISTRY: Registry[_Entry] = Registry("integrator", "psld_jax.integrators")
+def _check_entry(name: str, entry: _Entry) -> None:
+    """Raise a ``ValueError`` for a name that another integrator answers to, and for an order that is none."""
+    for given in (name, *entry.aliases):
+        if given == "auto":
+            raise ValueError("no integrator can be called 'auto': that is the name of the choice among them")
+        for other, known in _REGISTRY.entries.items():
+            if other != name and str(given).lower() in (other.lower(), *map(str.lower, known.aliases)):
+                raise ValueError(f"integrator {name!r}: the name {given!r} is that of {other!r}")
+    if not (callable(entry.order) or is_count(entry.order)):
+        raise ValueError(f"order={shown(entry.order)} of {name!r} must be a count, or a function of hyper-parameters")
+
+
+_REGISTRY: Registry[_Entry] = Registry("integrator", "psld_jax.integrators", _check_entry)
 
 
 def register(
@@ -224,7 +236,7 @@ def register(
     :meth:`Integrator.approach`.
 
     Raises:
-      ValueError: when decorating, if the name is taken.
+      ValueError: when decorating, if the name or an alias is taken, or ``order`` is none.
     """
 
     def decorate(fn: StepFn) -> StepFn:
@@ -239,13 +251,21 @@ def available() -> tuple[str, ...]:
     return _REGISTRY.names()
 
 
+def _find(name: str) -> tuple[str, _Entry]:
+    """Return the canonical name and the entry of a name or an acronym; a ``ValueError`` for an unknown one."""
+    names = _REGISTRY.names()
+    known = {alias.lower(): key for key, entry in _REGISTRY.entries.items() for alias in entry.aliases}
+    key = name if name in names else known.get(str(name).lower(), name)
+    return key, _REGISTRY[key]
+
+
 def aliases(name: str) -> tuple[str, ...]:
     """Return the acronyms of the integrator ``name``.
 
     Raises:
       ValueError: for an unknown name.
     """
-    return _REGISTRY[get(name).name].aliases
+    return _find(name)[1].aliases
 
 
 def source(name: str) -> str:
@@ -254,7 +274,16 @@ def source(name: str) -> str:
     Raises:
       ValueError: for an unknown name.
     """
-    return _REGISTRY[get(name).name].source
+    return _find(name)[1].source
+
+
+def function(name: str) -> StepFn:
+    """Return the step function of the integrator ``name``, as it was registered.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    return _find(name)[1].fn
 
 
 def describe(name: str) -> str:
@@ -263,7 +292,7 @@ def describe(name: str) -> str:
     Raises:
       ValueError: for an unknown name.
     """
-    return inspect.getdoc(_REGISTRY[get(name).name].fn) or ""
+    return inspect.getdoc(function(name)) or ""
 
 
 def get(name: str, **hyper: Any) -> Integrator:
@@ -272,10 +301,7 @@ def get(name: str, **hyper: Any) -> Integrator:
     Raises:
       ValueError: for an unknown name or hyper-parameter (with the nearest known one), or a value out of range.
     """
-    names = _REGISTRY.names()
-    aliases = {alias.lower(): key for key, entry in _REGISTRY.entries.items() for alias in entry.aliases}
-    key = name if name in names else aliases.get(str(name).lower(), name)
-    entry = _REGISTRY[key]
+    key, entry = _find(name)
     defaults = {p.name: p.default for p in inspect.signature(entry.fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for given in hyper:
         if given not in defaults:

@@ -26,11 +26,12 @@ def _base(base: Any) -> Integrator:
         raise ValueError(
             f"base={shown(base)} must be the name of an integrator, or with hyper-parameters ('ipndm', ('order', 3))"
         )
-    return _made(name, tuple(map(tuple, pairs)))
+    return _made(name, tuple(map(tuple, pairs)), registry.function(name))
 
 
 @functools.lru_cache(64)
-def _made(name: Any, pairs: tuple[tuple[str, Any], ...]) -> Integrator:
+def _made(name: Any, pairs: tuple[tuple[str, Any], ...], fn: Any) -> Integrator:
+    # The function is not used: in a notebook, another one may get the same name.
     integrator = registry.get(name, **dict(pairs))
     if integrator.name == "restart":
         raise ValueError("base='restart' restarts itself; name another integrator")
