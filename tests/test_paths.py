@@ -312,6 +312,11 @@ BAD = [
     (lambda: pj.sde.path(lambda t: np.sqrt(1 - t**2), lambda t: t), "slope of alpha is .* at t = 1"),
     (lambda: pj.sde.path(2.0, lambda t: t), "alpha=2.0 must be a function"),
     (lambda: pj.sde.path(lambda t: t.nothing, lambda t: t), "alpha failed for times"),
+    (lambda: pj.sde.path(lambda t: (1 - t)[0], lambda t: t), "alpha failed for times of .* IndexError"),
+    (
+        lambda: pj.sde.path(lambda t: np.max(1 - t), lambda t: t),
+        "alpha .*of both 0.25 and 0.5 it gives .*of each alone",
+    ),
     (lambda: pj.sde.path(lambda t: 1 - t, lambda t: t, t_end=0.0), "t_end=0.0"),
     (lambda: pj.sde.path(lambda t: 1 - t, lambda t: t, t_end="late"), "t_end='late'"),
     (lambda: pj.sde.path(lambda t: np.float32(1) - np.float32(t), lambda t: t), "it gives float32, which loses"),

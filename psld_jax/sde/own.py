@@ -135,7 +135,9 @@ def _checked(name: str, fn: Function) -> Function:
         return np.array(np.broadcast_to(value, t.shape), dtype)
 
     try:
-        call(np.array([0.25, 0.5]))
+        together, alone = call(np.array([0.25, 0.5])), [call(np.float64(0.25)), call(np.float64(0.5))]
+        if not np.allclose(together, alone, equal_nan=True):
+            raise ValueError(f"of both 0.25 and 0.5 it gives {together}, of each alone {np.array(alone)}")
     except Exception as error:
         raise ValueError(f"{name} failed for times of [0, 1]: {type(error).__name__}: {why(error)}") from error
     return call
