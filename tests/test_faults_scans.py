@@ -182,6 +182,20 @@ def test_pages_and_animations_are_refused_and_links_are_followed(tmp_path):
     assert values(open_dataset("folder", path, labels=True)) == [(10, 0), (11, 0), (20, 1), (30, 2)]
 
 
+def test_links_to_nothing_are_counted(tmp_path):
+    """As a tool that keeps files elsewhere leaves them before it has fetched any."""
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    (lost / "a.png").symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=r"lost holds no images: .*; there is 1 link to nothing \(a\.png\)"):
+        open_dataset("folder", lost)
+    path = write(tmp_path / "set", TREE, False)
+    (path / "cat" / "8.png").symlink_to("nowhere.png")
+    (path / "cat" / ".9.png").symlink_to("nowhere.png")
+    opened_set, warned = opened(path, labels=True)
+    assert opened_set.left_out == "1 link to nothing (cat/8.png)" and len(warned) == 1
+
+
 # EDM's data sets.
 
 EDM = {"00000/img00000000.png": picture(10), "00000/img00000001.png": picture(11), "00001/img2.png": picture(12)}

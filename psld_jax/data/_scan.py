@@ -63,6 +63,7 @@ def scan(
     where: str,
     split: str,
     labels: bool,
+    broken: Collection[str] = (),
 ) -> Scan:
     """Find the images, splits and classes of a tree.
 
@@ -76,6 +77,7 @@ def scan(
       where: the place of the tree, for messages.
       split: ``"train"`` or ``"test"``.
       labels: whether classes are needed.
+      broken: names of links that lead to nothing.
 
     Raises:
       ValueError: with the place, for no images, a split that is missing or there twice, or no classes where they are
@@ -84,8 +86,10 @@ def scan(
     system = [name for name in files if _is_system(name)]
     plain = [name for name in files if not _is_system(name)]
     images = sorted(name for name in plain if name.lower().endswith(EXTENSIONS))
+    away = sorted(name for name in broken if not _is_system(name))
+    lost = [f"{_count(len(away), 'link')} to nothing ({_few(away)})"] if away else []
     if not images:
-        found = ", ".join(_endings(plain)) or "nothing"
+        found = ", ".join([*_endings(plain), *lost]) or "nothing"
         raise ValueError(f"{where} holds no images: no file in it ends in {', '.join(EXTENSIONS)}; there is {found}")
     around = _wrapper(images, plain)
     splits = _splits(images, around, where)
@@ -105,6 +109,7 @@ def scan(
         if not name.startswith(tuple(places))
     )
     left += [f"{_count(n, 'image')} in {'no subdirectory' if d == '.' else d + '/'}" for d, n in sorted(beside.items())]
+    left += lost
     empty = sorted({name for name in directories if not _is_system(name)} - _parents(images))
     if empty:
         left.append(f"{_count(len(empty), 'directory', 'directories')} without images ({_few(empty)})")

@@ -46,19 +46,20 @@ def read_folder(path: Path, split: str, labels: bool) -> Source:
     else:
         if not path.is_dir():
             raise ValueError(f"{path} is no directory or .zip" + ("" if path.exists() else "; it does not exist"))
-        found = scan(*_walk(path), lambda name: (path / name).read_bytes(), str(path), split, labels)
+        files, directories, broken = _walk(path)
+        found = scan(files, directories, lambda name: (path / name).read_bytes(), str(path), split, labels, broken)
         images = [f"{path}/{name}" for name in found.names]
     where = f"{path}/{found.root}".rstrip("/")
     return Source(images, found.labels, found.class_names, found.has_split, where, found.found, found.left_out)
 
 
-def _walk(path: Path) -> tuple[list[str], list[str]]:
-    """Return files and directories below ``path``. Links are followed, except those that lead back."""
+def _walk(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return files, directories and broken links below ``path``. Links are followed, except those that lead back."""
 
     def refuse(error: OSError) -> None:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
 
-    files, directories = [], []
+    files, directories, broken = [], [], []
     for folder, inside, names in os.walk(path, followlinks=True, onerror=refuse):
         here = os.path.realpath(folder)
         inside[:] = [
@@ -72,7 +73,8 @@ def _walk(path: Path) -> tuple[list[str], list[str]]:
         directories += [prefix + name for name in inside]
         # A broken link, or a pipe, is no file.
         files += [prefix + name for name in names if os.path.isfile(os.path.join(folder, name))]
-    return files, directories
+        broken += [prefix + name for name in names if not os.path.exists(os.path.join(folder, name))]
+    return files, directories, broken
 
 
 def decode(file: str | Member) -> np.ndarray:
