@@ -85,3 +85,17 @@ def test_losses_are_named_at_their_lines(drawn, held, tmp_path):
     assert words(right)[:1] == ["training,\nlast quarter"] and len(words(right)) == 1 + held
     assert left.get_legend() is None and right.get_legend() is None
     np.testing.assert_array_equal(right.lines[0].get_ydata(), [0.5, np.nan, 0.25])
+
+
+@pytest.mark.parametrize("span", [(0.25, 0.45), (0.95, 1.03), (0.03, 0.9), (1e-3, 40.0)])
+def test_levels_of_losses_can_be_read_wherever_they_lie(drawn, span, tmp_path):
+    trained = [
+        {"step": step, "loss": loss, "count_by_time": [4], "loss_by_time": [loss]}
+        for step, loss in enumerate(np.geomspace(*span, 3), 1)
+    ]
+    plots.save_losses(tmp_path / "loss.png", trained, [])
+    axis = drawn[0].axes[0]
+    low, high = axis.get_ylim()
+    assert sum(low <= level <= high for level in axis.get_yticks()) >= 3
+    assert all(tick.get_text() for tick in axis.get_yticklabels())
+    assert all(step.is_integer() for step in axis.get_xticks())

@@ -25,11 +25,16 @@ def _pyplot() -> Any:
     return matplotlib.pyplot
 
 
-def _log_locator() -> Any:
-    """Make what puts labels on an axis at 1, 2 and 5 of every decade."""
-    from matplotlib.ticker import LogLocator
+def _label_levels(axis: Any) -> None:
+    """Put labels on a vertical log axis at 1, 2 and 5 of every decade; if fewer than three are in sight, closer."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
-    return LogLocator(subs=(1, 2, 5))
+    low, high = axis.get_ylim()
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    levels = np.multiply.outer(decades, (1, 2, 5))
+    few = np.sum((levels >= low) & (levels <= high)) < 3
+    axis.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)) if few else LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def image_grid(images: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -154,8 +159,7 @@ def save_curves(
             low, high = families.limits(curves, column, floors.get(column))
             axis.set_ylim(low, high)
             if high / low < 100:  # powers of ten alone would be one or two
-                axis.yaxis.set_major_locator(_log_locator())
-                axis.yaxis.set_major_formatter("{x:g}")
+                _label_levels(axis)
             label_ends(axis, names)
         ticks = families.ticks(rows)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -253,13 +257,13 @@ def save_losses(path: Path, trained: list[dict[str, Any]], held_out: list[dict[s
         names[left].append((values[-1], "held out (EMA)", held_colour))
         names[right].append((_last_finite(last), f"held out (EMA),\nstep {steps[-1]:,}", held_colour))
     left.set_xlabel("step")
+    left.xaxis.get_major_locator().set_params(integer=True)
     right.set_xlabel("forward time t (0: data, 1: noise)")
     left.set_title("loss while it trains", loc="left", fontsize=11)
     right.set_title("loss at each time", loc="left", fontsize=11)
     for axis in (left, right):
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(_log_locator())
-        axis.yaxis.set_major_formatter("{x:g}")
+        _label_levels(axis)
         axis.yaxis.set_minor_formatter("")
         axis.grid(True, which="both", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
