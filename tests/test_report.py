@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -365,3 +366,14 @@ def test_the_picture_of_curves_names_the_best_and_no_others(tmp_path, monkeypatc
     plots.save_curves(tmp_path / "curves.png", made, {"distance": "distance"}, {"distance": 0.05}, "real images")
     assert [sorted(names) for names in written] == [["ddim", "euler", "real images"]]
     assert Path(tmp_path / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node, which runs the script of the page")
+def test_values_that_lie_close_together_can_be_read_from_the_axes_of_the_page():
+    script = (Path(parts.__file__).parent / "script.js").read_text()
+    scale = script[script.index("class Scale") : script.index("class Plot")]
+    spans = [[0.95, 1.03], [0.21, 0.49], [0.52, 0.69], [5, 20], [1e-3, 40]]
+    code = f"{scale} console.log(JSON.stringify({spans}.map(([a, b]) => new Scale(a, b, true, 0, 1).ticks())))"
+    found = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
+    for (low, high), levels in zip(spans, json.loads(found.stdout), strict=True):
+        assert 3 <= len(levels) <= 10 and low * 0.999 <= levels[0] < levels[-1] <= high * 1.001

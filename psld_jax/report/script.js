@@ -45,16 +45,19 @@ class Scale {
     return this.from + ((number - this.low) / (this.high - this.low)) * (this.to - this.from);
   }
   ticks() {
-    const found = [];
+    const [low, high] = this.log ? [10 ** this.low, 10 ** this.high] : [this.low, this.high];
     if (this.log) {
+      const found = [];
       const steps = this.high - this.low > 2.5 ? [1] : this.high - this.low > 1.2 ? [1, 3] : [1, 2, 3, 5, 7];
       for (let power = Math.floor(this.low); power <= Math.ceil(this.high); power++)
         for (const step of steps) found.push(step * 10 ** power);
-      return found.filter((v) => Math.log10(v) >= this.low - 1e-9 && Math.log10(v) <= this.high + 1e-9);
+      const seen = found.filter((v) => Math.log10(v) >= this.low - 1e-9 && Math.log10(v) <= this.high + 1e-9);
+      if (seen.length > 2) return seen; // else a small part of a decade, which is labelled as a linear axis is
     }
-    const rough = (this.high - this.low) / 6, power = 10 ** Math.floor(Math.log10(rough));
+    const found = [];
+    const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((s) => s * power).find((s) => s >= rough);
-    for (let v = Math.ceil(this.low / step) * step; v <= this.high + 1e-9 * step; v += step) found.push(v);
+    for (let v = Math.ceil(low / step) * step; v <= high + 1e-9 * step; v += step) found.push(v);
     return found;
   }
 }
