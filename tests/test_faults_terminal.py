@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import re
+import resource
 import sys
 
 import numpy as np
@@ -16,7 +17,9 @@ from rich.console import Console
 import psld_jax as pj
 from psld_jax import build, main, modes
 from psld_jax._runtime.errors import check_choice, check_counts, shown, unknown, why
-from psld_jax._runtime.journal import Journal, make_directory, read_json
+from psld_jax._runtime.journal import Journal, make_directory, read_json, replace
+from psld_jax.evaluation import plots
+from psld_jax.evaluation.bench import COLUMNS, write_tables
 from psld_jax.modes._fields import in_full
 from psld_jax.sampling.files import write_samples
 from psld_jax.sampling.generate import prepare
@@ -305,3 +308,43 @@ def test_every_file_that_is_read_says_what_is_wrong_in_its_own_words(tmp_path, d
             reader(path)
         message = str(caught.value)
         assert path.name in message and not ADDRESS.search(message) and "\n" not in message, (path, message)
+
+
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond 64 bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+ROW = {"step": 1, "loss": 1.0, "count_by_time": [4], "loss_by_time": [1.0]}
+GAUSSIAN = pj.metrics.Gaussian(np.zeros(3), np.eye(3))
+WRITERS = {
+    "a.txt": lambda path: replace(path, "old" * 50),
+    "a.bin": lambda path: replace(path, b"old" * 50),
+    "a.png": lambda path: plots.save_losses(path, [ROW], []),
+    "a.npz": lambda path: pj.metrics.write_statistics(path, GAUSSIAN),
+    "bench.csv": lambda path: write_tables([{name: None for name in COLUMNS}], path.parent),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path, request, name):
+    path = tmp_path / name
+    path.write_text("before")
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match=f"{name} cannot be written: .*; make room, and give the same command again"):
+        WRITERS[name](path)
+    assert path.read_text() == "before" and [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_full_disk_ends_a_journal_with_its_name_and_what_is_whole_counts(tmp_path, request):
+    path = tmp_path / "log.jsonl"
+    journal = Journal(path, {"a": 1}, "a test")
+    assert journal.get(["one"], lambda: {"value": 1}) == {"value": 1}
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match=r"log\.jsonl cannot be written"):
+        journal.get(["two"], lambda: {"value": "2" * 100})
+    assert Journal(path, {"a": 1}, "a test").get(["one"], lambda: {}) == {"value": 1}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,22 +17,50 @@ from psld_jax._runtime import distributed
 from psld_jax._runtime.errors import shown, why
 
 
-def replace(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` in one go: a reader finds the old file or the new one, never a part.
+@contextlib.contextmanager
+def in_one_go(path: Path) -> Iterator[Path]:
+    """Yield a place to write to, which then becomes ``path``: a reader finds the old file or the new one, no part.
+
+    What cannot be written, on a full disk for example, leaves nothing.
 
     Raises:
       ValueError: if there is no directory for it, or it is one itself.
+      OSError: if it cannot be written; the message names ``path``.
     """
     if path.is_dir():
         raise ValueError(f"{path} cannot be written: it is a directory; give the name of a file")
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: {path.parent} is no directory; make it, or choose another place")
     temporary = path.with_name(f".{path.name}.part")
-    if isinstance(content, str):
-        temporary.write_text(content, encoding="utf-8")
-    else:
-        temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _not_written(path, error) from error
+        raise
+
+
+def _not_written(path: Path, error: OSError) -> OSError:
+    """Make the error that names ``path``, and what helps where the disk is full."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    hint = "; make room, and give the same command again: what was saved is not repeated" if full else ""
+    return OSError(f"{path} cannot be written: {error.strerror or why(error)}{hint}")
+
+
+def replace(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path``, as :func:`in_one_go` says.
+
+    Raises:
+      ValueError, OSError: likewise.
+    """
+    with in_one_go(path) as temporary:
+        if isinstance(content, str):
+            temporary.write_text(content, encoding="utf-8")
+        else:
+            temporary.write_bytes(content)
 
 
 def plain(value: Any) -> Any:
@@ -138,8 +168,11 @@ class Journal:
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self._path is not None and distributed.is_first():
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(entry)) + "\n")
+            try:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(plain(entry)) + "\n")
+            except OSError as error:
+                raise _not_written(self._path, error) from error
 
     def get(self, key: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the known result for ``key``. If there is none, call ``make``, and write down what it returns."""

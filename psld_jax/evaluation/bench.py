@@ -16,6 +16,7 @@ from rich.table import Table
 from psld_jax import integrators, metrics
 from psld_jax._runtime import random
 from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.journal import in_one_go, replace
 from psld_jax.build import Model, last_step, sampler_hyper
 from psld_jax.integrators import grids
 from psld_jax.integrators.tableau import Tableau, denoising
@@ -144,11 +145,11 @@ class _Stopwatch:
 
 def write_tables(rows: list[dict[str, Any]], directory: Path) -> None:
     """Write ``bench.csv`` and ``bench.json``."""
-    with open(directory / "bench.csv", "w", newline="") as file:
+    with in_one_go(directory / "bench.csv") as temporary, temporary.open("w", newline="") as file:
         writer: csv.DictWriter[str] = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows({**row, "hyper": json.dumps(row["hyper"])} for row in rows)
-    (directory / "bench.json").write_text(json.dumps(rows, indent=1) + "\n")
+    replace(directory / "bench.json", json.dumps(rows, indent=1) + "\n")
 
 
 def _text(value: float | None) -> str:

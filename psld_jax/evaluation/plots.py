@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax._runtime.errors import shown
+from psld_jax._runtime.journal import in_one_go
 from psld_jax.evaluation import families
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # files need no screen; a notebook has chosen its own backend, and keeps it
@@ -278,7 +279,8 @@ def _last_finite(values: np.ndarray) -> float:
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
-    _pyplot().close(figure)
-    temporary.replace(path)
+    try:
+        with in_one_go(path) as temporary:
+            figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")
+    finally:
+        _pyplot().close(figure)

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from psld_jax._runtime.errors import check_counts, check_kind, why
+from psld_jax._runtime.journal import in_one_go
 from psld_jax.metrics.frechet import Gaussian
 
 Array = Any
@@ -195,10 +196,8 @@ def write_statistics(path: str | os.PathLike[str], gaussian: Gaussian) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no directory {path.parent}; make it first")
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:  # a file, as numpy would append .npz to a name
+    with in_one_go(path) as temporary, temporary.open("wb") as file:  # a file, as numpy would append .npz to a name
         np.savez(file, mu=np.asarray(gaussian.mean, np.float64), sigma=np.asarray(gaussian.cov, np.float64))
-    temporary.replace(path)
 
 
 def check_count(n: int, dims: int = 2048) -> None:

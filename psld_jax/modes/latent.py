@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from psld_jax import build
+from psld_jax._runtime.journal import in_one_go
 from psld_jax._runtime.progress import Bar, track
 from psld_jax.evaluation import plots
 from psld_jax.latent import codes as latent
@@ -47,7 +48,8 @@ def run_likelihood(config: Any, workdir: Path, console: Console) -> dict[str, An
     fields = ("nats", "standard_error", "nfe")
     nats, error, nfe = (np.concatenate([getattr(part, name) for part in parts])[: len(images)] for name in fields)
     found = Likelihood(nats, error, nfe, parts[0].dims)
-    np.savez(workdir / "likelihood.npz", nats=nats, standard_error=error)
+    with in_one_go(workdir / "likelihood.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, nats=nats, standard_error=error)
     report = {
         "num_images": len(nats),
         "nats_per_dim": float(nats.mean() / found.dims),
