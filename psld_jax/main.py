@@ -20,7 +20,7 @@ A model of your own is the directory it was trained in. What is stopped or kille
 psld-jax is the same command, from any directory. A configuration that ships has a name: psld-jax --config saved.
 
 python -m psld_jax.convert makes such a directory of a PyTorch checkpoint. --dry_run with any of these prints what would
-run, its evaluations and memory, and does nothing. Bad input ends with one line and exit status 1.
+run, its evaluations and memory, and does nothing. Bad input ends with one line and exit status 1; Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ _WIDE = 240
 
 #: Of compiled programs, the least recently used of which go.
 _CACHE_BYTES = 4 * 2**30
+
+#: Exit status after Ctrl-C, by convention 128 and the number of the signal.
+_INTERRUPTED = 130
 
 #: What Python and absl say of a value, and what is meant.
 _FLAG_KINDS = {
@@ -214,6 +217,8 @@ def main(argv: list[str]) -> None:
             modes.run(_MODE.value, _CONFIG.value, Path(str(_WORKDIR.value)), console)
     except (ValueError, Diverged, OSError) as error:
         _fail(why(error))
+    except KeyboardInterrupt:
+        _leave("interrupted: the same command goes on from what has been saved", _INTERRUPTED)
     except MemoryError as error:
         _fail(f"there is not enough memory: {why(error)}. {_SMALLER}")
     except jax.errors.JaxRuntimeError as error:
@@ -231,9 +236,16 @@ def _fail(message: str) -> None:
     """End with one line on stderr and exit status 1."""
     if not _COORDINATOR.value:
         sys.exit(f"error: {message}")
-    # An orderly end would wait for the other processes; this one tells them by being gone.
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(1)
+    _leave(f"error: {message}", 1)
+
+
+def _leave(line: str, status: int) -> None:
+    """End with this line on stderr and this exit status."""
+    print(line, file=sys.stderr, flush=True)
+    if _COORDINATOR.value:
+        # An orderly end would wait for the other processes; this one tells them by being gone.
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

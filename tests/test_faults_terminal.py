@@ -151,6 +151,15 @@ def test_flags_that_are_wrong_end_with_one_line(tmp_path, argument, message):
     assert re.search(message, told) and "\n" not in told and told.startswith("error: ")
 
 
+def test_ctrl_c_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(modes, "run", interrupted)
+    assert ended("--config", CONFIG, "--workdir", str(tmp_path / "run")) == "130"
+    assert capsys.readouterr().err == "interrupted: the same command goes on from what has been saved\n"
+
+
 def test_an_unknown_name_of_many_is_told_the_nearest_five():
     known = build.fields(build.load_config("default"))
     for name in ("nfe", "sampler.nef", "model.chmult", "", "zzz", "sampler.hyper.lamm"):
