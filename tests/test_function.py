@@ -110,3 +110,30 @@ def test_shapes_of_every_kind_are_taken(make):
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda x, t: np.sin(np.asarray(x)), "must compute with jax.numpy, not numpy"),
+        (lambda x, t: x if t[0] > 0.5 else 2 * x, "and have no if on arrays"),
+        (lambda x, t: x * float(t[0]), "which are not known while the loop around it is compiled"),
+        (lambda x, t: x * [1.0, 2.0][t[0].astype(int)], "jax.pure_callback takes a network of another library"),
+        (lambda x, t: 1j * x, "the network returns complex64: wrap it"),
+    ],
+)
+def test_a_network_that_cannot_be_traced_is_told_in_one_line(network, message):
+    model = pj.from_function(network, VP, (2, 2, 1))
+    with pytest.raises(ValueError, match=message) as error:
+        pj.generate(model, "ddim", nfe=3, n=2)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_of_another_library_goes_through_a_callback():
+    def halved(x, t):
+        return jax.pure_callback(lambda x: 0.5 * np.asarray(x), x, x)
+
+    options = {"sampler": "ddim", "nfe": 3, "n": 2}
+    here = pj.generate(pj.from_function(lambda x, t: 0.5 * x, VP, (2, 2, 1)), **options)
+    there = pj.generate(pj.from_function(halved, VP, (2, 2, 1)), **options)
+    np.testing.assert_allclose(there, here, rtol=1e-6)

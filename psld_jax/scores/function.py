@@ -20,6 +20,13 @@ from psld_jax.sde.one_block import PREDICTIONS
 
 Array = Any
 
+# What JAX raises for numpy, float() and if on arrays that it traces.
+_UNTRACED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
 #: How a network wants its input, see :func:`function`.
 INPUTS = ("path", "data", "unit")
 
@@ -54,7 +61,7 @@ class FunctionScore:
         """Return ``eps(z, t)`` for a state of arrays ``[n, H, W, C]`` and scalar ``t``; same structure and dtype.
 
         Raises:
-          ValueError: when it is traced, if the function returns another shape, or no array.
+          ValueError: when it is traced, if that cannot be, or the function returns another shape, or no real array.
         """
         dtype = z[0].dtype
         t = jnp.asarray(t, dtype)
@@ -63,7 +70,14 @@ class FunctionScore:
         images = images if self.scale is None else self.scale(t) * images
         images = jnp.moveaxis(images, -1, 1) if self.channels_first else images
         labels = () if self.labels is None else (self.labels,)
-        out = self.predict(images, jnp.full(len(images), own_time, dtype), *labels)
+        try:
+            out = self.predict(images, jnp.full(len(images), own_time, dtype), *labels)
+        except _UNTRACED as error:
+            raise ValueError(
+                "the network asks for numbers of its input, which are not known while the loop around it is compiled: "
+                "it must compute with jax.numpy, not numpy, and have no if on arrays; jax.pure_callback takes a "
+                "network of another library"
+            ) from error
         out = jnp.asarray(_checked(out), dtype)
         out = jnp.moveaxis(out, 1, -1) if self.channels_first else out
         channels = z[0].shape[-1]
@@ -89,6 +103,8 @@ def _checked(out: Any) -> Any:
         )
     if isinstance(out, (tuple, list)) or not hasattr(out, "shape"):
         raise ValueError(f"the network returns a {type(out).__name__}: wrap it in a function that returns one array")
+    if jnp.iscomplexobj(out):
+        raise ValueError(f"the network returns {out.dtype}: wrap it in a function that returns real numbers")
     return out
 
 
@@ -101,7 +117,7 @@ def function(
     inputs: str = "path",
     channels_first: bool = False,
 ) -> FunctionScore:
-    """Make an ``eps_fn`` of a network that knows nothing of this library, whatever it was written with.
+    """Make an ``eps_fn`` of a network that knows nothing of this library, and that JAX can trace.
 
     With the kernel ``z_t = mu_t x_0 + L_t eps`` what is predicted is
 
