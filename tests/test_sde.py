@@ -211,3 +211,19 @@ def test_host_side_modules_do_not_touch_the_device():
     assert len(files) > 8
     for file in files:
         assert "jax.numpy" not in file.read_text(), file
+
+
+EVERY = [
+    *(pj.sde.get(name) for name in pj.sde.available()),
+    pj.sde.path(lambda t: 1 - t, lambda t: t),
+    pj.sde.VaryingSDE(lambda t: -np.eye(1), lambda t: np.eye(1)),
+]
+
+
+@pytest.mark.parametrize("sde", EVERY, ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, np.nan, [0.5, 500.0], None, "half"], ids=str)
+@pytest.mark.parametrize("name", ["mean", "cov", "factor", "sigma"])
+def test_a_time_that_is_none_is_named(sde, wrong, name):
+    with pytest.raises(ValueError, match=r"lie in \[0, 1") as error:
+        getattr(sde, name)(wrong)
+    assert "\n" not in str(error.value)

@@ -13,6 +13,8 @@ Array = Any
 
 # Noise levels are looked for from here to t = 1.
 _EARLIEST = 1e-9
+# Times are rounded to float32 on the device, which may lead beyond the last one.
+_SLACK = 1e-5
 
 
 def as_levels(sigma: Array) -> np.ndarray:
@@ -22,6 +24,20 @@ def as_levels(sigma: Array) -> np.ndarray:
         return np.asarray(sigma, np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"sigma={shown(sigma)} must be a noise level, or an array of them") from None
+
+
+def as_times(t: Array, last: float = 1.0) -> np.ndarray:
+    """Return times of any shape in float64; a ``ValueError`` for what is no number, is traced or not in [0, last]."""
+    check_known("t", t)
+    try:
+        times = np.asarray(t, np.float64)
+    except (TypeError, ValueError):
+        times = np.full((), np.nan)
+    wrong = ~((times >= 0) & (times <= last + _SLACK))
+    if wrong.any():
+        first = float(times[wrong].flat[0]) if times.ndim else shown(t)
+        raise ValueError(f"t={first} is no time: those of this diffusion lie in [0, {last:g}], with the data at 0")
+    return times
 
 
 class NoiseLevels:

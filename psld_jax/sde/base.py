@@ -26,7 +26,7 @@ from psld_jax.sde._linear_algebra import (
     real_matrix,
     triangular,
 )
-from psld_jax.sde._noise_levels import NoiseLevels
+from psld_jax.sde._noise_levels import NoiseLevels, as_times
 from psld_jax.sde._states import StatesOfBlocks
 
 Array = Any
@@ -132,11 +132,11 @@ class LinearSDE(NoiseLevels, StatesOfBlocks):
 
     def beta(self, t: Array) -> Array:
         """Rate ``beta(t)``, ``[...]``, per unit of time."""
-        return self.beta_min + (self.beta_max - self.beta_min) * np.asarray(t, np.float64)
+        return self.beta_min + (self.beta_max - self.beta_min) * as_times(t)
 
     def beta_integral(self, t: Array) -> Array:
         """``b(t) = int_0^t beta``, ``[...]``, dimensionless."""
-        t = np.asarray(t, np.float64)
+        t = as_times(t)
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
 
     def drift(self, t: Array) -> np.ndarray:

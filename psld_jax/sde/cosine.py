@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
+from psld_jax.sde._noise_levels import as_times
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -40,14 +41,14 @@ class Cosine(OneBlock):
 
     def alpha(self, t: Array) -> np.ndarray:
         # The sine of what is missing to a right angle: the cosine loses its digits near t = 1.
-        return np.sin(self._rate * (1 - np.asarray(t, np.float64))) / self._start
+        return np.sin(self._rate * (1 - as_times(t))) / self._start
 
     def std(self, t: Array) -> np.ndarray:
         return np.sqrt(self._fall(t, 0.0))
 
     def _fall(self, t: Array, s: Array) -> np.ndarray:
         """``alpha_s^2 - alpha_t^2 = sigma_t^2 - sigma_s^2``."""
-        t = np.asarray(t, np.float64)
+        t = as_times(t)
         return np.sin(self._rate * (t - s)) * np.sin(self._rate * (t + s + 2 * self.offset)) / self._start**2
 
     def alpha_rate(self, t: Array) -> np.ndarray:

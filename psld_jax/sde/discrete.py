@@ -10,6 +10,7 @@ from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from psld_jax._runtime.checks import check_flag, check_number
 from psld_jax._runtime.errors import check_choice, check_counts, shown
+from psld_jax.sde._noise_levels import as_times
 from psld_jax.sde._quadrature import NODES, WEIGHTS
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
@@ -143,7 +144,7 @@ class Discrete(OneBlock):
     def _y(self, t: Array, slope: bool = False) -> np.ndarray:
         """``asinh(alpha / sigma)``, or its slope in ``log t``."""
         with np.errstate(divide="ignore"):
-            x = np.log(np.asarray(t, np.float64))
+            x = np.log(as_times(t))
         first = self._log_t[0]
         if slope:
             return self._slope(np.maximum(x, first))

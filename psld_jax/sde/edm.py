@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
-from psld_jax.sde._noise_levels import as_levels
+from psld_jax.sde._noise_levels import as_levels, as_times
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -43,10 +43,10 @@ class EDM(OneBlock):
         return super().preconditioned(self.own_data_std if data_std is None else data_std)
 
     def alpha(self, t: Array) -> np.ndarray:
-        return np.ones_like(np.asarray(t, np.float64))
+        return np.ones_like(as_times(t))
 
     def std(self, t: Array) -> np.ndarray:
-        return self.sigma_max * np.asarray(t, np.float64)
+        return self.sigma_max * as_times(t)
 
     def alpha_rate(self, t: Array) -> np.ndarray:
         return np.zeros_like(np.asarray(t, np.float64))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from psld_jax._runtime.checks import check_number
-from psld_jax.sde._noise_levels import as_levels
+from psld_jax.sde._noise_levels import as_levels, as_times
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
 
@@ -40,10 +40,10 @@ class Flow(OneBlock):
         return 1 + (self.shift - 1) * np.asarray(t, np.float64)
 
     def alpha(self, t: Array) -> np.ndarray:
-        return (1 - np.asarray(t, np.float64)) / self._stretch(t)
+        return (1 - as_times(t)) / self._stretch(t)
 
     def std(self, t: Array) -> np.ndarray:
-        return self.shift * np.asarray(t, np.float64) / self._stretch(t)
+        return self.shift * as_times(t) / self._stretch(t)
 
     def alpha_rate(self, t: Array) -> np.ndarray:
         return -self.std_rate(t)

@@ -10,6 +10,7 @@ import numpy as np
 
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import why
+from psld_jax.sde._noise_levels import as_times
 from psld_jax.sde._quadrature import NODES, WEIGHTS
 from psld_jax.sde.one_block import OneBlock
 
@@ -72,7 +73,7 @@ class Path(OneBlock):
     @staticmethod
     def _extended(value: Function, rate: Function, t: Array) -> np.ndarray:
         """Extend the function by its tangent beyond ``t = 1``, where the rounding of a time may lead."""
-        t = np.asarray(t, np.float64)
+        t = as_times(t)
         beyond = np.maximum(t - 1, 0.0)
         return value(np.minimum(t, 1.0)) + (rate(np.ones(())) * beyond if np.any(beyond > 0) else 0.0)
 

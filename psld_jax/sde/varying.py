@@ -11,6 +11,7 @@ import numpy as np
 from psld_jax._runtime.checks import check_number
 from psld_jax._runtime.errors import check_callable, why
 from psld_jax.sde._linear_algebra import check_covariance, check_reached, real, real_matrix
+from psld_jax.sde._noise_levels import as_times
 from psld_jax.sde._quadrature import NODES, WEIGHTS, collocate
 from psld_jax.sde.base import LinearSDE
 
@@ -197,8 +198,7 @@ class VaryingSDE(LinearSDE):
 
     def _check_times(self, *times: Array) -> None:
         for t in times:
-            if not (np.all(np.asarray(t) >= 0) and np.all(np.asarray(t) <= self.t_max + _SLACK)):
-                raise ValueError(f"times of {self!r} lie in [0, {self.t_max}], got {np.min(t)} to {np.max(t)}")
+            as_times(t, self.t_max)
 
     def transition(self, s: Array, t: Array) -> np.ndarray:
         self._check_times(s, t)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax.sde._noise_levels import as_levels
+from psld_jax.sde._noise_levels import as_levels, as_times
 from psld_jax.sde.edm import check_levels
 from psld_jax.sde.named import register
 from psld_jax.sde.one_block import OneBlock
@@ -37,10 +37,10 @@ class VESDE(OneBlock):
         super().__init__()
 
     def alpha(self, t: Array) -> np.ndarray:
-        return np.ones_like(np.asarray(t, np.float64))
+        return np.ones_like(as_times(t))
 
     def std(self, t: Array) -> np.ndarray:
-        return self.sigma_min * np.exp(self._log_ratio * np.asarray(t, np.float64))
+        return self.sigma_min * np.exp(self._log_ratio * as_times(t))
 
     def alpha_rate(self, t: Array) -> np.ndarray:
         return np.zeros_like(np.asarray(t, np.float64))
