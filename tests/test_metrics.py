@@ -47,6 +47,8 @@ def test_bad_input_is_named():
         pj.metrics.statistics(np.ones((1, 4)))
     with pytest.raises(ValueError, match="shapes disagree"):
         pj.metrics.frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
+    with pytest.raises(ValueError, match="cov2: 4 of 4 values are not finite"):
+        pj.metrics.frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.full((2, 2), np.nan))
     with pytest.raises(ValueError, match="'mnist' are of images in .-1, 1., which psld_jax.normalise"):
         pj.metrics.features("mnist")(np.zeros((1, 32, 32, 1), np.uint8))
     for door in (pj.metrics.features, pj.metrics.judge):

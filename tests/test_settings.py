@@ -65,6 +65,8 @@ def test_settings_survive_json():
         jax.tree.map(np.testing.assert_array_equal, again.table(SDE, 8), setting.table(SDE, 8))
     with pytest.raises(ValueError, match="a sampler's setting holds"):
         Setting.from_json({"sampler": "ddim"})
+    with pytest.raises(ValueError, match="a sampler's setting=None must be a dict"):
+        Setting.from_json(None)
 
 
 def test_auto_takes_the_nearest_budget_that_was_tuned_else_the_rule(digits_model):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psld_jax._runtime.checks import check_array
+
 Array = Any
 
 
@@ -45,11 +47,13 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
     regularisation. Never negative.
 
     Raises:
-      ValueError: if shapes disagree.
+      ValueError: if shapes disagree, or numbers are not finite.
     """
     mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
     if mean1.shape != mean2.shape or cov1.shape != cov2.shape or cov1.shape != (len(mean1),) * 2:
         raise ValueError(f"shapes disagree: means {mean1.shape}, {mean2.shape}; covariances {cov1.shape}, {cov2.shape}")
+    for name, array in (("mean1", mean1), ("cov1", cov1), ("mean2", mean2), ("cov2", cov2)):
+        check_array(name, array)
     values, vectors = np.linalg.eigh(cov1)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.linalg.eigvalsh(root @ cov2 @ root)

@@ -160,6 +160,7 @@ class Setting:
         Raises:
           ValueError: for anything else.
         """
+        check_kind("a sampler's setting", values, dict, "a dict, as to_json makes it")
         names = set(_WRITTEN)
         if set(values) == {*names, "solver"}:
             solver = values["solver"]
