@@ -107,7 +107,8 @@ def run_evaluate(config: Any, workdir: Path, console: Console) -> dict[str, Any]
     features.check(model.image_shape)
     reference = _Reference(model, config, features, console)
     metrics.check_count(c.num_samples, len(reference.law.mean))
-    console.print(f"{len(jobs)} samplers and budgets, {len(c.seeds)} seeds of {c.num_samples:,} samples each")
+    seeds = ", ".join(map(str, c.seeds))
+    console.print(f"samplers and budgets: {len(jobs)}; samples of each: {c.num_samples:,}; seeds: {seeds}")
     about = identity(model, config) | {
         "features": features.name,
         "t_end": config.sampler.t_end or model.sde.t_end,
