@@ -223,8 +223,8 @@ def _finals(finals: Sequence[dict[str, Any]], features: str) -> Iterator[str]:
     """The distances of the samplers that were chosen, as a table."""
     counts = sorted({row["cell"].num_samples for row in finals})
     yield "The sampler of each network and budget that is nearest in features of the classifier, judged again by"
-    yield f"{' or '.join(f'{count:,}' for count in counts)} samples of other seeds. The spread is over networks, or "
-    yield "over seeds of samples for one network."
+    yield f"{' or '.join(f'{count:,}' for count in counts)} samples of other seeds. The spread is over networks,"
+    yield "or over seeds of samples for one network."
     yield ""
     yield "| diffusion | NFE | distance | samplers |"
     yield "|---|---|---|---|"
