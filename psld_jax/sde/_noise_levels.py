@@ -28,6 +28,11 @@ def as_levels(sigma: Array) -> np.ndarray:
 
 def as_times(t: Array, last: float = 1.0) -> np.ndarray:
     """Return times of any shape in float64; a ``ValueError`` for what is no number, is traced or not in [0, last]."""
+    # One time and many of float64 are told fast: making a table asks thousands of times.
+    if isinstance(t, float) and 0 <= t <= last + _SLACK:
+        return np.asarray(t, np.float64)
+    if isinstance(t, np.ndarray) and t.dtype == np.float64 and t.size and t.min() >= 0 and t.max() <= last + _SLACK:
+        return t
     check_known("t", t)
     try:
         times = np.asarray(t, np.float64)
