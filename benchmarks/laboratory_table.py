@@ -94,6 +94,11 @@ PANELS = {
 }
 
 
+def _distance(cell: evaluate.Cell, features: str) -> float:
+    """The distance of a cell in some features; infinite for samples that are not finite."""
+    return cell.distance if features == "pixels" else cell.others.get(features, math.inf)
+
+
 def distances(
     rows: Iterable[dict[str, Any]], features: str
 ) -> dict[tuple[str, str, int], dict[tuple[int, int], float]]:
@@ -101,9 +106,8 @@ def distances(
     found: dict[tuple[str, str, int], dict[tuple[int, int], float]] = {}
     for row in rows:
         cell: evaluate.Cell = row["cell"]
-        value = cell.distance if features == "pixels" else cell.others.get(features, math.inf)
         key = (row["network"], cell.sampler, cell.budget)
-        found.setdefault(key, {})[row["seed"], cell.seed] = value
+        found.setdefault(key, {})[row["seed"], cell.seed] = _distance(cell, features)
     return found
 
 
@@ -152,8 +156,7 @@ def best(finals: Sequence[dict[str, Any]], features: str) -> Iterator[dict[str, 
     samplers: dict[tuple[str, int], dict[int, str]] = {}
     for row in finals:
         cell, key = row["cell"], (row["network"], row["cell"].budget)
-        value = cell.distance if features == "pixels" else cell.others.get(features, math.inf)
-        found.setdefault(key, {}).setdefault(row["seed"], []).append(value)
+        found.setdefault(key, {}).setdefault(row["seed"], []).append(_distance(cell, features))
         samplers.setdefault(key, {})[row["seed"]] = cell.sampler
     for (network, budget), values in sorted(found.items()):
         over = (
