@@ -17,6 +17,8 @@ Array = Any
 #: The smallest time for which coefficients are made on the device; grids and solves end no earlier. The splines in time
 #: that hold them cover [MIN_TIME, 1].
 MIN_TIME = 1e-9
+#: Times are rounded to float32 on the device, which may lead so far beyond the last one.
+TIME_SLACK = 1e-5
 
 #: Images lie in [-1, 1]. What is dequantised, decoded or noisy lies a little outside; levels of 0 to 255 lie far.
 FARTHEST = 2.0

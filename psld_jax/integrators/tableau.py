@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from psld_jax._runtime.checks import MIN_TIME, check_flag
+from psld_jax._runtime.checks import MIN_TIME, TIME_SLACK, check_flag
 from psld_jax._runtime.errors import check_counts, check_kind
 from psld_jax.integrators import grids
 from psld_jax.integrators.base import MAX_PAST, Integrator, Place, Stage
@@ -25,9 +25,6 @@ from psld_jax.integrators.baselines import check_last_step, last_stage
 from psld_jax.sde import LinearSDE, check_sde, cholesky
 
 Array = Any
-
-# Rounding may take a time so far beyond the last one.
-_SLACK = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +207,7 @@ def _check_rows(integrator: Integrator, table: Tableau) -> None:
             names = ", ".join(name for name, value in rows.items() if not np.isfinite(value[i]).all())
             at = f"the evaluation at t={table.tau[i]:.6g}, number {i + 1} of {table.nfe}"
             raise ValueError(f"coefficients {names} of {integrator.name!r} are not finite for {at}")
-    outside = (table.tau < MIN_TIME) | (table.tau > 1 + _SLACK)
+    outside = (table.tau < MIN_TIME) | (table.tau > 1 + TIME_SLACK)
     if outside.any():
         at = f"t={table.tau[outside.argmax()]:.6g}"
         raise ValueError(f"{integrator.name!r} evaluates the network at {at}, outside of [{MIN_TIME:g}, 1]")

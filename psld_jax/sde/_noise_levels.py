@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from psld_jax._runtime.checks import check_known
+from psld_jax._runtime.checks import TIME_SLACK, check_known
 from psld_jax._runtime.errors import shown
 
 Array = Any
 
 # Noise levels are looked for from here to t = 1.
 _EARLIEST = 1e-9
-# Times are rounded to float32 on the device, which may lead beyond the last one.
-_SLACK = 1e-5
 
 
 def as_levels(sigma: Array) -> np.ndarray:
@@ -29,16 +27,16 @@ def as_levels(sigma: Array) -> np.ndarray:
 def as_times(t: Array, last: float = 1.0) -> np.ndarray:
     """Return times of any shape in float64; a ``ValueError`` for what is no number, is traced or not in [0, last]."""
     # One time and many of float64 are told fast: making a table asks thousands of times.
-    if isinstance(t, float) and 0 <= t <= last + _SLACK:
+    if isinstance(t, float) and 0 <= t <= last + TIME_SLACK:
         return np.asarray(t, np.float64)
-    if isinstance(t, np.ndarray) and t.dtype == np.float64 and t.size and t.min() >= 0 and t.max() <= last + _SLACK:
+    if isinstance(t, np.ndarray) and t.dtype == np.float64 and t.size and t.min() >= 0 and t.max() <= last + TIME_SLACK:
         return t
     check_known("t", t)
     try:
         times = np.asarray(t, np.float64)
     except (TypeError, ValueError):
         times = np.full((), np.nan)
-    wrong = ~((times >= 0) & (times <= last + _SLACK))
+    wrong = ~((times >= 0) & (times <= last + TIME_SLACK))
     if wrong.any():
         first = float(times[wrong].flat[0]) if times.ndim else shown(t)
         raise ValueError(f"t={first} is no time: those of this diffusion lie in [0, {last:g}], with the data at 0")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from psld_jax._runtime.checks import check_number
+from psld_jax._runtime.checks import TIME_SLACK, check_number
 from psld_jax._runtime.errors import check_callable, why
 from psld_jax.sde._linear_algebra import check_covariance, check_reached, real, real_matrix
 from psld_jax.sde._noise_levels import as_times
@@ -25,8 +25,6 @@ _MOST_PANELS = 2**12
 _FIRST_EDGES = np.concatenate([[0.0], 2.0 ** np.arange(-24, 1)])
 # A power of t that is no integer is not resolved at 0; what is left of it from there to here is nothing.
 _EARLIEST = 1e-18
-# Times are rounded to float32 on the device: beyond the last one the matrices are what they are there.
-_SLACK = 1e-5
 
 
 class VaryingSDE(LinearSDE):
@@ -147,7 +145,7 @@ class VaryingSDE(LinearSDE):
 
     def _panels(self) -> np.ndarray:
         edges = _FIRST_EDGES * self.t_max
-        edges[-1] += _SLACK
+        edges[-1] += TIME_SLACK  # beyond the last time the matrices are what they are there
         while True:
             left, right = edges[:-1], edges[1:]
             middle = (left + right) / 2
