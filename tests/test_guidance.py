@@ -232,11 +232,14 @@ def test_every_guide_is_rescaled_to_scale_1(start):
 def test_autoguidance_takes_a_common_error_away(start):
     """The worse network errs twice as much in the same direction: scale 2 extrapolates to none."""
     good, bad = (dataclasses.replace(EPS, shift=shift) for shift in (0.05, 0.1))
-    exact = EPS(start, 0.5)[0]
-    np.testing.assert_allclose(scores.autoguided(good, bad, 2.0)(start, 0.5)[0], exact, atol=1e-6)
-    np.testing.assert_array_equal(scores.autoguided(good, bad, 1.0)(start, 0.5)[0], good(start, 0.5)[0])
-    told = scores.autoguided(good, bad, 2.0, labels=LABELS)(start, 0.5)[0]
-    np.testing.assert_allclose(told, EPS.with_labels(LABELS)(start, 0.5)[0], atol=1e-6)
+
+    def eps(eps_fn):
+        return np.asarray(jax.jit(lambda z: eps_fn(z, 0.5))(start)[0])
+
+    np.testing.assert_allclose(eps(scores.autoguided(good, bad, 2.0)), eps(EPS), atol=1e-6)
+    np.testing.assert_array_equal(eps(scores.autoguided(good, bad, 1.0)), eps(good))
+    told = eps(scores.autoguided(good, bad, 2.0, labels=LABELS))
+    np.testing.assert_allclose(told, eps(EPS.with_labels(LABELS)), atol=1e-6)
 
 
 # --- momentum -----------------------------------------------------------------------------------------------------
@@ -244,7 +247,7 @@ def test_autoguidance_takes_a_common_error_away(start):
 
 def by_hand(table, eps_fn, z, momentum, decay, pull=None):
     """The rows of a table with predictions that are extrapolated one by one, float64."""
-    raw, moved = [], []
+    raw, moved, eps_fn = [], [], jax.jit(eps_fn)
     end = table.nfe - (table.times[-1] == 0)
     for i in range(table.nfe):
         eps = np.asarray(eps_fn((jnp.asarray(z),), table.tau[i])[0])
@@ -467,7 +470,7 @@ def test_dps_of_a_function_that_is_not_linear(start):
     with jax.enable_x64(True):
         z = (np.asarray(start[0], np.float64),)
         guided = scores.posterior_guided(EPS, VP, jnp.tanh, y, noise_std=noise, method="dps")
-        found = np.asarray(guided(z, t)[0])
+        found = np.asarray(jax.jit(guided)(z, t)[0])
     alpha, std = VP.mean(t)[0, 0], VP.factor(t)[0, 0]
     variance = 1 / (1 + VP.snr(t))
 

@@ -86,6 +86,12 @@ def test_channels_that_do_not_fit_the_diffusion_are_named(sde, channels):
         pj.scores.network(tiny_network(in_ch=channels[0], out_ch=channels[1]), sde)
 
 
+def test_a_network_score_has_a_hash():
+    """``jax.jit(score)`` asks for one, and parameters have none."""
+    score = pj.scores.network(tiny_network(), pj.sde.PSLD())
+    assert len({score, pj.scores.network(tiny_network(), pj.sde.PSLD()), score}) == 2
+
+
 @pytest.mark.slow
 def test_other_weights_run_the_same_program():
     sde = pj.sde.PSLD()

@@ -13,6 +13,7 @@ import psld_jax as pj
 
 DATA = generator("data").uniform(-1, 1, (37, 2, 3, 1))
 BANDWIDTH = 0.1
+VP = pj.sde.VPSDE()
 THIRD_ORDER = pj.sde.LinearSDE(
     [[0.0, 1.0, 0.0], [-1.0, 0.0, 2.0], [0.0, -2.0, -3.0]],
     np.diag([0.0, 0.0, 6.0]),
@@ -79,9 +80,18 @@ def test_parameters_are_leaves_and_float32_agrees(rng):
     eps_fn = pj.scores.mixture(DATA, BANDWIDTH, sde)
     assert sum(np.size(leaf) for leaf in jax.tree.leaves(eps_fn)) >= DATA.size
     z = sde.state(*jnp.asarray(rng.standard_normal((2, 4, 2, 3, 1))))
-    single = eps_fn(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), z), jnp.float32(0.5))
+    single = call(eps_fn, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), z), jnp.float32(0.5))
     assert all(leaf.dtype == jnp.float32 for leaf in single)
-    np.testing.assert_allclose(np.stack(single), np.stack(eps_fn(z, 0.5)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.stack(single), np.stack(call(eps_fn, z, 0.5)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [lambda fn: fn, lambda fn: pj.scores.clipped(fn, VP, 0.5)], ids=["score", "clipped"])
+def test_a_score_can_be_given_to_jit(rng, wrap):
+    """JAX asks a function for its hash, and arrays have none."""
+    eps_fn = wrap(pj.scores.mixture(DATA, BANDWIDTH, VP))
+    z = (rng.standard_normal((4, 2, 3, 1)),)
+    # Its arrays are constants of this program, and arguments of the other one: rounding may differ.
+    np.testing.assert_allclose(jax.jit(eps_fn)(z, 0.5)[0], call(eps_fn, z, 0.5)[0], atol=1e-12)
 
 
 def test_memory_does_not_grow_with_batch_times_data():

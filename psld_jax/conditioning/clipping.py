@@ -25,7 +25,7 @@ _ENTRIES = 1024
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class Clipped:
     """An ``eps_fn`` whose images are clipped; make it with :func:`clipped`."""
 

@@ -60,7 +60,7 @@ def pushed(
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class ClassifierGuided:
     """Guidance by a noise-conditional classifier (Dhariwal & Nichol, 2021); make it with :func:`classifier_guided`."""
 
@@ -152,7 +152,7 @@ def _mixed(positive: Any, negative: Any, weight: Weight, rescale: Array | None, 
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class ClassifierFree:
     """Guidance by the difference that a label makes (Ho & Salimans, 2022); make it with :func:`classifier_free`."""
 
@@ -208,7 +208,7 @@ def classifier_free(
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class Autoguided:
     """Guidance by the difference to a worse network (Karras et al., 2024); make it with :func:`autoguided`."""
 

@@ -23,7 +23,7 @@ POSTERIORS = ("pigdm", "dps")
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class PosteriorGuided:
     """Guidance by a measurement of ``x_0``; make it with :func:`posterior_guided`."""
 

@@ -47,7 +47,7 @@ class Downsample:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class Blur:
     """Convolution with ``kernel`` along the height and with ``across`` along the width; :func:`blur` makes it.
 
@@ -86,7 +86,7 @@ class Blur:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class Mask:
     """Pixels as they are where ``known`` is 1, and 0 elsewhere; make it with :func:`mask`. The mask is data."""
 

@@ -21,7 +21,7 @@ Array = Any
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class FamilyNetwork:
     """The network as a function of images and times, a pytree whose leaves are its arrays.
 
@@ -47,7 +47,7 @@ class FamilyNetwork:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class FamilyScore:
     """``eps_fn`` of a network of a family; make it with :func:`family`. A pytree whose leaves are its arrays.
 

@@ -32,7 +32,7 @@ INPUTS = ("path", "data", "unit")
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class FunctionScore:
     """``eps_fn`` of a function; make it with :func:`function`. A pytree whose leaves are the function's parameters.
 

@@ -23,7 +23,7 @@ _TILE = 64
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class MixtureScore:
     """``eps_fn`` of a Gaussian mixture; make it with :func:`mixture`. A pytree: data are arguments, not constants.
 

@@ -19,7 +19,7 @@ Array = Any
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class NetworkScore:
     """``eps_fn`` of a network; make it with :func:`network`. A pytree whose leaves are the network's arrays.
 
@@ -147,7 +147,7 @@ def network(net: nnx.Module, sde: LinearSDE, *, tile: int | None = None) -> Netw
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash, and jax.jit asks for one
 class NetworkLogits:
     """``logits(z, t)`` of a classifier network; make it with :func:`classifier`. A pytree, like the score's."""
 
