@@ -49,6 +49,11 @@ def test_bad_input_is_named():
         pj.metrics.frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
     with pytest.raises(ValueError, match="cov2: 4 of 4 values are not finite"):
         pj.metrics.frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.full((2, 2), np.nan))
+    for number, covs in enumerate([(-np.eye(2), np.eye(2)), (np.eye(2), -np.eye(2))], 1):
+        with pytest.raises(ValueError, match=rf"cov{number}.* no eigenvalue below 0, .* got -1"):
+            pj.metrics.frechet_distance(np.zeros(2), covs[0], np.zeros(2), covs[1])
+    with pytest.raises(ValueError, match="cov1 must be symmetric"):
+        pj.metrics.frechet_distance(np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]), np.zeros(2), np.eye(2))
     with pytest.raises(ValueError, match="'mnist' are of images in .-1, 1., which psld_jax.normalise"):
         pj.metrics.features("mnist")(np.zeros((1, 32, 32, 1), np.uint8))
     for door in (pj.metrics.features, pj.metrics.judge):

@@ -13,6 +13,9 @@ from psld_jax._runtime.checks import check_array
 
 Array = Any
 
+#: Covariances that were summed in float32 are off by less, relative to their largest number.
+_ROUNDING = 1e-3
+
 
 def statistics(samples: Array) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean ``[d]`` and covariance ``[d, d]`` (population, float64) of samples ``[n, ...]``, flattened.
@@ -47,21 +50,34 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
     regularisation. Never negative.
 
     Raises:
-      ValueError: if shapes disagree, or numbers are not finite.
+      ValueError: if shapes disagree, numbers are not finite, or a matrix is no covariance: not symmetric, or with
+        eigenvalues below 0.
     """
     mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
     if mean1.shape != mean2.shape or cov1.shape != cov2.shape or cov1.shape != (len(mean1),) * 2:
         raise ValueError(f"shapes disagree: means {mean1.shape}, {mean2.shape}; covariances {cov1.shape}, {cov2.shape}")
     for name, array in (("mean1", mean1), ("cov1", cov1), ("mean2", mean2), ("cov2", cov2)):
         check_array(name, array)
+    for name, cov in (("cov1", cov1), ("cov2", cov2)):
+        if np.abs(cov - cov.T).max(initial=0) > _ROUNDING * np.abs(cov).max(initial=0):
+            raise ValueError(f"{name} must be symmetric, as covariances are")
     values, vectors = np.linalg.eigh(cov1)
+    largest = values.max(initial=0)
+    _check_eigenvalues("cov1", values, largest)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.linalg.eigvalsh(root @ cov2 @ root)
+    # Both may be of few directions, and have none in common: then these values are rounding, of either sign.
+    _check_eigenvalues("cov2, where cov1 is not zero,", cross, largest * np.abs(cov2).max(initial=0))
     overlap = 2 * np.sqrt(np.maximum(cross, 0)).sum()
     distance = np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - overlap
     # A square of a metric. Zero eigenvalues come as 1e-16 of the largest, and their square roots as 1e-8: they make the
     # overlap of equal laws larger than the traces by that much, on one machine and not on another.
     return float(np.maximum(distance, 0))
+
+
+def _check_eigenvalues(name: str, values: np.ndarray, scale: float) -> None:
+    if values.min(initial=0) < -_ROUNDING * scale:
+        raise ValueError(f"{name} must have no eigenvalue below 0, as covariances have none; got {values.min():.3g}")
 
 
 @dataclasses.dataclass(frozen=True)
