@@ -173,10 +173,8 @@ class Laboratory:
         if not path.exists():
             reach = DATA[self.options.data][2]
             net, accuracy = train_judge(self.train, self.held_out, self.options.judge_epochs, reach, False)
-            partly = path.with_name("judge.part.npz")
-            net.save(partly)
             replace(self.directory / "judge.json", json.dumps({"accuracy": accuracy}) + "\n")
-            partly.replace(path)
+            net.save(path)
         net = metrics.ImageClassifier.open(path)
         judge = metrics.Features("classifier", jax.jit(net.features), self.train.image_shape)
         return {"pixels": metrics.features("pixels"), "classifier": judge}

@@ -53,6 +53,8 @@ def test_a_setting_becomes_the_table_that_its_parts_make():
         Setting("ddim", TIMES).table(SDE, 4, t_end=0.01)
     with pytest.raises(ValueError, match="is adaptive and has no table"):
         Setting("rk45").table(SDE, 10)
+    with pytest.raises(ValueError, match="'auto' takes what was tuned for a model, and has no table; name a sampler"):
+        Setting("auto").table(SDE, 10)
     with pytest.raises(ValueError, match="Did you mean 'ancestral'"):
         Setting("ancestrl").table(SDE, 10)
 

@@ -17,6 +17,7 @@ from flax import nnx
 from psld_jax import assets
 from psld_jax._runtime.abstract import shapes_of
 from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.journal import in_one_go
 from psld_jax.checkpoints import directory as checkpoint
 
 Array = Any
@@ -60,10 +61,16 @@ class ImageClassifier(nnx.Module):
         return self.out(nnx.relu(self.features(images)))
 
     def save(self, path: Path) -> None:
-        """Write the parameters to a .npz."""
+        """Write the parameters to ``path``, a .npz.
+
+        Raises:
+          ValueError: if there is no directory for it, or it is one itself.
+          OSError: if it cannot be written; no part of a file is left.
+        """
         arrays = checkpoint.flatten(nnx.to_pure_dict(nnx.state(self, nnx.Param)))
         values: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-        np.savez(path, **values)
+        with in_one_go(Path(path)) as place, place.open("wb") as file:
+            np.savez(file, **values)
 
     @classmethod
     def open(cls, path: Path) -> ImageClassifier:

@@ -118,10 +118,12 @@ class Setting:
             return self.solver.table_for(sde, nfe, t_end=t_end, denoise=denoise, resample=resample)
         if self.sampler in SOLVERS:
             raise ValueError(f"{self.sampler!r} is adaptive and has no table; use psld_jax.sample_ode")
+        if self.sampler == "auto":
+            raise ValueError("'auto' takes what was tuned for a model, and has no table; name a sampler")
         try:
             integrators.get(self.sampler)  # the name alone: what is wrong with a hyper-parameter is said below
         except ValueError:
-            raise unknown("sampler", self.sampler, ("auto", LEARNED, *integrators.available(), *SOLVERS)) from None
+            raise unknown("sampler", self.sampler, (LEARNED, *integrators.available(), *SOLVERS)) from None
         integrator = self.integrator()
         options: dict[str, Any] = {"t_end": sde.t_end if t_end is None else t_end}
         if isinstance(self.grid, str):
