@@ -123,7 +123,7 @@ class Setting:
         try:
             integrators.get(self.sampler)  # the name alone: what is wrong with a hyper-parameter is said below
         except ValueError:
-            raise unknown("sampler", self.sampler, (LEARNED, *integrators.available(), *SOLVERS)) from None
+            raise unknown("sampler", self.sampler, ("auto", LEARNED, *integrators.available(), *SOLVERS)) from None
         integrator = self.integrator()
         options: dict[str, Any] = {"t_end": sde.t_end if t_end is None else t_end}
         if isinstance(self.grid, str):
