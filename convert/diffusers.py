@@ -160,8 +160,9 @@ def _decoders(root: Path) -> list[str]:
 
 def _scheduler_places(root: Path, unet: Path) -> list[Path]:
     name = "scheduler_config.json"
-    around = Path(os.path.abspath(unet)).parent  # of "." too; what links lead to has other neighbours
-    return [unet / name, root / name, root / "scheduler" / name, around / "scheduler" / name]
+    # Of "." too; links lead to other neighbours. A trainer leaves RUN/checkpoint-500/unet beside RUN/scheduler.
+    around = [Path(os.path.abspath(place)).parent for place in (unet, root)]
+    return [unet / name, root / name, *(place / "scheduler" / name for place in (root, *around))]
 
 
 def _json(path: Path) -> dict[str, Any]:

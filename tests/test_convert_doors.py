@@ -368,6 +368,10 @@ def test_averages_in_a_folder_of_their_own_are_taken_unless_online_weights_are_a
     )
     shutil.rmtree(path / "unet")
     assert recognise(path).NAME == "diffusers"
+    before = diffusers.read(path, Asked())
+    shutil.move(path / "scheduler", tmp_path)  # where the pipeline is saved when training has ended
+    after = diffusers.read(path, Asked())
+    assert after.config == before.config and after.notes == before.notes
 
 
 def test_what_is_given_over_what_the_file_says_is_told(tmp_path):
