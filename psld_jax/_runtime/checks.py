@@ -22,6 +22,8 @@ TIME_SLACK = 1e-5
 
 #: Images lie in [-1, 1]. What is dequantised, decoded or noisy lies a little outside; levels of 0 to 255 lie far.
 FARTHEST = 2.0
+#: A measurement with more noise says nothing of images, and float32 does not hold the squares of its squares.
+_MOST_NOISE = 1e6
 
 
 class NotFinite(ValueError):
@@ -126,15 +128,33 @@ def as_pixels(what: str, images: Array, image_shape: tuple[int, ...], *, levels:
 
 
 def check_measurement(what: str, values: Array) -> np.ndarray:
-    """Return ``values`` of any shape as an array; a ``ValueError`` if not floating, not finite or far from [-1, 1]."""
+    """Return ``values [n, ...]`` as an array, a single number as one of ``[1]``.
+
+    Raises:
+      ValueError: for what is not one array, not floating or not finite, or holds nothing.
+    """
     check_known(what, values)
-    values = np.asarray(values)
+    try:
+        values = np.atleast_1d(np.asarray(values))
+    except ValueError:
+        raise ValueError(f"{what} must be one array [n, ...]") from None
     if values.dtype == np.uint8:
         raise ValueError(f"{what} is uint8: measure images in [-1, 1], see psld_jax.normalise")
-    return _check_range(what, values, limit=100 * FARTHEST)
+    if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+        hint = ": give real and imaginary parts as numbers of their own" if values.dtype.kind == "c" else ""
+        raise ValueError(f"{what} has dtype {values.dtype}, and must be floating{hint}")
+    check_array(what, values)
+    if not values.size:
+        raise ValueError(f"{what} has shape {values.shape}, which holds nothing")
+    return values
 
 
-def _check_range(what: str, values: np.ndarray, limit: float = FARTHEST) -> np.ndarray:
+def check_noise(value: Any, *, strict: bool = False) -> float:
+    """Return ``noise_std`` as a float; raise a ``ValueError`` unless it is from 0 to a million, above 0 if strict."""
+    return check_number("noise_std", value, 0, _MOST_NOISE, strict=strict)
+
+
+def _check_range(what: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
         raise ValueError(
             f"{what} have dtype {values.dtype}: they must be floating, in [-1, 1]; psld_jax.normalise makes them so"
@@ -143,12 +163,12 @@ def _check_range(what: str, values: np.ndarray, limit: float = FARTHEST) -> np.n
     if not values.size:
         raise ValueError(f"{what} have shape {values.shape}, which holds nothing")
     low, high = float(values.min()), float(values.max())
-    if max(-low, high) > limit:
+    if max(-low, high) > FARTHEST:
         raise ValueError(
             f"{what} lie in {low:.4g} to {high:.4g}, not in [-1, 1]: psld_jax.normalise(images, low=0, high=255) makes "
             "them so (psld_jax.dequantize for likelihoods)"
         )
-    if limit == FARTHEST and low >= 0 and high > 0.5 and values.size > 16:
+    if low >= 0 and high > 0.5 and values.size > 16:
         warnings.warn(
             f"{what} lie in {low:.4g} to {high:.4g}: if that is a range of 0 to 1, psld_jax.normalise(images, low=0, "
             "high=1) takes it to [-1, 1]",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from psld_jax._runtime.checks import check_known, check_number
-from psld_jax._runtime.errors import check_callable, check_choice, shown
+from psld_jax._runtime.errors import check_choice, shown
 from psld_jax.build import Classifier, Model
 from psld_jax.conditioning.momentum import check_momentum
 from psld_jax.conditioning.weights import RULES, as_rescale, check_interval, schedule_of
@@ -158,65 +155,3 @@ def check_labels(label: Any, n_classes: int) -> None:
     if labels.min() < 0 or labels.max() >= n_classes:
         wrong = labels[(labels < 0) | (labels >= n_classes)].flat[0]
         raise ValueError(f"label={wrong} must lie in 0 to {n_classes - 1}")
-
-
-def check_operator(
-    operator: Callable[[Array], Array], measurement: np.ndarray, image_shape: tuple[int, ...], linear: bool
-) -> None:
-    """Check an operator on noise ``[2, H, W, C]``: shapes, and that it is linear, or at least has a derivative.
-
-    Raises:
-      ValueError: for one that is not, that fails or mixes images, or whose measurement has another shape.
-    """
-    noise = np.random.default_rng(0).standard_normal((2, *image_shape)).astype(np.float32)
-    out = measured_shape(operator, noise.shape)
-    if not isinstance(out, jax.ShapeDtypeStruct) or (2, *out.shape[1:]) != (*out.shape[:1], *measurement.shape[1:]):
-        shape = getattr(out, "shape", shown(out))
-        raise ValueError(f"operator gives {shape} for two images, the measurement has shape {measurement.shape}")
-    if linear:
-        alone = _alone(operator, noise)
-        parts, whole = alone[:1] + 2 * alone[1:], np.asarray(operator(noise[:1] + 2 * noise[1:]))
-        if not np.allclose(parts, whole, rtol=1e-3, atol=1e-3 * np.abs(whole).max()):
-            raise ValueError(
-                "operator must be linear: A(a + 2 b) is not A(a) + 2 A(b); posterior='dps' takes any with a derivative"
-            )
-        _check_each(operator, noise, alone)
-        return
-    # Inside of the range of images: a function such as a logarithm need not know other numbers.
-    images = 0.5 * np.tanh(noise)
-    x = jnp.asarray(images[:1])
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"operator gives numbers of dtype {out.dtype}, which have no derivative: it must be floating")
-    seen, pull_back = jax.vjp(operator, x)
-    (gradient,) = pull_back(jnp.ones_like(seen))
-    if not (np.isfinite(seen).all() and np.isfinite(gradient).all()):
-        raise ValueError("operator, or its derivative, is not finite for an image in [-1, 1]")
-    if not np.any(np.asarray(gradient)) and not np.any(np.asarray(pull_back(seen)[0])):
-        raise ValueError("operator has the derivative 0 (as rounding has): no measurement can be felt through it")
-    _check_each(operator, images, _alone(operator, images))
-
-
-def measured_shape(operator: Callable[[Array], Array], shape: tuple[int, ...]) -> Any:
-    """Return shape and dtype of what an operator gives for float32 images of ``shape [n, H, W, C]``; nothing is run.
-
-    Raises:
-      ValueError: for what is no function, or cannot be traced for such images.
-    """
-    check_callable("operator", operator, "a function of images, such as one of psld_jax.operators")
-    try:
-        return jax.eval_shape(operator, jax.ShapeDtypeStruct(shape, np.float32))
-    except Exception as error:  # whatever a user's function raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"operator fails for images {shape} of jax.numpy: {reason}") from None
-
-
-def _alone(operator: Callable[[Array], Array], images: np.ndarray) -> np.ndarray:
-    """Return what an operator gives for each of the images ``[n, H, W, C]`` by itself, ``[n, ...]``."""
-    return np.concatenate([np.asarray(operator(jnp.asarray(images[i : i + 1]))) for i in range(len(images))])
-
-
-def _check_each(operator: Callable[[Array], Array], images: np.ndarray, alone: np.ndarray) -> None:
-    """Raise a ``ValueError`` unless images ``[n, H, W, C]`` are measured together as each by itself, ``alone``."""
-    together = np.asarray(operator(jnp.asarray(images)))
-    if not np.allclose(together, alone, rtol=1e-3, atol=1e-3 * np.abs(alone).max()):
-        raise ValueError("operator mixes images: what it gives for two of them is not what it gives for each by itself")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
+from psld_jax._runtime.errors import why
 
 Array = Any
 
@@ -137,6 +138,25 @@ class Projection:
         return self.modes.mixed(images[None], jnp.asarray(self.response))
 
 
+def transpose_of(operator: Any, images: Array) -> tuple[Array, Any]:
+    """Return what an operator gives for images ``[n, H, W, C]``, and the transpose of its derivative, a function.
+
+    Raises:
+      ValueError: for one that JAX cannot differentiate in reverse mode.
+    """
+
+    def both(x: Array) -> Array:
+        seen, pull_back = jax.vjp(operator, x)
+        return pull_back(seen)[0]
+
+    try:
+        jax.eval_shape(both, images)
+    except Exception as error:  # whatever JAX says of a callback, or of a loop without an end that is known
+        raise ValueError(f"operator has no derivative, which guidance takes: {why(error)}") from None
+    seen, pull_back = jax.vjp(operator, images)
+    return seen, lambda y: pull_back(y)[0]
+
+
 def projection_of(operator: Any, image_shape: tuple[int, ...]) -> Projection:
     """Make the projection on what an operator sees of images ``[H, W, C]``.
 
@@ -147,11 +167,16 @@ def projection_of(operator: Any, image_shape: tuple[int, ...]) -> Projection:
     return Projection(modes, modes.response(np.array([modes.singular_values().min()])))
 
 
-def modes_of(operator: Any, image_shape: tuple[int, ...]) -> Any:
+def modes_of(
+    operator: Any,
+    image_shape: tuple[int, ...],
+    what: str = "posterior='conjugate'",
+    instead: str = "take posterior='pigdm'",
+) -> Any:
     """Make the modes of an operator for images ``[H, W, C]``.
 
     An operator without ``modes(image_shape)`` must have ``pinv`` and ``projection``, and one singular value besides 0:
-    ``H^T H = s^2 H^+ H``, which is tried on noise.
+    ``H^T H = s^2 H^+ H``, which is tried on noise. ``what`` is what needs the modes, and ``instead`` what does not.
 
     Raises:
       ValueError: for one that lacks these methods, or whose methods do not fit each other.
@@ -159,14 +184,14 @@ def modes_of(operator: Any, image_shape: tuple[int, ...]) -> Any:
     missing = [name for name in ("pinv", "projection") if not callable(getattr(operator, name, None))]
     if missing:
         raise ValueError(
-            f"posterior='conjugate' needs operator.{' and operator.'.join(missing)}: add pinv(measurement) = H^+ y and "
-            "projection(images) = H^+ H x, take one of psld_jax.operators, or posterior='pigdm'"
+            f"{what} needs operator.{' and operator.'.join(missing)}: add pinv(measurement) = H^+ y and "
+            f"projection(images) = H^+ H x, take one of psld_jax.operators, or {instead}"
         )
     if callable(getattr(operator, "modes", None)):
         return operator.modes(image_shape)
     x = np.random.default_rng(0).standard_normal((1, *image_shape)).astype(np.float32)
-    seen, transpose = jax.vjp(operator, jnp.asarray(x))
-    (twice,), part = transpose(seen), np.asarray(operator.projection(jnp.asarray(x)))
+    seen, transpose = transpose_of(operator, jnp.asarray(x))
+    twice, part = transpose(seen), np.asarray(operator.projection(jnp.asarray(x)))
     if part.shape != x.shape or not np.allclose(operator.pinv(seen), part, atol=_ROUNDING):
         raise ValueError("operator.pinv(operator(images)) is not operator.projection(images): they must be H^+ H x")
     energy = float((part**2).sum())
@@ -174,7 +199,7 @@ def modes_of(operator: Any, image_shape: tuple[int, ...]) -> Any:
     if not np.allclose(twice, squared * part, atol=_ROUNDING * np.sqrt(squared)):
         raise ValueError(
             "operator has several singular values (H^T H is not a multiple of operator.projection): give it a method "
-            "modes(image_shape), or take posterior='pigdm'"
+            f"modes(image_shape), or {instead}"
         )
     # An operator that is a pytree is data of the program; another one is a part of it.
     its_own = jax.tree_util.all_leaves([operator])

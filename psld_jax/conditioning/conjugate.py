@@ -33,9 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from psld_jax import blocks
-from psld_jax._runtime.checks import check_measurement, check_number
+from psld_jax._runtime.checks import check_measurement, check_noise, check_number
 from psld_jax._runtime.errors import check_callable, check_kind, is_count, shown
 from psld_jax.conditioning._modes import modes_of
+from psld_jax.conditioning._operators import check_reach
 from psld_jax.integrators.base import Integrator
 from psld_jax.integrators.tableau import Tableau, tabulate
 from psld_jax.sde import LinearSDE, check_sde
@@ -161,6 +162,7 @@ def measurement_pull(
     expected = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *image_shape), measurement.dtype)).shape[1:]
     if measurement.shape[1:] != expected:
         raise ValueError(f"measurement has shape {measurement.shape}, the operator gives [n, *{expected}]")
+    check_reach(operator, np.asarray(measurement), tuple(image_shape), noise_std)
     return law.of(jnp.asarray(operator.pinv(measurement)))
 
 
@@ -181,7 +183,7 @@ def pull_law(
     Raises:
       ValueError: as :func:`measurement_pull`.
     """
-    check_number("noise_std", noise_std, 0)
+    check_noise(noise_std)
     check_number("weight", weight, 0)
     check_number("data_std", data_std, 0, strict=True)
     modes = modes_of(operator, image_shape)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from psld_jax import build
-from psld_jax._runtime.checks import as_pixels, check_flag, check_measurement, check_number
+from psld_jax._runtime.checks import as_pixels, check_flag, check_measurement, check_noise, check_number
 from psld_jax._runtime.errors import check_choice, check_counts
 from psld_jax.build import Classifier, Model
-from psld_jax.conditioning import _checks
+from psld_jax.conditioning import _checks, _operators
 from psld_jax.conditioning._modes import modes_of
 from psld_jax.conditioning.bound import Bound
 from psld_jax.conditioning.inpainting import as_mask
@@ -126,7 +126,7 @@ class Steering:
                 "null_weight is of a measurement with posterior='conjugate'; the others have a weight alone"
             )
         check_choice("posterior", self.posterior, METHODS)
-        check_number("noise_std", self.noise_std, 0, strict=self.by_gradient)
+        check_noise(self.noise_std, strict=self.by_gradient)
         _checks.check_used(self)
         checked = self
         if self.known is not None:
@@ -134,10 +134,14 @@ class Steering:
             checked = dataclasses.replace(checked, known=known, mask=as_mask(self.mask, known.shape))
         if self.operator is not None:
             measurement = check_measurement("measurement", self.measurement)
-            linear = self.posterior != "dps" or self.t_start < 1
-            _checks.check_operator(self.operator, measurement, model.image_shape, linear)
-            if self.integrated or self.t_start < 1:
+            late = "t_start below 1 starts from the pseudo-inverse of a linear one: leave t_start out"
+            linear = _operators.LINEAR if self.posterior != "dps" else late if self.t_start < 1 else ""
+            options = {"linear": linear, "derivative": self.by_gradient}
+            _operators.check_operator(self.operator, measurement, model.image_shape, self.noise_std, **options)
+            if self.integrated:
                 modes_of(self.operator, model.image_shape)
+            elif self.t_start < 1:
+                modes_of(self.operator, model.image_shape, "t_start below 1", "leave t_start out")
             checked = dataclasses.replace(checked, measurement=measurement)
         if self.sigma_interval is not None:
             checked = dataclasses.replace(checked, interval=interval_of_sigmas(model.sde, self.sigma_interval))

@@ -23,11 +23,11 @@ import numpy as np
 
 from psld_jax import blocks
 from psld_jax._runtime import random, xla
-from psld_jax._runtime.checks import check_finite, check_measurement, check_number, check_seed
+from psld_jax._runtime.checks import check_finite, check_measurement, check_noise, check_number, check_seed
 from psld_jax._runtime.device import to_device
 from psld_jax._runtime.errors import check_callable, check_choice, check_counts, check_kind
 from psld_jax.build import Model, check_model
-from psld_jax.conditioning._checks import check_operator
+from psld_jax.conditioning._operators import LINEAR, check_operator
 from psld_jax.conditioning.measurements import POSTERIORS, PosteriorGuided, posterior_guided
 from psld_jax.integrators.tableau import Tableau
 from psld_jax.sampling.settings import Setting
@@ -96,12 +96,12 @@ def sample_posterior(
     check_callable("operator", operator, "a function of images, one of psld_jax.operators")
     check_choice("posterior", posterior, POSTERIORS)
     check_counts(particles=particles, nfe=nfe)
-    check_number("noise_std", noise_std, 0, strict=True)
+    noise_std = check_noise(noise_std, strict=True)
     check_number("weight", weight, 0)
     check_number("threshold", threshold, 0, 1)
     seed = check_seed(seed)
     y = check_measurement("measurement", measurement)
-    check_operator(operator, y, model.image_shape, posterior != "dps")
+    check_operator(operator, y, model.image_shape, noise_std, linear="" if posterior == "dps" else LINEAR)
     if nfe < 2:
         raise ValueError(f"nfe={nfe} must be at least 2: one step and the denoising one")
     check_kind("grid", grid, str, "'auto', or the name of one")
