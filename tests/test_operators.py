@@ -82,7 +82,7 @@ def test_what_an_operator_cannot_do_is_said():
         modes_of(Twice(), SHAPE)
     for make, told in (
         (lambda: operators.blur((1.0, -1.0)), "blur std="),
-        (lambda: operators.blur("wide"), "blur std=wide must be a finite number"),
+        (lambda: operators.blur("wide"), "blur std='wide' must be a finite number"),
         (lambda: operators.blur(1.0, cutoff=0.0), "cutoff=0.0"),
         (lambda: operators.mask(np.full((2, 2), 0.5)), "0 only"),
         (lambda: operators.mask(np.ones(3)), r"array \[H, W\]"),

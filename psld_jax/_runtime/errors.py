@@ -13,6 +13,8 @@ import numpy as np
 #: Of more names than this, only the nearest are told.
 _MANY = 40
 _NEAREST = 5
+#: Counts are below it, so that they fit an integer of the machine.
+_TOO_MANY = 2**63
 _ADDRESS = re.compile(r"\s*\bat 0x[0-9a-fA-F]+")
 
 
@@ -78,7 +80,7 @@ def check_choice(what: str, value: object, allowed: Collection[Any]) -> None:
 def is_count(value: Any, least: int = 1) -> bool:
     """Tell whether ``value`` is a whole number of at least ``least``: 10.0 is one, ``True`` and ``"10"`` are not."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return bool(number and value >= least and float(value).is_integer())
+    return bool(number and least <= value < _TOO_MANY and float(value).is_integer())
 
 
 def check_counts(least: int = 1, **counts: Any) -> None:
@@ -92,6 +94,8 @@ def not_a_count(name: str, value: Any, least: int) -> ValueError:
     """Make the ``ValueError`` for what :func:`is_count` refuses."""
     array = hasattr(value, "__array__") and getattr(value, "shape", None) == ()
     hint = f", and no array: give int({name})" if array and not isinstance(value, np.generic) else ""
+    if isinstance(value, int) and value >= _TOO_MANY:
+        hint = " and below 2**63"
     return ValueError(f"{name}={shown(value)} must be an integer >= {least}{hint}")
 
 

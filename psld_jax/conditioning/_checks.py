@@ -149,7 +149,10 @@ def check_labels(label: Any, n_classes: int) -> None:
       ValueError: for labels that are no whole numbers, or out of range.
     """
     check_known("label", label)
-    labels = np.asarray(label)
+    try:
+        labels = np.asarray(label)
+    except ValueError:
+        raise ValueError("label must be an integer, or integers [n], and these are lists of lists") from None
     if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
         raise ValueError(f"label must be an integer, or integers [n], got {shown(label)}")
     if labels.min() < 0 or labels.max() >= n_classes:

@@ -81,9 +81,9 @@ class Separable:
         return values, values > self.cutoff * values.max()
 
     def singular_values(self) -> np.ndarray:
-        """Return the singular values that are not 0, ``[m]``."""
+        """Return the singular values that are not 0, ``[m]``; one of 1, which no mode has, if all are."""
         values, counts = self._grid()
-        return values[counts]
+        return values[counts] if counts.any() else np.ones(1)
 
     def response(self, levels: np.ndarray) -> np.ndarray:
         """Return what modes take of functions known at rising ``levels [L]`` of singular values, ``[L, H, W]``.

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from psld_jax import blocks
 from psld_jax._runtime.device import TimeFunction
-from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.errors import check_callable, check_choice, shown
 from psld_jax.conditioning.weights import Weight, as_rescale, rescaled, weight_of
-from psld_jax.sde import LinearSDE, OneBlock
+from psld_jax.sde import LinearSDE, OneBlock, check_sde
 
 Array = Any
 
@@ -131,12 +132,28 @@ def classifier_guided(
       rescale: how much of the standard deviation of ``scale = 1`` is kept, 0 to 1 (:func:`rescaled`).
 
     Raises:
-      ValueError: for another ``time``, or a ``rescale`` out of range.
+      ValueError: for another ``time``, labels that are no whole numbers ``[n]``, or a scale or ``rescale`` out of
+        range.
     """
     check_choice("classifier time", time, CLASSIFIER_TIMES)
+    check_sde(sde)
+    check_callable("eps_fn", eps_fn)
+    check_callable("logits_fn", logits_fn)
     matrix = TimeFunction(lambda t: gradient_matrix(sde, t), knots=sde.knots)
     fns = blocks.as_pytree(eps_fn), blocks.as_pytree(logits_fn)
-    return ClassifierGuided(*fns, jnp.asarray(labels), weight_of(scale, 0.0), matrix, as_rescale(rescale), time)
+    return ClassifierGuided(*fns, _as_labels(labels), weight_of(scale, 0.0), matrix, as_rescale(rescale), time)
+
+
+def _as_labels(labels: Array) -> Array:
+    """Return labels as an array; raise a ``ValueError`` unless they are whole numbers ``[n]``, or are traced."""
+    if not isinstance(labels, Tracer):
+        try:
+            values = np.asarray(labels)
+        except ValueError:
+            values = np.zeros(0)
+        if values.ndim != 1 or values.dtype.kind not in "iu" or not values.size:
+            raise ValueError(f"labels={shown(labels)} must be whole numbers [n], one for each sample")
+    return jnp.asarray(labels)
 
 
 def _mixed(positive: Any, negative: Any, weight: Weight, rescale: Array | None, z: blocks.State, t: Array) -> Any:
@@ -251,10 +268,15 @@ def autoguided(
       rescale: how much of the standard deviation of the network's prediction is kept, 0 to 1 (Lin et al., 2024).
 
     Raises:
-      ValueError: for a ``rescale`` out of range.
+      ValueError: for a scale or ``rescale`` out of range, labels that are no whole numbers ``[n]``, or labels of a
+        network that takes none.
     """
+    check_callable("eps_fn", eps_fn)
+    check_callable("negative", negative)
+    if labels is not None and not hasattr(eps_fn, "with_labels"):
+        raise ValueError("labels have no effect: eps_fn takes none (it has no with_labels)")
     labelled = hasattr(negative, "with_labels")
     made = Autoguided(
         blocks.as_pytree(eps_fn), blocks.as_pytree(negative), weight_of(scale), as_rescale(rescale), labelled
     )
-    return made if labels is None else made.bind(eps_fn, {"labels": jnp.asarray(labels)})
+    return made if labels is None else made.bind(eps_fn, {"labels": _as_labels(labels)})

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from psld_jax import blocks
+from psld_jax._runtime.checks import check_measurement, check_noise, check_number
 from psld_jax._runtime.device import TimeFunction
-from psld_jax._runtime.errors import check_choice
+from psld_jax._runtime.errors import check_callable, check_choice, check_counts
 from psld_jax.conditioning.guidance import gradient_matrix, pushed
 from psld_jax.conditioning.weights import Weight, as_rescale, weight_of
-from psld_jax.sde import LinearSDE
+from psld_jax.sde import LinearSDE, check_sde
 
 Array = Any
 
@@ -156,13 +158,20 @@ def posterior_guided(
         as :func:`psld_jax.conditioning.weights.rescaled` does it.
 
     Raises:
-      ValueError: for an unknown method, ``noise_std`` or ``data_std`` not > 0, or a ``rescale`` out of range.
+      ValueError: for an unknown method, functions that are none, a measurement that is not floating and finite, or
+        ``noise_std``, ``data_std``, ``iterations``, ``scale`` or ``rescale`` out of range.
     """
     check_choice("posterior guidance", method, POSTERIORS)
-    data_std = sde.data_std or data_std
-    for name, value in (("noise_std", noise_std), ("data_std", data_std)):
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value} must be a finite number > 0")
+    check_sde(sde)
+    check_callable("eps_fn", eps_fn)
+    check_callable("operator", operator, "a function of images, one of psld_jax.operators")
+    if outside is not None:
+        check_callable("outside", outside, "a projection of images, or None")
+    if not isinstance(measurement, Tracer):
+        measurement = check_measurement("measurement", measurement)
+    check_counts(iterations=iterations)
+    noise_std = check_noise(noise_std, strict=True)
+    data_std = check_number("data_std", sde.data_std or data_std, 0, strict=True)
 
     def variance(t: np.ndarray) -> np.ndarray:
         return 1 / (data_std**-2 + sde.snr(t))
@@ -179,5 +188,5 @@ def posterior_guided(
         as_rescale(rescale),
         None if outside is None else blocks.as_pytree(outside),
         method,
-        iterations,
+        int(iterations),
     )

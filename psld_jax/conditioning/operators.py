@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psld_jax._runtime.errors import check_choice, check_counts, shown
+from psld_jax._runtime.checks import check_number
+from psld_jax._runtime.errors import check_choice, check_counts, is_count, shown
 from psld_jax.conditioning._modes import Separable, convolution_matrix
 
 Array = Any
@@ -52,7 +53,8 @@ class Blur:
     """Convolution with ``kernel`` along the height and with ``across`` along the width; :func:`blur` makes it.
 
     Each is ``[2 reach + 1]``; without ``across`` both are the same. Kernels are data, so that blurs of the same reach
-    run in one program.
+    run in one program. Kernels of your own, such as those of a motion, need not be symmetric: pixel ``i`` becomes
+    ``sum_j kernel_j x_(i + j - reach)``.
     """
 
     kernel: Array
@@ -60,10 +62,13 @@ class Blur:
     cutoff: float = dataclasses.field(default=1e-3, metadata={"static": True})
 
     def __call__(self, images: Array) -> Array:
-        """Map images ``[n, H, W, C]`` to images of the same shape; beyond the edge is zero."""
+        """Map images ``[n, H, W, C]`` to images of the same shape; beyond the edge is zero.
+
+        Raises:
+          ValueError: for a kernel without a middle.
+        """
         channels = images.shape[-1]
-        kernels = self.kernel, self.kernel if self.across is None else self.across
-        for kernel, shape in zip(kernels, ((-1, 1), (1, -1)), strict=True):
+        for kernel, shape in zip(self._kernels(), ((-1, 1), (1, -1)), strict=True):
             taps = jnp.tile(jnp.reshape(kernel, (*shape, 1, 1)), (1, 1, 1, channels)).astype(images.dtype)
             images = jax.lax.conv_general_dilated(
                 images, taps, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels
@@ -71,10 +76,23 @@ class Blur:
         return images
 
     def modes(self, image_shape: tuple[int, ...]) -> Separable:
-        """Return singular vectors and values for images ``[H, W, ...]``: the outer product of those of two matrices."""
-        across = self.kernel if self.across is None else self.across
-        down, right = convolution_matrix(self.kernel, image_shape[0]), convolution_matrix(across, image_shape[1])
+        """Return singular vectors and values for images ``[H, W, ...]``: the outer product of those of two matrices.
+
+        Raises:
+          ValueError: for a kernel without a middle.
+        """
+        down, right = map(convolution_matrix, self._kernels(), image_shape[:2])
         return Separable.of(down, right, self.cutoff)
+
+    def _kernels(self) -> tuple[Array, Array]:
+        """Return the kernels along the height and along the width; ``ValueError`` unless each has a middle."""
+        kernels = self.kernel, self.kernel if self.across is None else self.across
+        for kernel in kernels:
+            if np.ndim(kernel) != 1 or len(kernel) % 2 == 0:
+                raise ValueError(
+                    f"blur kernel of shape {np.shape(kernel)} must be [2 reach + 1], an odd number of taps"
+                )
+        return kernels
 
     def pinv(self, measurement: Array) -> Array:
         """Return ``H^+ y`` for ``[n, H, W, C]``. Singular values up to ``cutoff`` times the largest count as 0."""
@@ -149,20 +167,21 @@ def blur(std: float | Sequence[float], cutoff: float = 1e-3) -> Blur:
     Raises:
       ValueError: for a ``std`` that is not > 0, or a ``cutoff`` outside of 0 to 1.
     """
-    if not (np.isfinite(cutoff) and 0 < cutoff < 1):
+    cutoff = check_number("blur cutoff", cutoff, 0, strict=True)
+    if cutoff >= 1:
         raise ValueError(f"blur cutoff={cutoff} must lie between 0 and 1, e.g. 1e-3")
     try:
         both = np.atleast_1d(np.asarray(std, np.float64))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         both = np.array([np.nan])
     if both.shape not in ((1,), (2,)) or not np.all(np.isfinite(both) & (both > 0)):
-        raise ValueError(f"blur std={std} must be a finite number of pixels > 0, or two: (height, width)")
+        raise ValueError(f"blur std={shown(std)} must be a finite number of pixels > 0, or two: (height, width)")
     kernels = []
     for value in both:
         reach = int(np.ceil(3 * value))
         kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / value) ** 2)
         kernels.append(kernel / kernel.sum())
-    return Blur(*kernels, cutoff=float(cutoff))
+    return Blur(*kernels, cutoff=cutoff)
 
 
 def mask(known: Array) -> Mask:
@@ -174,7 +193,10 @@ def mask(known: Array) -> Mask:
     Raises:
       ValueError: for another shape or other values.
     """
-    values = np.asarray(known)
+    try:
+        values = np.asarray(known)
+    except ValueError:
+        values = np.zeros(0)
     if not (values.ndim == 2 or (values.ndim == 4 and len(values) == 1)) or values.dtype.kind not in "biuf":
         raise ValueError(f"mask={shown(known)} must be an array [H, W] or [1, H, W, C] of 0 and 1")
     if not np.isin(values, (0, 1)).all():
@@ -211,9 +233,12 @@ def half_mask(name: str, image_shape: tuple[int, ...]) -> np.ndarray:
     """Make the mask ``[1, H, W, 1]`` of images of which that half, or the frame around ``"center"``, is known (1).
 
     Raises:
-      ValueError: for another name than ``left``, ``right``, ``top``, ``bottom``, ``center``.
+      ValueError: for another name than ``left``, ``right``, ``top``, ``bottom``, ``center``, or a shape that is none.
     """
-    h, w = image_shape[:2]
+    known = isinstance(image_shape, (tuple, list)) and len(image_shape) >= 2
+    if not known or not all(is_count(size) for size in image_shape):
+        raise ValueError(f"image_shape={shown(image_shape)} must be whole numbers (height, width, channels)")
+    h, w, *_ = image_shape
     mask = np.zeros((1, h, w, 1), int)
     halves = {
         "left": np.s_[:, :, : w // 2],

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from psld_jax import blocks
 from psld_jax._runtime.checks import check_number
@@ -103,10 +104,13 @@ def weight_of(
       table: of the sampler, at whose times the schedule is taken; without one at 1,023 times, linear in between.
 
     Raises:
-      ValueError: for an interval that is none, an unknown schedule, or a function that returns something else.
+      ValueError: for a scale that is no finite number, an interval that is none, an unknown schedule, or a function
+        that returns something else.
     """
     if isinstance(scale, Weight):
         return scale
+    if not isinstance(scale, Tracer):
+        scale = check_number("scale", scale)
     low, high = check_interval(interval)
     inside = None if (low, high) == (0.0, 1.0) else (jnp.float32(low), jnp.float32(high))
     curve = None
