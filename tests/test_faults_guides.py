@@ -19,6 +19,17 @@ def eps_fn(z, t):
     return z
 
 
+class Labelled:
+    """A network that takes labels, and makes nothing of them."""
+
+    def with_labels(self, labels):
+        del labels
+        return self
+
+    def __call__(self, z, t):
+        return eps_fn(z, t)
+
+
 #: Of each function, a call that works and wrong values of its arguments.
 NO_FUNCTION, NUMBERS, SDES = (None, "x", 3), ("x", NAN, {}, 10**400, RAGGED), (None, "vpsde", 3)
 POSITIVE = (*NUMBERS, None, 0.0, -1.0, True, [1.0])
@@ -48,6 +59,11 @@ CASES = {
             "labels": (None, "x", 3, [0.5], RAGGED, []),
             "scale": NUMBERS,
         },
+    ),
+    "classifier_free": (
+        pj.scores.classifier_free,
+        {"eps_fn": Labelled(), "labels": LABELS},
+        {"eps_fn": (*NO_FUNCTION, eps_fn), "scale": NUMBERS},
     ),
     "autoguided": (
         pj.scores.autoguided,

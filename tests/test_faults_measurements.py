@@ -1,11 +1,14 @@
 """Measurements and operators that cannot be: refused by name before anything is sampled, and what only looks wrong."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import psld_jax as pj
+from psld_jax import build
 from psld_jax._runtime.checks import check_measurement
 from psld_jax.sampling.generate import prepare
 
@@ -51,6 +54,46 @@ def test_what_cannot_be_measured_is_said(few_digits, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         prepare(few_digits, nfe=4, **{"measurement": Y, **options})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "message"),
+    [
+        ("ddim", {"posterior": "conjugate"}, "'ddim'.*does not"),
+        ("rk45", {"clip": 1.0, "clip_noise": "old"}, "defined for the steps of a table"),
+        ("RVV", {"clip": 1.0, "clip_noise": "old"}, "told apart for one block"),
+    ],
+)
+def test_a_sampler_is_prepared_with_conditions_that_it_takes_alone(few_digits, sampler, options, message):
+    """They were found when the first batch was drawn."""
+    measured = {"operator": HALF, "measurement": Y} if "posterior" in options else {}
+    with pytest.raises(ValueError, match=message):
+        prepare(few_digits, sampler, nfe=4, **measured, **options)
+
+
+def test_scales_of_cfg_pp_are_at_most_1(few_digits):
+    model = dataclasses.replace(few_digits, sde=pj.sde.VPSDE())
+    options = {"operator": HALF, "measurement": Y, "guidance_rule": "cfg++"}
+    assert prepare(model, "ddim", nfe=4, weight=1.0, **options).nfe == 4
+    with pytest.raises(ValueError, match="weight=4.0 must be at most 1"):
+        prepare(model, "ddim", nfe=4, weight=4.0, **options)
+    with pytest.raises(ValueError, match="null_weight=4.0 must be at most 1"):
+        prepare(model, "ddim", nfe=4, null_weight=4.0, posterior="conjugate", **options)
+
+
+def test_a_late_start_is_not_called_an_analytic_one(few_digits):
+    """The start that was tuned gives way to that of the measurement, also in words."""
+    late = prepare(few_digits, nfe=4, operator=HALF, measurement=Y, t_start=0.5)
+    assert late.table.times[0] == 0.5 and "analytic start" not in late.setting.describe()
+    assert "analytic start" in prepare(few_digits, nfe=4, operator=HALF, measurement=Y).setting.describe()
+
+
+def test_a_file_of_words_is_no_mask(tmp_path):
+    np.save(tmp_path / "words.npy", np.full((8, 8), "left"))
+    fields = {"data.num_points": 20, "sampling.num_samples": 2, "steer.mask": str(tmp_path / "words.npy")}
+    config = build.override(build.load_config("digits"), fields)
+    with pytest.raises(ValueError, match="must hold 1 .known. and 0 only, got dtype <U4"):
+        build.steer_options(config, build.build_model(config))
 
 
 @pytest.mark.parametrize("posterior", ["pigdm", "dps"])

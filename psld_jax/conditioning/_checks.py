@@ -66,8 +66,12 @@ def check_guidance(s: Any) -> None:
         if len(used) > 1:
             other = next(name for name in used if name != "guidance_rule")
             raise ValueError(f"guidance_rule='cfg++' has weights of its own: leave {other} out")
-        if guided and s.guidance > 1:
-            raise ValueError(f"guidance={shown(s.guidance)} must be at most 1 with guidance_rule='cfg++'")
+        scales = {"guidance": s.guidance if guided else 0.0}
+        if s.by_gradient:
+            scales["null_weight" if s.integrated else "weight"] = s.null_weight if s.integrated else s.weight or 0.0
+        for name, scale in scales.items():
+            if scale > 1:
+                raise ValueError(f"{name}={shown(scale)} must be at most 1 with guidance_rule='cfg++'")
 
 
 def check_used(s: Any) -> None:

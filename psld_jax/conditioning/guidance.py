@@ -211,9 +211,11 @@ def classifier_free(
       rescale: how much of the standard deviation of the label's prediction is kept, 0 to 1 (Lin et al., 2024).
 
     Raises:
-      ValueError: for a scale other than 1 of a network that was never trained without labels, as those of diffusers,
-        or an interval or ``rescale`` out of range.
+      ValueError: for a network that takes no labels, a scale other than 1 of one that was never trained without
+        labels, as those of diffusers, or a scale, interval or ``rescale`` out of range.
     """
+    if not hasattr(eps_fn, "with_labels"):
+        raise ValueError(f"eps_fn={shown(eps_fn)} takes no labels: it has no with_labels")
     weight, part = weight_of(scale, interval=interval), as_rescale(rescale)
     if getattr(eps_fn, "needs_labels", False):
         if weight.limited or float(weight.scale) != 1:

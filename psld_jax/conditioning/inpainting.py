@@ -137,8 +137,6 @@ def as_mask(mask: Array, shape: tuple[int, ...]) -> np.ndarray:
         mask = np.asarray(mask)
     except ValueError:
         raise ValueError("the mask must be one array, [H, W] or [n, H, W, C]") from None
-    if mask.dtype.kind not in "biuf":
-        raise ValueError(f"the mask must hold 1 (known) and 0 only, got dtype {mask.dtype}")
     if mask.ndim == 2:
         mask = mask[..., None]
     mask = mask[None] if mask.ndim == 3 else mask
@@ -148,6 +146,8 @@ def as_mask(mask: Array, shape: tuple[int, ...]) -> np.ndarray:
 
 def check_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
     """Raise a ``ValueError`` unless ``mask`` is of 0 and 1, and of the images' shape, ``[n or 1, H, W, C or 1]``."""
+    if mask.dtype.kind not in "biuf":
+        raise ValueError(f"the mask must hold 1 (known) and 0 only, got dtype {mask.dtype}")
     allowed = [{size, 1} if axis in (0, len(shape) - 1) else {size} for axis, size in enumerate(shape)]
     if mask.ndim != len(shape) or any(size not in sizes for size, sizes in zip(mask.shape, allowed, strict=True)):
         raise ValueError(f"the mask has shape {mask.shape}, the images {shape}; n and C may be 1 in the mask")

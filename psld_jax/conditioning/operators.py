@@ -238,7 +238,7 @@ def half_mask(name: str, image_shape: tuple[int, ...]) -> np.ndarray:
     known = isinstance(image_shape, (tuple, list)) and len(image_shape) >= 2
     if not known or not all(is_count(size) for size in image_shape):
         raise ValueError(f"image_shape={shown(image_shape)} must be whole numbers (height, width, channels)")
-    h, w, *_ = image_shape
+    h, w = (int(size) for size in image_shape[:2])
     mask = np.zeros((1, h, w, 1), int)
     halves = {
         "left": np.s_[:, :, : w // 2],

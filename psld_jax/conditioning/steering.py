@@ -113,13 +113,13 @@ class Steering:
             fit, an operator that is not linear; and for one of two that belong together.
         """
         _checks.check_pairs(self)
+        if self.weight is not None:
+            check_number("weight", self.weight, 0)
+        check_number("null_weight", self.null_weight, 0)
         _checks.check_guidance(self)
         _checks.check_clip(self)
         check_counts(resample=self.resample, jump=self.jump)
         check_flag("fresh", self.fresh)
-        if self.weight is not None:
-            check_number("weight", self.weight, 0)
-        check_number("null_weight", self.null_weight, 0)
         check_number("t_start", self.t_start, 0, 1, strict=True)
         if self.null_weight and not self.integrated:
             raise ValueError(

@@ -160,8 +160,9 @@ def prepare(
             if not (left_open and _is(grid, "auto")):
                 return setting
             # Nobody asked for the times and the start of "auto": they give way to a start or an end that was asked for.
-            if steering.t_start < 1 and not isinstance(setting.grid, str):
-                return dataclasses.replace(setting, grid=model.sde.grid, rho=rho, t_start=1.0)
+            if steering.t_start < 1 and setting.solver is None:
+                named = {} if isinstance(setting.grid, str) else {"grid": model.sde.grid, "rho": rho}
+                return dataclasses.replace(setting, t_start=1.0, **named)
             setting = setting.until(t_end, model.sde)
             if t_start is None and isinstance(setting.grid, str) and t_end is not None and t_end >= setting.t_start:
                 return dataclasses.replace(setting, t_start=1.0)
@@ -169,7 +170,7 @@ def prepare(
 
         setting, table = _within_budget(setting_for, bound, model, nfe, t_end, denoise, given)
         _check_network(setting, model)
-        return Sampler(model, setting, table, {}, bound)
+        return _checked(Sampler(model, setting, table, {}, bound))
     if solver is not None:
         raise ValueError(f"solver is a sampler by itself; leave sampler={sampler!r} out")
     if steering.known is not None or steering.resample > 1:
@@ -191,7 +192,15 @@ def prepare(
         "max_steps": int(max_steps),
     }
     check_solver(sampler, rtol, atol)
-    return Sampler(model, None, None, adaptive, bound)
+    return _checked(Sampler(model, None, None, adaptive, bound))
+
+
+def _checked(sampler: Sampler) -> Sampler:
+    """Return ``sampler``; raise a ``ValueError`` if it cannot take a condition that acts on the steps of its table."""
+    chosen = None if sampler.steering is None else sampler.steering.steering
+    if chosen is not None and (chosen.integrated or chosen.clip_noise != "new"):
+        _ = sampler.conditions  # kept with the sampler, which needs it in any case
+    return sampler
 
 
 def check_end(t_end: Any, denoise: Any) -> None:

@@ -95,8 +95,8 @@ class Sampler:
         else:
             # The program of pj.sample itself.
             z_T, keys, arrays = own
-            eps_fn, known = self._conditions.eps_fn(self.model.eps_fn, arrays), self._conditions.known_of(arrays)
-            z = sample(eps_fn, self._running, z_T, keys, known=known, pull=self._conditions.pull_of(arrays))
+            eps_fn, known = self.conditions.eps_fn(self.model.eps_fn, arrays), self.conditions.known_of(arrays)
+            z = sample(eps_fn, self._running, z_T, keys, known=known, pull=self.conditions.pull_of(arrays))
             counts, reached = jnp.full(len(numbers), self.nfe or 0), []
         if self.table is None:
             check_reached(self._shared[-1], reached[0], counts)
@@ -117,7 +117,8 @@ class Sampler:
         return _solve_rows if self.table is not None else _solve_adaptively
 
     @functools.cached_property
-    def _conditions(self) -> Conditions:
+    def conditions(self) -> Conditions:
+        """What the program takes of the conditions; ``ValueError`` for one that this sampler cannot take."""
         if self.steering is None:
             return Conditions()
         integrator = None if self.setting is None or self.setting.solver is not None else self.setting.integrator()
@@ -132,8 +133,8 @@ class Sampler:
     @functools.cached_property
     def _shared(self) -> tuple[Any, ...]:
         """Return what all devices take: network, conditions, and the table or the solve."""
-        known, pull = padded_known(self._conditions.known), padded_pull(self._conditions.pull)
-        conditions = dataclasses.replace(self._conditions, known=known, pull=pull)
+        known, pull = padded_known(self.conditions.known), padded_pull(self.conditions.pull)
+        conditions = dataclasses.replace(self.conditions, known=known, pull=pull)
         eps_fn = blocks.as_pytree(self.model.eps_fn)
         if self.table is not None:
             return eps_fn, conditions, *padded(self._running, jnp.float32)
