@@ -107,6 +107,18 @@ def test_particles_do_not_depend_on_what_jax_does_with_float64(digits_model):
         assert other.effective.dtype == np.float32
 
 
+def test_particles_do_not_depend_on_the_batch(few_digits):
+    """Three measurements in one batch, and in two, of which the second is filled up."""
+    means = pj.operators.downsample(2)
+    y = np.asarray(means(jnp.asarray(few_digits.data[:3], jnp.float32)))
+    options = {"particles": 4, "nfe": 6, "threshold": 1.0}
+    whole, parts = (pj.sample_posterior(few_digits, means, y, batch_size=n, **options) for n in (12, 8))
+    assert whole.images.shape == (3, 4, 8, 8, 1) and whole.effective.shape == (6, 3)
+    # Rounding of sums over another batch.
+    np.testing.assert_allclose(parts.images, whole.images, atol=1e-4)
+    np.testing.assert_allclose(parts.effective, whole.effective, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_particles_are_a_function_of_the_seed_and_take_any_measurement(digits_model):
     model = model_of(POINTS, 0.3, pj.sde.VPSDE(), digits_model)

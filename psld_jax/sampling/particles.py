@@ -15,6 +15,7 @@ Particles of one measurement are resampled (systematically) when their effective
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +69,7 @@ def sample_posterior(
     threshold: float = 0.5,
     seed: int = 0,
     grid: str = "auto",
+    batch_size: int = 256,
 ) -> Particles:
     """Draw from ``p(x_0 | y)`` for ``y = A x_0 + noise_std n``, by particles that are resampled.
 
@@ -87,6 +89,7 @@ def sample_posterior(
       seed: of all draws; measurement ``i`` has draws of its own.
       grid: name of a time grid. ``"auto"`` is that of the diffusion, or ``"quadratic"`` where that is uniform: equal
         steps in time end with one over most noise levels, in which nearly all weights vanish.
+      batch_size: particles at a time, those of whole measurements: of one at least.
 
     Raises:
       ValueError: for anything out of range, or an operator that does not fit; (``NotFinite``) for particles that are
@@ -95,7 +98,7 @@ def sample_posterior(
     check_model(model)
     check_callable("operator", operator, "a function of images, one of psld_jax.operators")
     check_choice("posterior", posterior, POSTERIORS)
-    check_counts(particles=particles, nfe=nfe)
+    check_counts(particles=particles, nfe=nfe, batch_size=batch_size)
     noise_std = check_noise(noise_std, strict=True)
     check_number("weight", weight, 0)
     check_number("threshold", threshold, 0, 1)
@@ -107,17 +110,25 @@ def sample_posterior(
     check_kind("grid", grid, str, "'auto', or the name of one")
     own = "quadratic" if model.sde.grid == "uniform" else model.sde.grid
     table = Setting("ancestral", own if grid == "auto" else grid, hyper={"order": 1}).table(model.sde, nfe)
-    guide = posterior_guided(
-        model.eps_fn, model.sde, operator, np.repeat(y, particles, axis=0), noise_std=noise_std, method=posterior
-    )
-    keys = random.sample_keys(jax.random.key(seed), np.arange(len(y) * particles))
-    z_T = model.sde.prior_sample(keys, (len(keys), *model.image_shape))
+    particles, rows = int(particles), _rows(table)
     options = jnp.float32(weight), jnp.float32(threshold * particles)
-    z, effective = _run(guide, _rows(table), z_T, keys, *options, particles=int(particles))
-    images = np.asarray(z[0])
-    check_finite("particles", [images], len(images), "Take more evaluations (nfe), or a smaller weight")
-    images = np.clip(images, -1, 1).reshape(len(y), particles, *model.image_shape)
-    return Particles(images, np.asarray(effective), table.nfe, table.nfe - 1)
+    guide = posterior_guided(model.eps_fn, model.sde, operator, y, noise_std=noise_std, method=posterior)
+    at_a_time = min(max(int(batch_size) // particles, 1), len(y))
+    images, effective = [], []
+    for first in range(0, len(y), at_a_time):
+        # The last part is filled up with the last measurement, so that it runs in the same program.
+        owners = np.arange(first, first + at_a_time).clip(max=len(y) - 1)
+        part = dataclasses.replace(guide, measurement=guide.measurement[np.repeat(owners, particles)])
+        numbers = owners[:, None] * particles + np.arange(particles)
+        keys = random.sample_keys(jax.random.key(seed), numbers.ravel())
+        z_T = model.sde.prior_sample(keys, (len(keys), *model.image_shape))
+        z, kept = _run(part, rows, z_T, keys, *options, particles=particles)
+        images.append(np.asarray(z[0]))
+        effective.append(np.asarray(kept))
+    drawn = np.concatenate(images)[: len(y) * particles]
+    check_finite("particles", [drawn], len(drawn), "Take more evaluations (nfe), or a smaller weight")
+    drawn = np.clip(drawn, -1, 1).reshape(len(y), particles, *model.image_shape)
+    return Particles(drawn, np.concatenate(effective, axis=1)[:, : len(y)], table.nfe, table.nfe - 1)
 
 
 def _rows(table: Tableau) -> dict[str, Array]:
