@@ -15,9 +15,10 @@ from rich.console import Console
 
 from benchmarks import measure
 from benchmarks.laboratory_hours import hours
-from benchmarks.laboratory_networks import BUDGETS, DATA, LEARNED, LEARNING, NETWORKS, SAMPLERS, Laboratory, Options
+from benchmarks.laboratory_networks import BUDGETS, DATA, LEARNING, NETWORKS, SAMPLERS, Laboratory, Options
 from psld_jax import integrators
 from psld_jax._runtime.errors import check_counts, unknown
+from psld_jax.sampling.solver import LEARNED
 
 
 def parse(arguments: Sequence[str] | None) -> Any:

@@ -37,9 +37,9 @@ def hours(laboratory: Laboratory) -> dict[str, float]:
         left = whole - (len(cells.read_text().splitlines()) - 1 if cells.exists() else 0)
         evaluations = (len(names) * sum(o.budgets) + sum(to_learn)) * o.sample_seeds * o.samples
         parts["samples"] += max(left, 0) / whole * evaluations * image
-        # One sampler of each budget.
+        # One sampler of each budget, and what is learned.
         if not (place / "finals.jsonl").exists():
-            parts["samples"] += sum(o.budgets) * o.final_seeds * o.final_samples * image
+            parts["samples"] += (sum(o.budgets) + sum(to_learn)) * o.final_seeds * o.final_samples * image
     return {part: seconds / 3600 for part, seconds in parts.items()}
 
 

@@ -23,6 +23,7 @@ from psld_jax.data import Dataset, open_dataset
 from psld_jax.evaluation import evaluate
 from psld_jax.sampling.generate import prepare
 from psld_jax.sampling.settings import choose, read_tuned
+from psld_jax.sampling.solver import LEARNED
 from psld_jax.training.train import train
 
 #: The network and its training, the same for all but for the width; with 16 channels 0.2 million parameters.
@@ -65,10 +66,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "flow": {"sde.name": "flow", "model.in_ch": 1, "model.out_ch": 1},
 }
 
-#: The name of the solvers that are learned for a network, one for each budget up to ``LAST_LEARNED``.
-LEARNED = "learned"
-
-#: Samplers that are compared; a network gets those that work for its diffusion.
+#: Samplers that are compared; a network gets those that work for its diffusion. ``LEARNED`` are solvers that are
+#: learned for a network, one for each budget up to ``LAST_LEARNED``.
 SAMPLERS = (
     *("euler_maruyama", "sscs", "ddim", "lambda_ddim_i", "lambda_ddim_ii"),
     *("naive_symplectic_euler", "reduced_symplectic_euler", "conjugate_symplectic_euler"),
@@ -287,10 +286,11 @@ class Laboratory:
         return self._judged("cells", name, seed, model, self._jobs(name, seed, model), range(o.sample_seeds), o.samples)
 
     def finals(self, name: str, seed: int, cells: Sequence[evaluate.Cell]) -> list[evaluate.Cell]:
-        """The best sampler of every budget, judged again by samples that the choice has not seen."""
+        """The best sampler of every budget, and the solvers that were learned, judged again by samples that the choice
+        has not seen."""
         o, model = self.options, self.trained(name, seed)
         chosen = set(laboratory_table.chosen(cells))
-        jobs = (job for job in self._jobs(name, seed, model) if job[:2] in chosen)
+        jobs = (job for job in self._jobs(name, seed, model) if job[0] == LEARNED or job[:2] in chosen)
         seeds = range(o.sample_seeds, o.sample_seeds + o.final_seeds)
         return self._judged("finals", name, seed, model, jobs, seeds, o.final_samples)
 

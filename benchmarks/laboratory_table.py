@@ -15,6 +15,7 @@ import numpy as np
 
 from psld_jax._runtime.journal import replace
 from psld_jax.evaluation import evaluate, plots
+from psld_jax.sampling.solver import LEARNED
 
 #: Differences of so many standard errors are told apart.
 APART = 2.0
@@ -139,8 +140,12 @@ def verdict(better: dict[tuple[int, int], float], worse: dict[tuple[int, int], f
 
 
 def chosen(cells: Sequence[evaluate.Cell]) -> list[tuple[str, int]]:
-    """Of one network: the sampler of each budget with the smallest mean distance in features of the classifier."""
-    found = distances(({"network": "", "seed": 0, "cell": cell} for cell in cells), "classifier")
+    """Of one network: the sampler of each budget with the smallest mean distance in features of the classifier.
+
+    Solvers that were learned are judged beside it, and are not among them.
+    """
+    rows = ({"network": "", "seed": 0, "cell": cell} for cell in cells if cell.sampler != LEARNED)
+    found = distances(rows, "classifier")
     means = {key[1:]: float(np.mean(list(values.values()))) for key, values in found.items()}
     finite = {key: value for key, value in means.items() if math.isfinite(value)}
     budgets = sorted({budget for _, budget in finite})
@@ -150,12 +155,14 @@ def chosen(cells: Sequence[evaluate.Cell]) -> list[tuple[str, int]]:
 def best(finals: Sequence[dict[str, Any]], features: str) -> Iterator[dict[str, Any]]:
     """For every diffusion and budget: the distance of what was chosen for its networks, and which samplers those are.
 
-    The mean and the standard deviation are over networks, where there are several, else over seeds of samples.
+    The mean and the standard deviation are over networks, where there are several, else over seeds of samples. Solvers
+    that were learned have rows of their own.
     """
     found: dict[tuple[str, int], dict[int, list[float]]] = {}
     samplers: dict[tuple[str, int], dict[int, str]] = {}
     for row in finals:
-        cell, key = row["cell"], (row["network"], row["cell"].budget)
+        cell = row["cell"]
+        key = f"{row['network']}, {LEARNED}" if cell.sampler == LEARNED else row["network"], cell.budget
         found.setdefault(key, {}).setdefault(row["seed"], []).append(_distance(cell, features))
         samplers.setdefault(key, {})[row["seed"]] = cell.sampler
     for (network, budget), values in sorted(found.items()):
@@ -225,9 +232,9 @@ def markdown(found: Found) -> str:
 def _finals(finals: Sequence[dict[str, Any]], features: str) -> Iterator[str]:
     """The distances of the samplers that were chosen, as a table."""
     counts = sorted({row["cell"].num_samples for row in finals})
-    yield "The sampler of each network and budget that is nearest in features of the classifier, judged again by"
-    yield f"{' or '.join(f'{count:,}' for count in counts)} samples of other seeds. The spread is over networks,"
-    yield "or over seeds of samples for one network."
+    yield "The sampler of each network and budget that is nearest in features of the classifier, and the solver"
+    yield f"that was learned, judged by {' or '.join(f'{count:,}' for count in counts)} samples of other seeds. The"
+    yield "spread is over networks, or over seeds of samples for one network."
     yield ""
     yield "| diffusion | NFE | distance | samplers |"
     yield "|---|---|---|---|"

@@ -26,7 +26,7 @@ def test_every_network_is_the_same_but_for_its_channels(name):
 
 def test_samplers_and_orderings_have_names_that_exist():
     assert len(set(laboratory_networks.SAMPLERS)) == len(laboratory_networks.SAMPLERS)
-    for name in set(laboratory_networks.SAMPLERS) - {laboratory_networks.LEARNED}:
+    for name in set(laboratory_networks.SAMPLERS) - {"learned"}:
         assert integrators.get(name).name == name
     for ordering in laboratory_table.ORDERINGS:
         for network, sampler in (ordering.better, ordering.worse):
@@ -80,6 +80,7 @@ REAL = [{"what": laboratory_table.AS_MANY, "images": 100, "pixels": 0.5, "classi
 def test_the_best_sampler_is_the_one_that_is_best_on_average_and_always_finite():
     rows = rows_of({"ddim": (1.0, 5.0, 5.2), "reduced_oba": (2.0, 3.0, 3.0), "sscs": (math.inf, 1.0, 1.0)})
     rows += rows_of({"ddim": (2.0,), "reduced_oba": (3.0,)}, budget=20) + rows_of({"sscs": (math.inf,)}, budget=5)
+    rows += rows_of({"learned": (0.1,)}, budget=20)  # judged in any case, beside what was chosen
     cells = [row["cell"] for row in rows]
     assert laboratory_table.chosen(cells) == [("ddim", 20), ("reduced_oba", 50)]
 
@@ -93,6 +94,11 @@ def test_finals_are_averaged_over_networks():
     (alone,) = laboratory_table.best(finals[:2], "classifier")
     assert alone["distance"] == pytest.approx(20) and alone["spread"] == pytest.approx(10)
     assert not list(laboratory_table.best(rows_of({"ddim": (1.0, math.inf)}), "pixels"))
+    both = {
+        row["network"]: row["distance"]
+        for row in laboratory_table.best(finals + rows_of({"learned": (0.5,)}), "pixels")
+    }
+    assert both == {"psld": pytest.approx(3), "psld, learned": pytest.approx(0.5)}
 
 
 def test_the_page_has_every_sampler_the_finals_and_what_is_not_finite():
