@@ -181,10 +181,9 @@ def test_the_smallest_laboratory_goes_on_where_it_was(tmp_path, capsys):
         cells = (tmp_path / "psld-0" / "cells.jsonl").read_text()
         assert len(cells.splitlines()) == 1 + 4 * 2 * 2
         finals = (tmp_path / "psld-0" / "finals.jsonl").read_text()
-        assert len(finals.splitlines()) == 1 + 2 * 2 and [row["budget"] for row in content["best"]["held out"]] == [
-            5,
-            10,
-        ]
+        assert len(finals.splitlines()) == 1 + 2 * 2 * 2  # the best sampler of two budgets, and what was learned
+        names = [(row["network"], row["budget"]) for row in content["best"]["held out"]]
+        assert names == [("psld", 5), ("psld", 10), ("psld, learned", 5), ("psld, learned", 10)]
         # The last cell is lost, and done again; nothing else is.
         (tmp_path / "psld-0" / "cells.jsonl").write_text(cells[: cells.rindex("\n", 0, -1) + 1])
         laboratory.main(["digits", "--small", "--output", str(tmp_path)])
