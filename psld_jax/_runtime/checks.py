@@ -140,7 +140,7 @@ def check_measurement(what: str, values: Array) -> np.ndarray:
         raise ValueError(f"{what} must be one array [n, ...]") from None
     if values.dtype == np.uint8:
         raise ValueError(f"{what} is uint8: measure images in [-1, 1], see psld_jax.normalise")
-    if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+    if not _is_floating(values):
         hint = ": give real and imaginary parts as numbers of their own" if values.dtype.kind == "c" else ""
         raise ValueError(f"{what} has dtype {values.dtype}, and must be floating{hint}")
     check_array(what, values)
@@ -149,13 +149,18 @@ def check_measurement(what: str, values: Array) -> np.ndarray:
     return values
 
 
+def _is_floating(values: np.ndarray) -> bool:
+    """Tell whether values are floating, of numpy or of JAX."""
+    return values.dtype.kind == "f" or values.dtype.name == "bfloat16"
+
+
 def check_noise(value: Any, *, strict: bool = False) -> float:
     """Return ``noise_std`` as a float; raise a ``ValueError`` unless it is from 0 to a million, above 0 if strict."""
     return check_number("noise_std", value, 0, _MOST_NOISE, strict=strict)
 
 
 def _check_range(what: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+    if not _is_floating(values):
         raise ValueError(
             f"{what} have dtype {values.dtype}: they must be floating, in [-1, 1]; psld_jax.normalise makes them so"
         )
