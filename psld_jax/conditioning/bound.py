@@ -72,7 +72,7 @@ class Evaluations(NamedTuple):
       forward: evaluations of the network, and of a worse one that it is guided away from; they count as the NFE.
       backward: of these, evaluations that also run backward.
       classifier: passes of a classifier, each forward and backward. Where a measurement runs backward too, its gradient
-        goes through them, which takes about two more for each.
+        goes through them, which takes about one more for each.
     """
 
     forward: int
